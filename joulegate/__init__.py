@@ -1,0 +1,3 @@
+"""Pure: package marker and the version."""
+
+__version__ = "0.1.0"

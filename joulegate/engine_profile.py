@@ -1,0 +1,110 @@
+"""Pure: an engine profile (format engine-profile/1): how fast and how hungry an engine on a GPU type is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from joulegate.units import MegaHertz
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyCoefficients:
+    """Seconds per unit of work at maximum clock; the formula is in `predictor.physics`."""
+
+    p: float
+    m0_s: float
+    m1_s_per_ctx_token: float
+    c0_s: float
+    c1_s_per_seq: float
+    pc1_s_per_token: float
+    pc2_s_per_token2: float
+    h0_s: float
+    h1_s_per_seq: float
+    h2_s_per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class PowerCoefficients:
+    """Watts per GPU and the shares of peak that cause them; the formula is in `predictor.physics`."""
+
+    p_idle_w: float
+    p_static_w: float
+    d0_w: float
+    dm_w: float
+    dc_w: float
+    u_sat: float
+    s_fixed_share: float
+    hm_w: float
+    vmin: float
+    knee: float
+    us_w_s: float
+    us_kv_s: float
+    us_tok_s: float
+    us_att_s: float
+    tdp_w: float
+    p_off_owned_w: float
+    p_start_w: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    kv_capacity_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Actuation:
+    clock_switch_s: float
+    instance_start_s: float
+    instance_cold_start_s: float
+    sleep_s: float
+    wake_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """One (GPU, model, tensor-parallel size). `provenance` says what is measured, fitted or assumed."""
+
+    name: str
+    gpu: str
+    model: str
+    tp: int
+    clocks: tuple[MegaHertz, ...]  # ascending
+    max_clock: MegaHertz
+    validated_clocks: tuple[MegaHertz, MegaHertz]  # the range the source data cover
+    graph_batches: tuple[int, ...]  # CUDA graph sizes a decode batch is padded to
+    latency: LatencyCoefficients
+    power: PowerCoefficients
+    engine: EngineLimits
+    actuation: Actuation
+
+
+def parse_profile(document: Mapping[str, Any]) -> EngineProfile:
+    """Build a profile from decoded JSON. Raises ValueError naming the missing or wrong key."""
+    if document.get("format") != "engine-profile/1":
+        raise ValueError(f"format: expected 'engine-profile/1', got {document.get('format')!r}")
+    try:
+        low, high = document["validated_clock_range_mhz"]
+        clocks = tuple(MegaHertz(int(c)) for c in sorted(document["clocks_mhz"]))
+        return EngineProfile(
+            name=str(document["name"]),
+            gpu=str(document["gpu"]),
+            model=str(document["model"]),
+            tp=int(document["tp"]),
+            clocks=clocks,
+            max_clock=MegaHertz(int(document["f_max_mhz"])),
+            validated_clocks=(MegaHertz(int(low)), MegaHertz(int(high))),
+            graph_batches=tuple(int(b) for b in sorted(document["cuda_graph_batches"])),
+            latency=LatencyCoefficients(**_numbers(document["latency"], LatencyCoefficients, float)),
+            power=PowerCoefficients(**_numbers(document["power"], PowerCoefficients, float)),
+            engine=EngineLimits(**_numbers(document["engine"], EngineLimits, int)),
+            actuation=Actuation(**_numbers(document["actuation"], Actuation, float)),
+        )
+    except KeyError as error:
+        raise ValueError(f"profile {document.get('name', '?')}: key {error.args[0]!r} is missing") from error
+
+
+def _numbers(section: Mapping[str, Any], shape: type, number: type) -> dict[str, Any]:
+    return {field.name: number(section[field.name]) for field in fields(shape)}

@@ -1,0 +1,88 @@
+"""Pure: iteration time and power from an engine profile (engine-profile/1), in closed form.
+
+Work of one iteration: B sequences decoding over K context tokens, N new prompt tokens with attention work A.
+With x = f / f_max and B_pad the CUDA graph size that B is padded to:
+
+    t_cmp  = c0 + c1*B_pad + pc1*N
+    t_gemm = (m0^p + (t_cmp/x)^p)^(1/p)                 weights are read while the GEMMs run
+    t      = t_gemm + m1*K + pc2*A/x + h0 + h1*B + h2*(B+N)
+
+    u_mem  = (us_w + us_kv*K)/t            share of peak HBM bandwidth
+    u_flop = (us_tok*(B+N) + us_att*A)/(x*t)  share of peak flops at this clock
+    v      = max(vmin, 1-(1-vmin)*(1-x)/(1-knee))       effective voltage
+    g      = s_fixed + (1-s_fixed)*x*v^2
+    P      = p_static + hm*u_mem + (d0 + dm*u_mem + dc*min(1, u_flop/u_sat))*g
+
+Above the board's limit the GPU lowers its own clock until P fits; `capped` finds where it ends up.
+"""
+
+from bisect import bisect_left
+
+from joulegate.domain import Batch
+from joulegate.engine_profile import EngineProfile
+from joulegate.units import MegaHertz, Seconds, Watts
+
+TDP_STEP = 0.0075  # share of f_max by which a power-capped GPU lowers its clock (engine-profile/1)
+
+
+class PhysicsModel:
+    """`EngineModel` by formula. Seconds and watts per GPU; no state."""
+
+    def __init__(self, profile: EngineProfile) -> None:
+        self.profile = profile
+        self._pads = _padding(profile.graph_batches)
+
+    @property
+    def clocks(self) -> tuple[MegaHertz, ...]:
+        return self.profile.clocks
+
+    @property
+    def idle_watts(self) -> Watts:
+        return Watts(self.profile.power.p_idle_w)
+
+    def iteration_time(self, batch: Batch, clock: float) -> Seconds:
+        """Seconds one iteration takes at `clock` MHz, the board's power limit ignored."""
+        c = self.profile.latency
+        b, n = batch.decoding, batch.prefill_tokens
+        x = clock / self.profile.max_clock
+        t_cmp = (c.c0_s + c.c1_s_per_seq * self.padded(b) + c.pc1_s_per_token * n) / x
+        t_gemm = (c.m0_s**c.p + t_cmp**c.p) ** (1.0 / c.p)
+        reads = c.m1_s_per_ctx_token * batch.context_tokens
+        attention = c.pc2_s_per_token2 * batch.prefill_attention / x
+        host = c.h0_s + c.h1_s_per_seq * b + c.h2_s_per_token * (b + n)
+        return Seconds(t_gemm + reads + attention + host)
+
+    def watts(self, batch: Batch, clock: float) -> Watts:
+        """Watts per GPU while that iteration runs, the board's power limit ignored."""
+        return self._watts(batch, clock, self.iteration_time(batch, clock))
+
+    def capped(self, batch: Batch, clock: float) -> tuple[float, Seconds, Watts]:
+        """(clock in MHz the board's power limit allows, seconds, watts) of one iteration."""
+        power, lowest = self.profile.power, self.profile.clocks[0]
+        step = TDP_STEP * self.profile.max_clock
+        while True:
+            t = self.iteration_time(batch, clock)
+            watts = self._watts(batch, clock, t)
+            if watts <= power.tdp_w or clock <= lowest:
+                return clock, t, watts
+            clock = max(float(lowest), clock - step)
+
+    def padded(self, decoding: int) -> int:
+        """The batch the decode GEMMs run at: the next CUDA graph size, or the batch itself above the last."""
+        return self._pads[decoding] if decoding < len(self._pads) else decoding
+
+    def _watts(self, batch: Batch, clock: float, t: float) -> Watts:
+        c = self.profile.power
+        x = clock / self.profile.max_clock
+        u_mem = (c.us_w_s + c.us_kv_s * batch.context_tokens) / t
+        tokens = batch.decoding + batch.prefill_tokens
+        u_flop = (c.us_tok_s * tokens + c.us_att_s * batch.prefill_attention) / (x * t)
+        v = max(c.vmin, 1.0 - (1.0 - c.vmin) * (1.0 - x) / (1.0 - c.knee))
+        g = c.s_fixed_share + (1.0 - c.s_fixed_share) * x * v * v
+        dynamic = c.d0_w + c.dm_w * u_mem + c.dc_w * min(1.0, u_flop / c.u_sat)
+        return Watts(c.p_static_w + c.hm_w * u_mem + dynamic * g)
+
+
+def _padding(graph_batches: tuple[int, ...]) -> list[int]:
+    last = graph_batches[-1] if graph_batches else 0
+    return [0] + [graph_batches[bisect_left(graph_batches, b)] for b in range(1, last + 1)]

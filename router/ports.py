@@ -1,0 +1,137 @@
+"""Pure: the seams between the relay (bytes) and the gate (decisions).
+
+The relay owns a request from entry to exit; it asks the gate for a slot, tells the slot what it sees on the
+wire, and releases it exactly once. The gate classifies, queues, picks, accounts and learns. Neither knows how
+the other works.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from joulegate.domain import LengthQuery
+from joulegate.units import Seconds
+
+
+class Engine(Enum):
+    VLLM = "vllm"
+    TGI = "tgi"
+    OPENAI = "openai"  # anything else that speaks OpenAI: no metrics, no min_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where one instance listens. `authorization` is sent upstream instead of the client's, when set."""
+
+    name: str
+    pool: str
+    engine: Engine
+    host: str
+    port: int
+    tls: bool = False
+    ca_file: str | None = None
+    authorization: bytes | None = None
+    emulated: bool = False  # only an emulated engine is told the true output length of a replayed trace
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `models` empty: all. Clamps are the tightest objectives the key may ask for."""
+
+    name: str = ""
+    models: frozenset[str] = frozenset()
+    min_ttft: Seconds = Seconds(0.0)
+    min_tpot: Seconds = Seconds(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayRequest:
+    """What routing needs to know of one request; the bytes stay with the relay."""
+
+    id: str
+    route: str  # canonical path, e.g. "/v1/chat/completions"
+    generative: bool  # produces tokens: typed, queued and predicted; else only picked
+    stream: bool
+    caller: Caller
+    query: LengthQuery  # input_tokens is 0: the gate learns tokens per character
+    input_chars: int
+    fingerprint: int  # of the body: a query of death is not sent again
+    arrived: Seconds  # monotonic
+    ttft: Seconds | None = None  # x-slo-ttft-ms, clamped
+    tpot: Seconds | None = None  # x-slo-tpot-ms, clamped
+    session: str = ""
+
+
+class Ending(Enum):
+    """How a request left."""
+
+    OK = "ok"
+    CLIENT_ERROR = "client_error"  # 4xx of the engine: the client's own fault, never the instance's
+    CLIENT_LEFT = "client_left"
+    REFUSED = "refused"  # by us, before any instance saw it
+    SHED = "shed"
+    UPSTREAM_ERROR = "upstream_error"  # 5xx, or an error event inside a stream
+    UPSTREAM_DOWN = "upstream_down"  # connect, reset, truncated
+    UPSTREAM_BUSY = "upstream_busy"  # 429, 408, vLLM's queue-limit 503: try the next, not unhealthy
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the relay knows at the exit."""
+
+    ending: Ending
+    status: int
+    prompt_tokens: int | None = None  # from usage
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    events: int = 0  # SSE data events that carried output
+    error: str = ""
+    first_output: Seconds | None = None  # monotonic: first content, not first byte
+    last_output: Seconds | None = None
+
+
+class Slot(Protocol):
+    """A place on one instance. Every method is synchronous and cheap: it runs in the path of the bytes."""
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Extra response headers (x-joulegate-*)."""
+        ...
+
+    def sent(self, now: Seconds) -> None:
+        """The request's last byte left for the instance."""
+
+    def progress(self, events: int, now: Seconds) -> None:
+        """`events` more SSE events with output arrived (once a read, not once an event)."""
+
+    def close(self, report: Report) -> None:
+        """The one exit: success, error and cancel alike. Further calls do nothing."""
+
+
+class Gate(Protocol):
+    def admit(self, request: RelayRequest) -> AbstractAsyncContextManager[Slot]:
+        """Wait for a place. Raises a GatewayError (router.errors): no such model, shed, pool down.
+
+        Cancelling the wait takes the request out of the queue.
+        """
+        ...
+
+    def again(self, slot: Slot, report: Report) -> AbstractAsyncContextManager[Slot] | None:
+        """A place on another instance after `slot` failed before its first byte; None: do not try again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """One entry of GET /v1/models."""
+
+    id: str
+    owned_by: str = "joulegate"
+    max_model_len: int | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
