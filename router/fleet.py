@@ -1,0 +1,109 @@
+"""Pure: the instances, and what their health allows.
+
+Health moves by signals only, in the table below; it answers one question: may a request be sent there?
+
+    UNKNOWN    just configured: usable, so that a gateway starts serving before its first probe
+    UP         usable
+    SUSPECT    one failure: usable only when nothing better is
+    DOWN       not usable; the prober keeps asking
+    PROBATION  the probe passed again: one request at a time until one succeeds (half-open circuit)
+
+Only failures of the instance count: connect, reset, timeout, 5xx. A client's 4xx never does, and a full queue
+(429, vLLM's queue-limit 503) means "the next one", not "unhealthy".
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from joulegate.units import Seconds
+from router.engine_metrics import Gauges
+from router.ports import Endpoint
+
+BUSY_PAUSE = Seconds(0.5)  # how long an instance that said "busy" is passed over
+
+
+class Health(Enum):
+    UNKNOWN = "unknown"
+    UP = "up"
+    SUSPECT = "suspect"
+    DOWN = "down"
+    PROBATION = "probation"
+
+
+class Signal(Enum):
+    PROBE_PASSED = "probe passed"
+    PROBE_FAILED = "probe failed"
+    REQUEST_SUCCEEDED = "request succeeded"
+    REQUEST_FAILED = "request failed"
+    UNREACHABLE = "unreachable"  # connect refused: nobody listens
+
+
+H, S = Health, Signal
+TRANSITIONS: dict[tuple[Health, Signal], Health] = {
+    (H.UNKNOWN, S.PROBE_PASSED): H.UP,
+    (H.UNKNOWN, S.PROBE_FAILED): H.DOWN,
+    (H.UNKNOWN, S.REQUEST_SUCCEEDED): H.UP,
+    (H.UNKNOWN, S.REQUEST_FAILED): H.SUSPECT,
+    (H.UNKNOWN, S.UNREACHABLE): H.DOWN,
+    (H.UP, S.PROBE_FAILED): H.SUSPECT,
+    (H.UP, S.REQUEST_FAILED): H.SUSPECT,
+    (H.UP, S.UNREACHABLE): H.DOWN,
+    (H.SUSPECT, S.PROBE_PASSED): H.UP,
+    (H.SUSPECT, S.PROBE_FAILED): H.DOWN,
+    (H.SUSPECT, S.REQUEST_SUCCEEDED): H.UP,
+    (H.SUSPECT, S.REQUEST_FAILED): H.DOWN,
+    (H.SUSPECT, S.UNREACHABLE): H.DOWN,
+    (H.DOWN, S.PROBE_PASSED): H.PROBATION,
+    (H.PROBATION, S.PROBE_FAILED): H.DOWN,
+    (H.PROBATION, S.REQUEST_SUCCEEDED): H.UP,
+    (H.PROBATION, S.REQUEST_FAILED): H.DOWN,
+    (H.PROBATION, S.UNREACHABLE): H.DOWN,
+}
+USABLE = frozenset({H.UNKNOWN, H.UP, H.SUSPECT, H.PROBATION})
+
+
+def step(health: Health, signal: Signal) -> Health:
+    """The next health; a signal the table does not name changes nothing."""
+    return TRANSITIONS.get((health, signal), health)
+
+
+@dataclass(slots=True)
+class InstanceStatus:
+    """What is known of one instance apart from its load. Mutated by the prober and by request outcomes."""
+
+    endpoint: Endpoint
+    health: Health = Health.UNKNOWN
+    changed: Seconds = Seconds(float("-inf"))
+    draining: bool = False
+    asleep: bool = False
+    busy_until: Seconds = Seconds(float("-inf"))
+    gauges: Gauges = field(default_factory=Gauges)
+    gauges_at: Seconds = Seconds(float("-inf"))
+    problem: str = ""
+
+    def signal(self, signal: Signal, now: Seconds, problem: str = "") -> bool:
+        """Apply a signal; True when health changed."""
+        after = step(self.health, signal)
+        if problem:
+            self.problem = problem
+        if after is self.health:
+            return False
+        self.health, self.changed = after, now
+        if after is Health.UP:
+            self.problem = ""
+        return True
+
+    def may_take(self, in_flight: int, now: Seconds) -> bool:
+        """Whether one more request may go there now."""
+        if self.draining or self.asleep or self.health not in USABLE or now < self.busy_until:
+            return False
+        return in_flight == 0 or self.health is not Health.PROBATION
+
+    def why_not(self, now: Seconds) -> str:
+        if self.draining:
+            return "draining"
+        if self.asleep:
+            return "asleep"
+        if now < self.busy_until:
+            return "busy"
+        return "" if self.health in USABLE else f"{self.health.value}: {self.problem}"
