@@ -1,7 +1,7 @@
 """Shell: what the gateway says to a node's agent, and the last thing the agent said back.
 
-The agent decides who may lower clocks: it grants a lease with a token. Here we only keep the token and give it
-up when the agent says that it is stale. Raising needs no lease.
+The agent decides who may lower clocks: it grants a lease with a token. Here we only keep the token and give
+it up when the agent says that it is stale. Raising needs no lease.
 """
 
 import logging

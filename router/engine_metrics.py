@@ -1,6 +1,6 @@
 """Pure: the few series of an engine's /metrics page that control needs, found without parsing the page.
 
-vLLM's page is 71 KB; a full parse costs 10 ms of the event loop, finding these lines some tens of microseconds.
+vLLM's page is 71 KB; a full parse costs 10 ms of the event loop, finding these lines tens of microseconds.
 Several engines (data parallel) on one page: counts are summed, KV usage is the highest.
 """
 

@@ -1,0 +1,122 @@
+"""Shell: what several gateway replicas share. The only module that imports redis.
+
+Redis gives liveness, never safety: it elects which replica asks the agents for a lease, and carries each
+replica's load to the others. The agents' own leases and tokens are what clocks depend on, so a lost, flushed
+or split Redis costs efficiency (each replica acts on its own load and its 1/R share), never an objective.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from redis import asyncio as redis
+from redis.exceptions import RedisError
+
+LEADER_TTL_MS = 1500
+REPLICA_TTL_MS = 1000
+TIMEOUT = 0.25  # seconds; no call of a request waits for Redis, but the loop that does must not hang
+
+# Renew if it is ours, take it if nobody has it. One round trip, atomic.
+LEAD = """
+local holder = redis.call('GET', KEYS[1])
+if holder == ARGV[1] or not holder then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  return 1
+end
+return 0
+"""
+RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class StoreDown(Exception):
+    """The shared store did not answer; the message says how."""
+
+
+class Store(Protocol):
+    """State shared by replicas. Every call may raise StoreDown."""
+
+    async def publish(self, load: bytes) -> None:
+        """Tell the others this replica's load; it is forgotten after a second without news."""
+        ...
+
+    async def peers(self) -> Mapping[str, bytes]:
+        """Loads of the other living replicas, by name."""
+        ...
+
+    async def lead(self) -> bool:
+        """Take or renew the lead. True while this replica leads."""
+        ...
+
+    async def resign(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class MemoryStore:
+    """One replica alone: it leads, and has no peers."""
+
+    async def publish(self, load: bytes) -> None:
+        return None
+
+    async def peers(self) -> Mapping[str, bytes]:
+        return {}
+
+    async def lead(self) -> bool:
+        return True
+
+    async def resign(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None
+
+
+class RedisStore:
+    """Redis 7+ or Valkey. Keys live under `joulegate:<cluster>:`."""
+
+    def __init__(self, url: str, cluster: str, replica: str) -> None:
+        self._redis = redis.Redis.from_url(
+            url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=None, max_connections=4
+        )
+        self._prefix = f"joulegate:{cluster}:"
+        self._replica = replica
+        self._lead = self._redis.register_script(LEAD)
+        self._resign = self._redis.register_script(RESIGN)
+
+    async def publish(self, load: bytes) -> None:
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.set(f"{self._prefix}load:{self._replica}", load, px=REPLICA_TTL_MS)
+                pipe.zadd(f"{self._prefix}replicas", {self._replica: 0})
+                await pipe.execute()
+        except RedisError as error:
+            raise StoreDown(f"publish: {error}") from error
+
+    async def peers(self) -> Mapping[str, bytes]:
+        try:
+            names = await self._redis.zrange(f"{self._prefix}replicas", 0, 63)
+            others = [str(name, "utf-8") for name in names if isinstance(name, bytes)]
+            others = [name for name in others if name != self._replica]
+            if not others:
+                return {}
+            loads = await self._redis.mget([f"{self._prefix}load:{name}" for name in others])
+            gone = [name for name, load in zip(others, loads, strict=True) if load is None]
+            if gone:
+                await self._redis.zrem(f"{self._prefix}replicas", *gone)
+        except RedisError as error:
+            raise StoreDown(f"peers: {error}") from error
+        return {name: load for name, load in zip(others, loads, strict=True) if isinstance(load, bytes)}
+
+    async def lead(self) -> bool:
+        try:
+            return bool(await self._lead(keys=[f"{self._prefix}leader"], args=[self._replica, LEADER_TTL_MS]))
+        except RedisError as error:
+            raise StoreDown(f"lead: {error}") from error
+
+    async def resign(self) -> None:
+        try:
+            await self._resign(keys=[f"{self._prefix}leader"], args=[self._replica])
+        except RedisError as error:
+            raise StoreDown(f"resign: {error}") from error
+
+    async def close(self) -> None:
+        await self._redis.aclose()
