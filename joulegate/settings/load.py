@@ -1,0 +1,147 @@
+"""Shell: a YAML file into settings, or every problem in it at once.
+
+gateway.yaml:6:7: pools.0.objectives.tpot_mss: unknown key
+   6 |       tpot_mss: 40
+     |       ^^^^^^^^
+  help: did you mean 'tpot_ms'? It is in milliseconds.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import SecretStr, ValidationError
+
+from joulegate.errors import UserError
+from joulegate.settings import explain, locate
+from joulegate.settings.base import Fault, Reading, Route, Section
+from joulegate.settings.locate import Document, Problem
+from joulegate.settings.nearest import did_you_mean
+
+M = TypeVar("M", bound=Section)
+MAX_BYTES = 4 * 2**20
+logger = logging.getLogger(__name__)
+
+
+class SettingsError(UserError):
+    """The file is wrong. `problems` holds each with its place; the message shows them all."""
+
+    def __init__(self, document: Document, problems: list[Problem]) -> None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        blocks = "\n".join(formatted(document, problem) for problem in problems)
+        super().__init__(f"{document.name} has {count}\n{blocks}")
+        self.document = document
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[M]):
+    """Settings with the text they came from."""
+
+    settings: M
+    document: Document
+
+
+def load(path: Path, model: type[M]) -> M:
+    """Read `path` as `model`. Raises SettingsError with every problem, UserError if it cannot be read."""
+    return load_with_places(path, model, os.environ).settings
+
+
+def load_with_places(path: Path, model: type[M], environment: Mapping[str, str]) -> Loaded[M]:
+    """As `load`, and keeps where each value stands."""
+    return validate(read_document(path, environment), model, path.absolute().parent)
+
+
+def read_document(path: Path, environment: Mapping[str, str]) -> Document:
+    """The file's values and places; what is wrong with the YAML itself is in its `problems`."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} is larger than {MAX_BYTES // 2**20} MiB", "is it a settings file?")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", _look_alike(path)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start}", "save it as UTF-8") from error
+    return locate.read(str(path), text, environment)
+
+
+def validate(document: Document, model: type[M], folder: Path) -> Loaded[M]:
+    """Types first, then what the sections say about themselves. Raises SettingsError."""
+    problems = list(document.problems)
+    settings: M | None = None
+    if document.value is not None:
+        try:
+            settings = model.model_validate(document.value, context=Reading(folder, Path.is_file))
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            problems += explain.problems(document, model, details)
+        else:
+            problems += [_placed(document, path, fault) for path, fault in faults(settings, ())]
+    if problems or settings is None:
+        raise SettingsError(document, sorted(problems, key=lambda p: (p.place.line, p.place.column)))
+    return Loaded(settings, document)
+
+
+def faults(value: object, path: Route) -> Iterator[tuple[Route, Fault]]:
+    """What every section inside `value` finds wrong with itself, with the section's own path."""
+    if isinstance(value, Section):
+        yield from ((path, fault) for fault in value.faults())
+        for name in type(value).model_fields:
+            yield from faults(getattr(value, name), (*path, name))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from faults(inner, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from faults(inner, (*path, index))
+
+
+def _placed(document: Document, section: Route, fault: Fault) -> Problem:
+    path = (*section, *fault.path)
+    return Problem(document.place(path), path, fault.message, fault.help)
+
+
+def formatted(document: Document, problem: Problem) -> str:
+    """The problem as a person reads it: place, key, words; source line with a caret; help."""
+    place = problem.place
+    key = ".".join(map(str, problem.path))
+    head = f"{document.name}:{place.line}:{place.column}: {key + ': ' if key else ''}{problem.message}"
+    lines = [head]
+    if place.line <= len(document.lines):
+        source = document.lines[place.line - 1].rstrip()
+        # keep tabs so that the caret stands under its word in any terminal
+        indent = "".join("\t" if c == "\t" else " " for c in source[: place.column - 1])
+        caret = "^" * max(1, min(place.width, len(source) - place.column + 1))
+        lines += [f"{place.line:>4} | {source}", f"     | {indent}{caret}"]
+    if problem.help:
+        lines.append(f"  help: {problem.help}")
+    return "\n".join(lines)
+
+
+def _look_alike(path: Path) -> str:
+    """The file beside `path` that was probably meant."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    return did_you_mean(path.name, (entry.name for entry in path.parent.iterdir() if entry.is_file()))
+
+
+def read_secret(value: SecretStr | None, file: Path | None) -> str | None:
+    """The secret given in place or in a file (one newline at its end is dropped); None if neither is."""
+    if file is None:
+        return value.get_secret_value() if value is not None else None
+    try:
+        mode = file.stat().st_mode
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the secret file {file}: {error.strerror}") from error
+    if mode & 0o007:
+        logger.warning(
+            "secret file is open to every user", extra={"file": str(file), "mode": oct(mode & 0o777)}
+        )
+    secret = text.removesuffix("\n").removesuffix("\r")
+    if not secret:
+        raise UserError(f"the secret file {file} is empty")
+    return secret
