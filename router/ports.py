@@ -5,7 +5,7 @@ wire, and releases it exactly once. The gate classifies, queues, picks, accounts
 the other works.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,6 +34,7 @@ class Endpoint:
     ca_file: str | None = None
     authorization: bytes | None = None
     emulated: bool = False  # only an emulated engine is told the true output length of a replayed trace
+    usage_injection: bool = True  # may be asked for usage in a stream (auto|off); never asked of OPENAI
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class RelayRequest:
     ttft: Seconds | None = None  # x-slo-ttft-ms, clamped
     tpot: Seconds | None = None  # x-slo-tpot-ms, clamped
     session: str = ""
+    method: str = "POST"
+    engine: Engine | None = None  # only an instance of this engine will do (TGI's own routes)
 
 
 class Ending(Enum):
@@ -115,6 +118,11 @@ class Slot(Protocol):
 
 
 class Gate(Protocol):
+    """`query.model` is "" where the request names none: the only model there is, else NoSuchModel.
+
+    The relay closes a slot before it leaves the context manager; the exit only catches what slipped through.
+    """
+
     def admit(self, request: RelayRequest) -> AbstractAsyncContextManager[Slot]:
         """Wait for a place. Raises a GatewayError (router.errors): no such model, shed, pool down.
 
@@ -123,7 +131,15 @@ class Gate(Protocol):
         ...
 
     def again(self, slot: Slot, report: Report) -> AbstractAsyncContextManager[Slot] | None:
-        """A place on another instance after `slot` failed before its first byte; None: do not try again."""
+        """A place on another instance after `slot` failed before its first byte; None: do not try again.
+
+        `slot` was closed with `report` just before. Asked at most once a request, and never for an answer
+        that is the client's own fault.
+        """
+        ...
+
+    def models(self) -> Sequence["ModelCard"]:
+        """What GET /v1/models lists, before the caller's own list is applied."""
         ...
 
 
@@ -135,3 +151,53 @@ class ModelCard:
     owned_by: str = "joulegate"
     max_model_len: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """Takes the body of an answer."""
+
+    def feed(self, body: bytes) -> None:
+        """What one read of the instance's socket brought. Must not raise."""
+
+
+class Reply(Protocol):
+    """An instance's answer whose head has arrived. Leaving its context early closes the connection."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names in lower case, hop-by-hop fields and framing left out."""
+        ...
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length; None: chunked, or until the connection closes."""
+        ...
+
+    def read(self, limit: int) -> Awaitable[bytes | None]:
+        """The whole body; None if it is longer than `limit` (then nothing is lost: pump it)."""
+        ...
+
+    def pump(self, sink: Sink) -> Awaitable[None]:
+        """Feed the body to `sink` until its end. Raises UpstreamDown (truncated) or UpstreamSilent."""
+        ...
+
+    def pause(self) -> None:
+        """Stop reading the instance's socket: the client does not keep up."""
+
+    def resume(self) -> None: ...
+
+
+class Upstream(Protocol):
+    def exchange(
+        self, endpoint: Endpoint, message: Sequence[bytes | memoryview], *, head_only: bool, repeatable: bool
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Send one request, wait for the head of the answer.
+
+        `message` is the request's head and body. `repeatable`: it may be sent once more, on a fresh
+        connection to the same instance, when a kept connection dies unanswered. Raises UpstreamDown,
+        UpstreamSilent or UpstreamGarbled (router.errors).
+        """
+        ...
