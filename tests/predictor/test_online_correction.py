@@ -1,0 +1,127 @@
+"""The correction of one instance: it follows, it stays inside its clip, it never undoes monotony."""
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from joulegate.domain import Batch
+from joulegate.units import MegaHertz, Seconds, Watts
+from predictor.drift import Drift, DriftDetector, DriftSettings, RefitReason, refit_reason
+from predictor.online import CorrectedModel, Correction, CorrectionSettings
+
+CLOCKS = tuple(MegaHertz(f) for f in range(705, 1411, 15))
+SETTINGS = CorrectionSettings()
+
+
+class Linear:
+    """An engine that takes (1 + batch) / clock seconds."""
+
+    clocks = CLOCKS
+    idle_watts = Watts(60.0)
+
+    def iteration_time(self, batch: Batch, clock: MegaHertz) -> Seconds:
+        return Seconds((1 + batch.decoding) / clock)
+
+    def watts(self, batch: Batch, clock: MegaHertz) -> Watts:
+        return Watts(0.1 * clock)
+
+
+def test_an_engine_20_pct_slower_is_followed_within_60_s_of_ticks() -> None:
+    rng = random.Random(1)
+    correction = Correction(CLOCKS, SETTINGS)
+    for _ in range(240):
+        correction.observe(Seconds(0.02), Seconds(0.024 * rng.gauss(1.0, 0.03)), 1200)
+    assert correction.factor(1200) == pytest.approx(1.2, abs=0.04)
+
+
+def test_slower_is_believed_sooner_than_faster() -> None:
+    slow, fast = Correction(CLOCKS, SETTINGS), Correction(CLOCKS, SETTINGS)
+    for _ in range(5):
+        slow.observe(Seconds(1.0), Seconds(1.2), 1200)
+        fast.observe(Seconds(1.2), Seconds(1.0), 1200)
+    assert slow.factor(1200) - 1.0 > 1.5 * (1.0 - fast.factor(1200))
+
+
+def test_a_band_never_visited_moves_with_the_rest() -> None:
+    correction = Correction(CLOCKS, SETTINGS)
+    for _ in range(100):
+        correction.observe(Seconds(1.0), Seconds(1.2), 1400)
+    assert correction.factor(720) > 1.1
+
+
+def test_the_error_it_reports_is_the_p95_of_what_it_leaves() -> None:
+    rng = random.Random(2)
+    correction = Correction(CLOCKS, SETTINGS)
+    for _ in range(5000):
+        correction.observe(Seconds(1.0), Seconds(rng.gauss(1.0, 0.05)), 1200)
+    assert 0.07 < correction.error_p95 < 0.15  # 1.96 sigma, and what the EWMA itself wanders
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_that_cannot_be_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        Correction(CLOCKS, SETTINGS).observe(Seconds(1.0), Seconds(seconds), 1200)
+    with pytest.raises(ValueError, match="positive"):
+        DriftDetector(DriftSettings()).observe(Seconds(1.0), Seconds(seconds))
+
+
+def test_after_a_reset_the_model_is_taken_at_its_word() -> None:
+    correction = Correction(CLOCKS, SETTINGS)
+    correction.observe(Seconds(1.0), Seconds(1.5), 1200)
+    correction.reset()
+    assert correction.factor(1200) == 1.0
+    assert correction.observations == 0
+
+
+observations = st.lists(st.tuples(st.floats(0.01, 100.0), st.sampled_from(CLOCKS)), max_size=60)
+
+
+@settings(deadline=None)  # a loaded machine is no failure
+@given(observations)
+def test_whatever_it_sees_the_corrected_model_stays_monotone_and_clipped(
+    seen: list[tuple[float, MegaHertz]],
+) -> None:
+    correction = Correction(CLOCKS, SETTINGS)
+    model = CorrectedModel(Linear(), correction)
+    for observed, clock in seen:
+        correction.observe(Seconds(1.0), Seconds(observed), clock)
+    assert all(SETTINGS.lowest <= correction.factor(clock) <= SETTINGS.highest for clock in CLOCKS)
+    times = [model.iteration_time(Batch(decoding=4), clock) for clock in model.clocks]
+    assert all(slow >= fast for slow, fast in pairwise(times))
+    assert model.watts(Batch(), CLOCKS[0]) == 0.1 * CLOCKS[0]
+    assert model.idle_watts == 60.0
+
+
+@pytest.mark.parametrize(("ratio", "drift"), [(1.2, Drift.SLOWER), (0.8, Drift.FASTER), (1.03, Drift.NONE)])
+def test_a_lasting_change_is_drift_and_a_small_one_is_not(ratio: float, drift: Drift) -> None:
+    rng = random.Random(3)
+    detector = DriftDetector(DriftSettings())
+    for _ in range(400):
+        detector.observe(Seconds(1.0), Seconds(ratio * rng.gauss(1.0, 0.05)))
+    assert detector.drift is drift
+    detector.reset()
+    assert detector.drift is Drift.NONE
+
+
+def test_one_stall_is_not_drift() -> None:
+    detector = DriftDetector(DriftSettings())
+    assert detector.observe(Seconds(1.0), Seconds(50.0)) is Drift.NONE
+
+
+@pytest.mark.parametrize(
+    ("drift", "outside", "samples", "since", "reason"),
+    [
+        pytest.param(Drift.SLOWER, 0.0, 500, 400.0, RefitReason.DRIFT, id="drift"),
+        pytest.param(Drift.NONE, 0.5, 500, 400.0, RefitReason.OUTSIDE, id="new work"),
+        pytest.param(Drift.NONE, 0.1, 500, 400.0, None, id="all is well"),
+        pytest.param(Drift.SLOWER, 0.0, 500, 100.0, None, id="just refitted"),
+        pytest.param(Drift.SLOWER, 0.0, 10, 400.0, None, id="too little to learn from"),
+    ],
+)
+def test_when_to_refit(
+    drift: Drift, outside: float, samples: int, since: float, reason: RefitReason | None
+) -> None:
+    assert refit_reason(drift, outside, samples, Seconds(since), DriftSettings()) is reason
