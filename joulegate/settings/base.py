@@ -34,7 +34,7 @@ class File(Section):
 
     version: Literal[1] = Field(description="Version of the file format.")
     kind: str | None = Field(
-        None, description="What the file configures; only needed when its name does not say."
+        default=None, description="What the file configures; only needed when its name does not say."
     )
 
 

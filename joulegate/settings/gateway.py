@@ -1,0 +1,408 @@
+"""Pure: gateway.yaml. Every setting of the gateway once, with its unit in its name and its default here."""
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from joulegate.domain import Cuts, Objectives, RequestType, Size
+from joulegate.settings.base import Fault, File, InputFile, LocalPath, Route, Section, one_of
+from joulegate.settings.nearest import did_you_mean
+from joulegate.units import Seconds
+
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:@/-]+$")]
+Label = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_.-]+$")]
+Positive = Annotated[float, Field(gt=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=1)]
+TypeName = Literal["SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL"]
+ALL_TYPES: tuple[TypeName, ...] = ("SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL")
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def _http_url(url: str) -> str:
+    parts = _parts(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"expected http://host:port or https://host:port, found {url!r}")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"expected an address without a path: {parts.scheme}://{parts.netloc}")
+    return url.rstrip("/")
+
+
+def _agent_url(url: str) -> str:
+    if url.startswith("unix:"):
+        if not url.removeprefix("unix:").startswith("/"):
+            raise ValueError("expected unix: and an absolute path, as unix:/run/joulegate/agent.sock")
+        return url
+    return _http_url(url)
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises when it is not a number below 65536
+    except ValueError as error:
+        raise ValueError(f"not a URL: {error}") from error
+    return parts
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+AgentUrl = Annotated[str, AfterValidator(_agent_url)]
+
+
+class Tls(Section):
+    cert_file: InputFile
+    key_file: InputFile
+
+
+class Listen(Section):
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8080, ge=0, le=65535, description="TCP port; 0 takes a free one.")
+    tls: Tls | None = None
+
+
+class ApiKey(Section):
+    """One client. `rpm`, `tpm` and `concurrency` are limits; null is no limit."""
+
+    name: Label
+    key: SecretStr | None = None
+    key_file: InputFile | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="Hex digest of the key, so that the file holds no secret."
+    )
+    models: tuple[Name, ...] = Field(default=(), description="Models the key may use; none listed: all.")
+    min_ttft_ms: float = Field(default=0.0, ge=0, description="Tightest x-slo-ttft-ms the key may ask for.")
+    min_tpot_ms: float = Field(default=0.0, ge=0, description="Tightest x-slo-tpot-ms the key may ask for.")
+    rpm: Count | None = Field(default=None, description="Requests a minute.")
+    tpm: Count | None = Field(default=None, description="Tokens a minute, input and output.")
+    concurrency: Count | None = Field(default=None, description="Requests at a time.")
+
+    def faults(self) -> Iterator[Fault]:
+        given = [k for k in ("key", "key_file", "sha256") if getattr(self, k) is not None]
+        if len(given) != 1:
+            found = f"{' and '.join(given)} are given" if given else "none is given"
+            yield Fault((given[-1],) if given else (), f"a key needs one of key, key_file, sha256; {found}")
+
+
+class Auth(Section):
+    keys: tuple[ApiKey, ...] = Field(default=(), description="Who may call; none listed: everybody.")
+    admin_key: SecretStr | None = Field(default=None, description="Opens /admin to other machines.")
+    admin_key_file: InputFile | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        yield from one_of(self, "admin_key", "admin_key_file")
+        yield from _repeated("API key", ((("keys", i, "name"), k.name) for i, k in enumerate(self.keys)))
+
+
+class Edge(Section):
+    """What a client may send, and how long it may take."""
+
+    body_mib: Positive = Field(default=64, description="Largest request body.")
+    header_kib: Positive = Field(default=64, description="All request headers together.")
+    header_count: Count = 200
+    idle_s: Positive = Field(default=65, description="A kept connection without a request.")
+    header_s: Positive = Field(
+        default=10, description="From the first byte of a request to the end of its headers."
+    )
+    body_s: Positive = Field(default=30, description="Without a byte of a body that is announced.")
+    reader_s: Positive = Field(default=60, description="A client that takes no byte of its response.")
+
+
+def _ascending(cuts: tuple[int, int]) -> tuple[int, int]:
+    if not 0 < cuts[0] < cuts[1]:
+        raise ValueError(f"expected two rising token counts, found {list(cuts)}")
+    return cuts
+
+
+CutPair = Annotated[tuple[int, int], AfterValidator(_ascending)]
+
+
+class Types(Section):
+    """Where short ends and long begins, in tokens."""
+
+    input_cuts: CutPair = (256, 1024)
+    output_cuts: CutPair = (100, 350)
+
+    @property
+    def cuts(self) -> Cuts:
+        return Cuts(self.input_cuts, self.output_cuts)
+
+
+class TtftMs(Section):
+    """By the size of the input that no cache holds."""
+
+    short: Positive = 250
+    medium: Positive = 400
+    long: Positive = 2000
+
+
+class ObjectiveSettings(Section):
+    """What is promised to a request. The absolute ones hold per request, at the 99th percentile."""
+
+    ttft_ms: TtftMs = TtftMs()
+    tpot_ms: Positive = 100
+    e2e_ms: Positive | None = None
+    max_slowdown: Annotated[float, Field(ge=1)] | None = Field(
+        default=1.2,
+        description="TPOT and median E2E against maximum clock; null: only the absolute objectives bind.",
+    )
+
+    @property
+    def objectives(self) -> Objectives:
+        ttft = self.ttft_ms
+        return Objectives(
+            ttft=(Seconds(ttft.short / 1e3), Seconds(ttft.medium / 1e3), Seconds(ttft.long / 1e3)),
+            tpot=Seconds(self.tpot_ms / 1e3),
+            e2e=None if self.e2e_ms is None else Seconds(self.e2e_ms / 1e3),
+            max_slowdown=self.max_slowdown,
+        )
+
+
+class Timeouts(Section):
+    connect_s: Positive = 2
+    first_byte_s: Positive = Field(default=300, description="From the request sent to the first byte back.")
+    idle_s: Positive = Field(default=60, description="Between two reads of a response.")
+
+
+class Instance(Section):
+    """One engine server at one address."""
+
+    name: Label
+    url: HttpUrl
+    engine: Literal["vllm", "tgi", "openai"] = Field(
+        default="vllm", description="openai: anything else that speaks it, without metrics."
+    )
+    emulated: bool = Field(
+        default=False, description="Served by `joulegate emulate`; told the lengths of a replay."
+    )
+    tensor_parallel: Count = 1
+    agent: Label | None = Field(
+        default=None, description="Name of the agent on its node; null: clocks are unknown."
+    )
+    gpus: tuple[str, ...] = Field(
+        default=(), description="UUIDs of its GPUs, as `nvidia-smi -L` prints them."
+    )
+    profile: InputFile | None = Field(
+        default=None, description="Engine profile; null: learned, no clock is lowered."
+    )
+    slots: Count | None = Field(
+        default=None, description="Sequences it runs at once (max_num_seqs); null: learned."
+    )
+    chunk_tokens: Count | None = Field(
+        default=None, description="max_num_batched_tokens; null: the profile's."
+    )
+    kv_tokens: Count | None = Field(
+        default=None, description="Tokens its KV cache holds; null: scraped or profiled."
+    )
+    api_key: SecretStr | None = Field(default=None, description="Sent to it instead of the client's key.")
+    api_key_file: InputFile | None = None
+    ca_file: InputFile | None = Field(default=None, description="CA that signed its certificate.")
+
+    def faults(self) -> Iterator[Fault]:
+        yield from one_of(self, "api_key", "api_key_file")
+        if self.agent is not None and len(self.gpus) != self.tensor_parallel:
+            yield Fault(
+                ("gpus",),
+                f"tensor_parallel is {self.tensor_parallel}, but {len(self.gpus)} GPUs are listed",
+                "list the UUID of every GPU of the instance; `nvidia-smi -L` prints them",
+            )
+        if self.gpus and self.agent is None:
+            yield Fault(("gpus",), "GPUs are listed, but no agent", "name the agent of their node")
+
+
+class Pool(Section):
+    """Instances that serve some of the nine request types under the same objectives."""
+
+    name: Label
+    types: tuple[TypeName, ...] = Field(
+        default=ALL_TYPES, min_length=1, description="Input size, then output size; default: all nine."
+    )
+    objectives: ObjectiveSettings = Field(
+        default=ObjectiveSettings(), description="Only what differs from the gateway's objectives."
+    )
+    mode: Literal["observe", "advise", "static", "enforce"] = "advise"
+    static_clock_mhz: Count | None = None
+    overload: Literal["queue", "shed"] = Field(
+        default="queue",
+        description="A request that cannot meet its objective: last in the queue, or 429 at once.",
+    )
+    queue_limit: int = Field(default=1000, ge=0, description="Requests that may wait; beyond it 429.")
+    timeouts: Timeouts = Timeouts()
+    instances: tuple[Instance, ...] = Field(min_length=1)
+
+    @property
+    def request_types(self) -> tuple[RequestType, ...]:
+        return tuple(RequestType(Size[name[0]], Size[name[1]]) for name in self.types)
+
+    def faults(self) -> Iterator[Fault]:
+        if self.mode == "static" and self.static_clock_mhz is None:
+            yield Fault(("mode",), "static_clock_mhz is missing", "mode: static holds this one clock")
+        if self.mode != "static" and self.static_clock_mhz is not None:
+            yield Fault(("static_clock_mhz",), f"has no effect in mode: {self.mode}", "use mode: static")
+        needed = {"enforce": ("agent", "profile"), "static": ("agent",)}.get(self.mode, ())
+        for index, instance in enumerate(self.instances):
+            for key in (key for key in needed if getattr(instance, key) is None):
+                yield Fault(
+                    ("instances", index, key),
+                    f"mode: {self.mode} needs the {key} of {instance.name}",
+                    f"add '{key}:', or let the pool be mode: advise",
+                )
+
+
+class Model(Section):
+    name: Name = Field(description="As the engines serve it and clients ask for it.")
+    aliases: tuple[Name, ...] = Field(default=(), description="Other names clients may use.")
+    pools: tuple[Pool, ...] = Field(min_length=1)
+
+    def faults(self) -> Iterator[Fault]:
+        yield from _repeated("pool", ((("pools", i, "name"), p.name) for i, p in enumerate(self.pools)))
+        owners: dict[str, str] = {}
+        for index, pool in enumerate(self.pools):
+            for position, name in enumerate(pool.types):
+                if name in owners:
+                    yield Fault(
+                        ("pools", index, "types", position),
+                        f"type {name} is in pool {owners[name]} already",
+                        "a type belongs to one pool; every pool must list its types",
+                    )
+                owners.setdefault(name, pool.name)
+        if missing := [name for name in ALL_TYPES if name not in owners]:
+            yield Fault(("pools",), f"no pool takes {', '.join(missing)}", "add them to the types of a pool")
+
+
+class Agent(Section):
+    """The agent of one GPU node."""
+
+    name: Label
+    url: AgentUrl = Field(description="http://host:port, https://host:port or unix:/path.")
+    token: SecretStr | None = None
+    token_file: InputFile | None = None
+    ca_file: InputFile | None = Field(default=None, description="CA that signed its certificate.")
+
+    def faults(self) -> Iterator[Fault]:
+        yield from one_of(self, "token", "token_file")
+
+
+class Control(Section):
+    """The control tick."""
+
+    tick_ms: float = Field(default=250, ge=50, le=5000)
+    lease_ttl_s: float = Field(
+        default=2, ge=1, le=30, description="Clocks return to default this long after a crash."
+    )
+    dwell_s: float = Field(
+        default=1, ge=0, description="A lower clock must hold for this long before it is set."
+    )
+    holdback_pct: Percent = Field(
+        default=2, description="Instance-time at default clocks, to measure the saving."
+    )
+
+    def faults(self) -> Iterator[Fault]:
+        if self.tick_ms * 3 > self.lease_ttl_s * 1e3:
+            yield Fault(
+                ("lease_ttl_s",),
+                f"must be at least three ticks of {self.tick_ms:g} ms",
+                "one lost renewal must not let the lease run out",
+            )
+
+
+class Predictor(Section):
+    """Output length."""
+
+    use_max_tokens: bool = Field(default=True, description="Take max_tokens as a cap on the prediction.")
+    prior: Literal["auto", "none"] | InputFile = Field(
+        default="auto", description="Text prior: shipped, none, a file."
+    )
+    state_file: LocalPath | None = Field(default=None, description="Keeps what was learned over a restart.")
+
+
+class Retry(Section):
+    budget_pct: Percent = Field(default=10, description="Retries a pool may add to its requests.")
+
+
+class Health(Section):
+    interval_s: Positive = Field(
+        default=1, description="Between two probes, and two scrapes, of an instance."
+    )
+    timeout_s: Positive = 2
+    path: str = Field(default="/health", pattern=r"^/\S*$")
+
+
+class Store(Section):
+    redis_url: SecretStr | None = Field(default=None, description="Only for several replicas; null: memory.")
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] = "json"
+
+
+class Gateway(File):
+    kind: Literal["gateway"] = "gateway"
+    name: Name | None = Field(
+        default=None, description="Of this replica, as leases name it; null: host and pid."
+    )
+    listen: Listen = Listen()
+    auth: Auth = Auth()
+    edge: Edge = Edge()
+    types: Types = Types()
+    objectives: ObjectiveSettings = ObjectiveSettings()
+    models: tuple[Model, ...] = Field(min_length=1)
+    agents: tuple[Agent, ...] = ()
+    control: Control = Control()
+    predictor: Predictor = Predictor()
+    usage_injection: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Ask engines for the usage of streams, and take the extra chunk out again.",
+    )
+    retry: Retry = Retry()
+    health: Health = Health()
+    store: Store = Store()
+    log: Log = Log()
+
+    def objectives_of(self, pool: Pool) -> Objectives:
+        """The gateway's objectives with what the pool sets instead."""
+        return _overlaid(self.objectives, pool.objectives).objectives
+
+    def instances(self) -> Iterator[tuple[Route, Instance]]:
+        """Every instance with its place in the file."""
+        for m, model in enumerate(self.models):
+            for p, pool in enumerate(model.pools):
+                for i, instance in enumerate(pool.instances):
+                    yield ("models", m, "pools", p, "instances", i), instance
+
+    def faults(self) -> Iterator[Fault]:
+        yield from _repeated("model", self._model_names())
+        yield from _repeated("agent", ((("agents", i, "name"), a.name) for i, a in enumerate(self.agents)))
+        yield from _repeated("instance", (((*at, "name"), found.name) for at, found in self.instances()))
+        yield from _repeated(
+            "GPU",
+            (((*at, "gpus", i), gpu) for at, found in self.instances() for i, gpu in enumerate(found.gpus)),
+        )
+        known = [agent.name for agent in self.agents]
+        for at, instance in self.instances():
+            if instance.agent is not None and instance.agent not in known:
+                listed = did_you_mean(instance.agent, known) or f"agents: {', '.join(known) or 'none'}"
+                yield Fault((*at, "agent"), f"no agent is called {instance.agent!r}", listed)
+
+    def _model_names(self) -> Iterator[tuple[Route, str]]:
+        for m, model in enumerate(self.models):
+            yield ("models", m, "name"), model.name
+            yield from ((("models", m, "aliases", a), alias) for a, alias in enumerate(model.aliases))
+
+
+def _overlaid(base: ObjectiveSettings, over: ObjectiveSettings) -> ObjectiveSettings:
+    changed: dict[str, object] = {name: getattr(over, name) for name in over.model_fields_set}
+    if "ttft_ms" in changed:
+        ttft = {name: getattr(over.ttft_ms, name) for name in over.ttft_ms.model_fields_set}
+        changed["ttft_ms"] = base.ttft_ms.model_copy(update=ttft)
+    return base.model_copy(update=changed)
+
+
+def _repeated(what: str, names: Iterable[tuple[Route, str]]) -> Iterator[Fault]:
+    seen: set[str] = set()
+    for path, name in names:
+        if name in seen:
+            yield Fault(path, f"{what} {name!r} is there twice", f"each {what} can be listed once")
+        seen.add(name)
