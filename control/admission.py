@@ -1,0 +1,261 @@
+"""Pure: who goes to an engine next, who waits, who is refused.
+
+Theory of operation. Each pool has one queue, earliest deadline first; deadline = arrival + TTFT objective.
+An engine takes prompts in the order it gets them, so order can only be kept here: `assign` sends no more
+than the engine is about to need (`prompt_window` tokens beyond the chunk it works on) and never more
+sequences than it has slots. A short prompt that must be answered in 250 ms then passes a long one that may
+take 2 s.
+
+Slots are learned, since vLLM does not publish them: the most sequences seen running while some waited;
+before that has been seen, a small assumption that grows with what has been seen running.
+
+A request that cannot be answered in time even at maximum clock is *lost*: it goes behind all others (or is
+refused, if the pool sheds), because keeping it in order would only make others late. A full pool's requests
+spill to pools at least as large in both dimensions, never to smaller ones (papers §1.7).
+
+`assign(pools, instances, ...)` is one pass: it grants and refuses until nothing more fits, changes the
+books for each grant (so that the next pick sees it), and returns everything it did. Every event re-runs it:
+arrival, first token, completion, cancel, tick. Within one deadline order tenants share by `weight`: the one
+with the least work in flight goes first among requests due within the same `fairness` seconds.
+"""
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from control.pick import Rng, pick
+from control.projection import Load, Pace
+from control.state import Flight, Instance, PoolRules
+from joulegate.units import Seconds
+
+ASSUMED_SLOTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """Constants of admission."""
+
+    prompt_window: float = 1.0  # chunks of prompt tokens an engine may hold before it gets more
+    fairness: Seconds = Seconds(0.05)  # deadlines this close count as equal between tenants
+    max_queued: int = 10_000  # per pool; beyond it a request is refused at once
+    max_wait: Seconds = Seconds(600.0)  # a request that waited so long is refused
+    edf: bool = True  # false: first come first served, nothing is lost
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    flight: Flight
+    instance: Instance
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Refused. `retry_after`: when the backlog is expected to be worked off."""
+
+    flight: Flight
+    reason: str
+    retry_after: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    grants: tuple[Grant, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class PoolQueue:
+    """Requests of one pool that have no instance yet."""
+
+    rules: PoolRules
+    in_time: list[tuple[tuple[float, float], int, Flight]] = field(default_factory=list)  # by deadline
+    lost: list[tuple[tuple[float, float], int, Flight]] = field(default_factory=list)  # by arrival
+    tokens: float = 0.0  # uncached prompt tokens queued
+    tenants: Counter[str] = field(default_factory=Counter)  # tokens in flight or promised by tenant
+    _serial: int = 0
+
+    def __len__(self) -> int:
+        return len(self.in_time) + len(self.lost)
+
+    def push(self, flight: Flight, admission: AdmissionRules) -> None:
+        self._serial += 1
+        key = (float(flight.arrived), 0.0)
+        if admission.edf:
+            key = (flight.deadline // admission.fairness, float(self.tenants[flight.tenant]))
+        insort(self.in_time, (key, self._serial, flight))
+        self.tokens += flight.uncached_tokens
+
+    def remove(self, flight: Flight) -> bool:
+        """Take out a request that left (cancelled); False if it is not here."""
+        for queue in (self.in_time, self.lost):
+            for i, entry in enumerate(queue):
+                if entry[2] is flight:
+                    del queue[i]
+                    self.tokens -= flight.uncached_tokens
+                    return True
+        return False
+
+    def in_order(self) -> tuple[Flight, ...]:
+        return tuple(entry[2] for entry in (*self.in_time, *self.lost))
+
+    def head(self) -> Flight | None:
+        if self.in_time:
+            return self.in_time[0][2]
+        return self.lost[0][2] if self.lost else None
+
+    def pop(self) -> Flight:
+        flight = (self.in_time or self.lost).pop(0)[2]
+        self.tokens -= flight.uncached_tokens
+        return flight
+
+    def lose(self) -> Flight:
+        """Move the head behind everybody else."""
+        _, serial, flight = self.in_time.pop(0)
+        flight.lost = True
+        insort(self.lost, ((flight.arrived, 0.0), serial, flight))
+        return flight
+
+
+def assign(
+    queues: Mapping[str, PoolQueue],
+    instances: Sequence[Instance],
+    rules: AdmissionRules,
+    rng: Rng,
+    now: Seconds,
+    share: float = 1.0,
+) -> Outcome:
+    """Grant and refuse until nothing more fits. Mutates queues and books; `instances` of one model."""
+    grants: list[Grant] = []
+    rejects: list[Reject] = []
+    for queue in queues.values():
+        if len(queue):
+            targets = _targets(queue, queues, instances)
+            rejects += _drop_lost(queue, targets, rules, now)
+            grants += _grant(queue, targets, rules, rng, now, share)
+    return Outcome(tuple(grants), tuple(rejects))
+
+
+def _grant(
+    queue: PoolQueue,
+    targets: Sequence[Sequence[Instance]],
+    rules: AdmissionRules,
+    rng: Rng,
+    now: Seconds,
+    share: float,
+) -> list[Grant]:
+    grants: list[Grant] = []
+    while (flight := queue.head()) is not None:
+        for tier in targets:
+            open_ = [i for i in tier if takes_prompts(i, rules)]
+            chosen = pick(flight, open_, rng, share) if open_ else None
+            if chosen is not None:
+                queue.pop()
+                queue.tenants[flight.tenant] += flight.uncached_tokens
+                chosen.instance.book.send(flight, now)
+                grants.append(Grant(flight, chosen.instance, chosen.reason))
+                break
+        else:
+            break
+    return grants
+
+
+def takes_prompts(instance: Instance, rules: AdmissionRules) -> bool:
+    """Whether the engine is about to need more prompt tokens than it holds."""
+    return instance.book.queued_tokens < rules.prompt_window * instance.limits.chunk_budget
+
+
+def _targets(
+    queue: PoolQueue, queues: Mapping[str, PoolQueue], instances: Sequence[Instance]
+) -> list[list[Instance]]:
+    """The pool's own instances, then those of each pool it may spill to, nearest first."""
+    own = queue.rules.reach
+    larger = sorted(
+        (q.rules.reach, name)
+        for name, q in queues.items()
+        if q is not queue and q.rules.reach[0] >= own[0] and q.rules.reach[1] >= own[1] and not len(q)
+    )
+    names = [queue.rules.name, *(name for _, name in larger)]
+    return [[i for i in instances if i.pool == name] for name in names]
+
+
+def _drop_lost(
+    queue: PoolQueue, targets: Sequence[Sequence[Instance]], rules: AdmissionRules, now: Seconds
+) -> list[Reject]:
+    """Mark what cannot be in time any more; refuse it if the pool sheds, and what waited too long."""
+    rejects: list[Reject] = []
+    everyone = [i for tier in targets for i in tier if i.ready]
+    while rules.edf and queue.in_time and is_lost(queue.in_time[0][2], everyone, now):
+        flight = queue.lose()
+        if queue.rules.shed:
+            queue.remove(flight)
+            rejects.append(Reject(flight, "its TTFT objective is out of reach", backlog(queue, everyone)))
+    while queue.lost and now - queue.lost[0][2].arrived > rules.max_wait:
+        flight = queue.lost[0][2]
+        queue.remove(flight)
+        rejects.append(Reject(flight, "waited too long", backlog(queue, everyone)))
+    return rejects
+
+
+def is_lost(flight: Flight, instances: Sequence[Instance], now: Seconds) -> bool:
+    """No instance could answer in time even if it began at once at maximum clock."""
+    left = flight.deadline - now
+    if left <= 0.0:
+        return True
+    timed = [i for i in instances if i.model is not None]
+    if not timed or left > 0.5 * flight.ttft:  # most of its time is still there: do not work it out
+        return False
+    return all(alone(flight, i) > left for i in timed)
+
+
+def alone(flight: Flight, instance: Instance) -> float:
+    """Seconds until the first token if `instance` began now at maximum clock, beside what it decodes."""
+    model = instance.model
+    if model is None:
+        return 0.0
+    book = instance.book
+    load = Load(book.decoding, book.context, flight.uncached_tokens, instance.limits.chunk_budget)
+    return Pace(model, load, model.clocks[-1], instance.correction).prompts(flight.uncached_tokens)
+
+
+def backlog(queue: PoolQueue, instances: Sequence[Instance]) -> Seconds:
+    """When the queue is expected to be worked off at maximum clock: the honest Retry-After. At least 1 s."""
+    rates = []
+    for i in instances:
+        if i.model is not None:
+            chunk = i.limits.chunk_budget
+            load = Load(i.book.decoding, i.book.context, queue.tokens, chunk)
+            rates.append(chunk / Pace(i.model, load, i.model.clocks[-1], i.correction).iteration(chunk))
+    if not rates:
+        return Seconds(1.0 + 0.1 * len(queue))
+    return Seconds(max(1.0, queue.tokens / sum(rates)))
+
+
+def refuse(
+    queue: PoolQueue, flight: Flight, instances: Sequence[Instance], rules: AdmissionRules
+) -> Reject | None:
+    """Whether a new request is refused before it is queued: the queue is full."""
+    if len(queue) < rules.max_queued:
+        return None
+    return Reject(flight, f"{len(queue)} requests are queued", backlog(queue, instances))
+
+
+def learned_slots(slots: int, running: int, waiting: int, known: int | None) -> int:
+    """Sequences an engine may hold, from its own gauges.
+
+    The most running while some wait is its true limit; without any wait, running as many as allowed shows
+    that it takes more, so the assumption grows by a quarter.
+    """
+    if known is not None:
+        return known
+    if waiting > 0 and running > 0:
+        return running
+    if running >= slots:
+        return slots + max(1, slots // 4)
+    return slots
+
+
+def spill_allowed(flight: Flight, pool: PoolRules) -> bool:
+    """Dominance: some type of the pool is at least as large in both dimensions."""
+    return any(flight.type.fits_in(t) for t in pool.types)

@@ -1,0 +1,97 @@
+"""Pure: the clock that serves a load with the least energy, at a price for delay.
+
+Theory of operation. The cheapest clock of the *present iteration* is not the cheapest clock of the *load*:
+slower clocks make bigger batches, and bigger batches are cheaper per token. With rate lambda, o output and
+n prompt tokens a request, the batch settles where it produces tokens as fast as they are asked for:
+
+    B = lambda o t(B, K, 0) / (1 - lambda (t(B, K, n) - t(B, K, 0)))
+
+(one iteration in 1/lambda seconds carries a prompt). With rho = 1 - exp(-B) the share of time anything runs:
+
+    watts(f) = lambda t(B, K, n) P(B, K, n) + (rho - lambda t(B, K, n)) P(B, K, 0) + (1 - rho) P_idle
+
+By Little's law B is also requests in the system, so mean E2E is B / lambda: adding `price * B` (watts per
+request in the system) trades energy against delay at the same rate at every load. That is how a limit on
+slowdown is kept where it costs least: slow clocks at low load, where few requests wait, fast ones at high
+load, where delay compounds. Price 0 is the energy optimum.
+"""
+
+from dataclasses import dataclass
+from math import exp
+
+from joulegate.domain import Batch, EngineModel
+from joulegate.units import MegaHertz
+
+ROUNDS = 6  # of the fixed point; it contracts by lambda o dt/dB, under 0.5 below saturation
+STRIDE = 6  # coarse search over every sixth clock, then the neighbours of the best
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What arrives at one instance."""
+
+    rate: float  # requests per second
+    input_tokens: float  # uncached, mean
+    context_tokens: float  # prompt with what is cached, mean
+    output_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """Where a load settles at one clock. `in_system` and `watts` are inf where it never does."""
+
+    in_system: float
+    watts: float
+
+
+def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, factor: float = 1.0) -> Steady:
+    """Requests in the system and watts per GPU at `clock`."""
+    unstable = Steady(float("inf"), float("inf"))
+    prompt = _prompt_batch(demand, chunk)
+    batch, busy = 1.0, 0.5
+    for _ in range(ROUNDS):
+        running = max(1.0, batch / busy)
+        plain, with_prompt = _batches(running, demand, prompt)
+        step = model.iteration_time(plain, clock) * factor
+        extra = demand.rate * prompt[1] * (model.iteration_time(with_prompt, clock) * factor - step)
+        if extra >= 0.95:
+            return unstable
+        batch = min(4096.0, demand.rate * demand.output_tokens * step / (1.0 - extra))
+        busy = max(1e-6, 1.0 - exp(-batch))
+    if batch >= 4096.0:
+        return unstable
+    plain, with_prompt = _batches(max(1.0, batch / busy), demand, prompt)
+    prompts = min(busy, demand.rate * prompt[1] * model.iteration_time(with_prompt, clock) * factor)
+    watts = prompts * model.watts(with_prompt, clock) + (busy - prompts) * model.watts(plain, clock)
+    return Steady(batch, watts + (1.0 - busy) * model.idle_watts)
+
+
+def cheapest(
+    model: EngineModel, demand: Demand, chunk: int, price: float = 0.0, factor: float = 1.0
+) -> MegaHertz:
+    """The clock with the least watts + price * requests in the system; the highest if no clock is stable."""
+    clocks = model.clocks
+
+    def cost(i: int) -> float:
+        steady = settle(model, demand, clocks[i], chunk, factor)
+        return steady.watts + price * steady.in_system if steady.in_system < float("inf") else float("inf")
+
+    last = len(clocks) - 1
+    coarse = [*range(last, -1, -STRIDE)]
+    costs = {i: cost(i) for i in coarse}
+    best = min(coarse, key=lambda i: costs[i])
+    near = [i for i in range(max(0, best - STRIDE + 1), min(last, best + STRIDE - 1) + 1) if i not in costs]
+    costs |= {i: cost(i) for i in near}
+    return clocks[min(costs, key=lambda i: (costs[i], -i))]
+
+
+def _prompt_batch(demand: Demand, chunk: int) -> tuple[float, float]:
+    """(tokens of one prompt iteration, such iterations per request)."""
+    n = max(1.0, demand.input_tokens)
+    return (n, 1.0) if n <= chunk else (float(chunk), n / chunk)
+
+
+def _batches(running: float, demand: Demand, prompt: tuple[float, float]) -> tuple[Batch, Batch]:
+    context = running * (demand.context_tokens + 0.5 * demand.output_tokens)
+    b, n = round(running), int(prompt[0])
+    return Batch(b, context), Batch(b, context, n, 0.5 * n * n)

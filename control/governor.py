@@ -1,0 +1,338 @@
+"""Pure: the slowest clock that keeps every objective of one instance, and why.
+
+Theory of operation (reference: control laws; papers §2.6, §10.3). Each decision is the highest of
+
+1. the *lowest feasible* clock: every queued prompt gets its first token in time, every decode step is
+within the
+   TPOT objective and `max_slowdown`, every E2E objective is kept as the batch drains. Higher clocks are never
+   slower, so a binary search finds it;
+2. *headroom* for what has not come yet: raising happens on arrival, so a burst that lands within one
+control window
+   (its p-quantile, `control.arrivals`) is served slowly for one iteration and then at maximum clock, and
+   must still be in time;
+3. the *floor of the load* (`control.floor`): below it energy rises again, because batches grow.
+
+Raising is never delayed. Lowering waits until the higher clock has not been needed for `dwell`, at most
+once in `lowering_interval`. Without a model, without word from the agent, or with an engine that queues
+work of others, the answer is the default clock (no ceiling) or the maximum, and says so: no energy is saved
+on information one does not have. `choose` is cheap enough to call on an arrival that leaves the `Room` it
+granted before.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from control.projection import Dues, Load, Pace, Stretch, drain, dues, ends_met
+from control.state import NO_ROOM, Flight, Instance, Room
+from joulegate.domain import EngineModel, Objectives
+from joulegate.units import MegaHertz, Seconds
+
+
+class Reason(Enum):
+    """Why a clock was chosen; the label of `joulegate_decisions_total`."""
+
+    TTFT = "ttft"
+    TPOT = "tpot"
+    E2E = "e2e"
+    SLOWDOWN = "slowdown"
+    HEADROOM = "headroom"
+    LOAD = "load"  # the energy floor of the load
+    IDLE = "idle"
+    DWELL = "dwell"  # a lower clock would do, but not for long enough yet
+    OVERLOAD = "overload"  # not even maximum clock keeps every objective
+    SHARED = "shared"  # the engine queues requests that did not come through us
+    STATIC = "static"
+    NO_MODEL = "no_model"
+    STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class GovernorRules:
+    """Constants of the laws; seconds and ratios."""
+
+    error_ratio: float = 0.05  # p95 relative error of the model: the guard on every projection
+    switch: Seconds = Seconds(0.025)  # clock-switch latency
+    dwell: Seconds = Seconds(1.0)
+    lowering_interval: Seconds = Seconds(1.0)
+    stale_after: Seconds = Seconds(2.0)
+    static_clock: MegaHertz | None = None  # mode `static`: this clock, whatever the load
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the governor is told about the load to come."""
+
+    burst_tokens: float = 0.0  # prompt tokens that may land in one control window
+    floor: MegaHertz | None = None  # floor of the load; None: not known yet
+    prompt_share: float = 0.0  # share of engine time that prompts take, at maximum clock
+    queued: tuple[Flight, ...] = ()  # in the gateway, bound for this instance, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one decision leaves for the next."""
+
+    clock: MegaHertz | None = None
+    lowered_at: float = -1e9
+    peaks: tuple[tuple[float, MegaHertz], ...] = ()  # (when, wanted), newest last, wanted descending
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One choice. `clock` None: no ceiling (driver default)."""
+
+    clock: MegaHertz | None
+    reason: Reason
+    sentence: str
+    tpot: Seconds | None  # expected
+    at_clock: Room
+    at_max: Room
+    at: Seconds
+
+
+def choose(
+    instance: Instance,
+    outlook: Outlook,
+    objectives: Objectives,
+    rules: GovernorRules,
+    memory: Memory,
+    now: Seconds,
+) -> tuple[Decision, Memory]:
+    """The clock of `instance` until something changes."""
+    unknown = _unknown(instance, rules, now)
+    if unknown is not None:
+        return unknown, Memory(clock=None, lowered_at=memory.lowered_at)
+    model = instance.model
+    assert model is not None
+    case = _case(instance, model, outlook, objectives, rules, now)
+    wanted, reason = _wanted(case, outlook, rules)
+    clock, memory = _paced(wanted, memory, rules, now)
+    if clock != wanted:
+        reason = Reason.DWELL
+    return _decision(case, clock, reason), memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One instance at one moment, as the tests below need it."""
+
+    instance: Instance
+    model: EngineModel
+    objectives: Objectives
+    load: Load
+    due: Dues
+    stretches: tuple[Stretch, ...]
+    start: float  # when the iteration that takes the first queued prompt begins, at the clock in force
+    guard: float
+    switch: float
+    burst: float
+    share: float
+    step_limit: float
+    fastest: Pace
+    now: Seconds
+
+    def pace(self, clock: MegaHertz) -> Pace:
+        return Pace(self.model, self.load, clock, self.instance.correction)
+
+
+def _unknown(instance: Instance, rules: GovernorRules, now: Seconds) -> Decision | None:
+    """The answer when something needed is missing: never lower on it."""
+    if instance.model is None:
+        return _default(Reason.NO_MODEL, f"{instance.name}: no latency model, clocks stay at default", now)
+    heard = instance.telemetry_at
+    if heard is None or now - heard > rules.stale_after:
+        age = "never heard of" if heard is None else f"last heard {now - heard:.1f} s ago"
+        return _default(Reason.STALE, f"{instance.name}: agent {age}, clocks go to default", now)
+    return None
+
+
+def _default(reason: Reason, sentence: str, now: Seconds) -> Decision:
+    return Decision(None, reason, sentence, None, NO_ROOM, NO_ROOM, now)
+
+
+def _case(
+    instance: Instance,
+    model: EngineModel,
+    outlook: Outlook,
+    objectives: Objectives,
+    rules: GovernorRules,
+    now: Seconds,
+) -> _Case:
+    book, chunk = instance.book, instance.limits.chunk_budget
+    running = max(book.decoding, instance.gauges.running - len(book.prompts) if instance.gauges else 0)
+    context = book.context * (running / book.decoding) if book.decoding else 0.0
+    due = dues((*book.prompts.values(), *outlook.queued), chunk)
+    load = Load(running, context, due.tokens, chunk)
+    fastest = Pace(model, load, model.clocks[-1], instance.correction)
+    clock = instance.clock if instance.clock is not None else model.clocks[-1]
+    started = min(now, book.served_at) if book.prompts else now
+    current = Pace(model, load, clock, instance.correction)
+    if not book.prompts:
+        started += 0.5 * current.step  # the iteration that is under way, half of it on average
+    elif due.tokens > chunk:
+        started = max(started, now - current.iteration(chunk))
+    stretches = drain(book) if objectives.e2e is not None else ()
+    return _Case(
+        instance=instance,
+        model=model,
+        objectives=objectives,
+        load=load,
+        due=due,
+        stretches=stretches,
+        start=started,
+        guard=1.0 + rules.error_ratio,
+        switch=rules.switch,
+        burst=outlook.burst_tokens,
+        share=min(0.8, outlook.prompt_share),
+        step_limit=_step_limit(instance, objectives, fastest),
+        fastest=fastest,
+        now=now,
+    )
+
+
+def _step_limit(instance: Instance, objectives: Objectives, fastest: Pace) -> float:
+    """Seconds a decode step may take: the tightest TPOT of the pool, and the slowdown allowed."""
+    limit: float = objectives.tpot
+    if objectives.max_slowdown is not None and fastest.step > 0.0:
+        limit = min(limit, objectives.max_slowdown * fastest.step)
+    return limit
+
+
+def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHertz, Reason]:
+    """The clock that the laws ask for now, dwell aside."""
+    clocks = case.model.clocks
+    if rules.static_clock is not None:
+        return clocks[min(len(clocks) - 1, bisect_left(clocks, rules.static_clock))], Reason.STATIC
+    gauges = case.instance.gauges
+    if gauges is not None and gauges.waiting > len(case.instance.book.prompts):
+        return clocks[-1], Reason.SHARED
+    best = (clocks[0], Reason.IDLE)
+    floor = outlook.floor if outlook.floor is not None else clocks[-1]
+    if case.instance.book.flights or case.due.tokens or outlook.floor is not None:
+        best = (floor, Reason.LOAD)
+    for reason, test in _TESTS.items():
+        i = _lowest(case, test)
+        if i == len(clocks):
+            return clocks[-1], Reason.OVERLOAD
+        if clocks[i] > best[0]:
+            best = (clocks[i], reason)
+    return best
+
+
+def _lowest(case: _Case, test: Callable[[_Case, MegaHertz], bool]) -> int:
+    """Index of the lowest clock that passes; len(clocks) if none does."""
+    return bisect_left(case.model.clocks, True, key=lambda clock: test(case, clock))
+
+
+def _steps_in_time(case: _Case, clock: MegaHertz) -> bool:
+    guard = 1.0 if clock == case.model.clocks[-1] else case.guard
+    return case.pace(clock).step * guard <= case.objectives.tpot
+
+
+def _slowed_enough(case: _Case, clock: MegaHertz) -> bool:
+    if case.objectives.max_slowdown is None:
+        return True
+    return case.pace(clock).step <= case.objectives.max_slowdown * case.fastest.step
+
+
+def _prompts_in_time(case: _Case, clock: MegaHertz) -> bool:
+    switching = case.switch if clock != case.instance.clock else 0.0
+    return case.due.met(case.pace(clock), case.load.chunk, case.start + switching, case.guard)
+
+
+def _ends_in_time(case: _Case, clock: MegaHertz) -> bool:
+    if not case.stretches:
+        return True
+    pace = case.pace(clock)
+    start = Seconds(case.start + pace.prompts(case.load.prompt_tokens))
+    return ends_met(case.stretches, pace, start, case.guard, case.share)
+
+
+def _burst_in_time(case: _Case, clock: MegaHertz) -> bool:
+    """control.md law 2: what lands before the raise acts is served slowly once, the rest at maximum clock."""
+    if case.burst <= 0.0:
+        return True
+    chunk, queued = case.load.chunk, case.load.prompt_tokens
+    pace = case.pace(clock)
+    first = min(queued, chunk)
+    second = min(case.burst + queued - first, chunk)
+    rest = case.burst + queued - first - second
+    slow = pace.iteration(first) + pace.iteration(second)
+    return (slow + case.fastest.prompts(rest)) * case.guard <= min(case.objectives.ttft)
+
+
+_TESTS = {
+    Reason.TPOT: _steps_in_time,
+    Reason.SLOWDOWN: _slowed_enough,
+    Reason.TTFT: _prompts_in_time,
+    Reason.E2E: _ends_in_time,
+    Reason.HEADROOM: _burst_in_time,
+}
+
+
+def _paced(wanted: MegaHertz, memory: Memory, rules: GovernorRules, now: Seconds) -> tuple[MegaHertz, Memory]:
+    """Up at once; down to the highest clock wanted within the last `dwell`, not too often."""
+    peaks: Sequence[tuple[float, MegaHertz]] = memory.peaks
+    kept = tuple(p for p in peaks if now - p[0] <= rules.dwell and p[1] > wanted)
+    kept = (*kept, (now, wanted))
+    level = kept[0][1]
+    if memory.clock is None or level > memory.clock:
+        return level, replace(memory, clock=level, peaks=kept)
+    if level == memory.clock or now - memory.lowered_at < rules.lowering_interval:
+        return memory.clock, replace(memory, peaks=kept)
+    return level, Memory(clock=level, lowered_at=now, peaks=kept)
+
+
+def _decision(case: _Case, clock: MegaHertz, reason: Reason) -> Decision:
+    pace = case.pace(clock)
+    return Decision(
+        clock=clock,
+        reason=reason,
+        sentence=_sentence(case, clock, pace, reason),
+        tpot=Seconds(pace.step),
+        at_clock=_room(case, pace),
+        at_max=_room(case, case.fastest),
+        at=case.now,
+    )
+
+
+def _room(case: _Case, pace: Pace) -> Room:
+    """How many sequences and prompt tokens this instance may have at this pace."""
+    book, load = case.instance.book, case.load
+    most = case.instance.slots
+    each = load.context / load.decoding if load.decoding else 0.0
+
+    def too_slow(b: int) -> bool:
+        return pace.of(b, b * each, 0.0) * case.guard > case.step_limit
+
+    decoding = bisect_left(range(1, most + 1), True, key=too_slow)
+    left = min(case.objectives.ttft) / case.guard - pace.step
+    tokens = load.chunk * left / max(1e-9, pace.iteration(load.chunk))
+    return Room(decoding=max(decoding, book.running), prompt_tokens=max(0.0, tokens), at=case.now)
+
+
+def _sentence(case: _Case, clock: MegaHertz, pace: Pace, reason: Reason) -> str:
+    running, waiting = int(case.load.decoding), len(case.due.by) and int(case.due.tokens)
+    tpot = (
+        f"TPOT {pace.step * 1e3:.0f} ms of {case.objectives.tpot * 1e3:.0f} expected with {running} running"
+    )
+    if waiting:
+        tpot += f", {waiting} prompt tokens queued"
+    return f"{case.instance.name} {clock} MHz: {_BECAUSE[reason]}; {tpot}"
+
+
+_BECAUSE = {
+    Reason.TTFT: "slowest at which every queued prompt is answered in time",
+    Reason.TPOT: "slowest that keeps TPOT",
+    Reason.E2E: "slowest at which every request ends in time",
+    Reason.SLOWDOWN: "slowest within max_slowdown",
+    Reason.HEADROOM: "room for the next burst of prompts",
+    Reason.LOAD: "least energy for this load",
+    Reason.IDLE: "nothing to do",
+    Reason.DWELL: "not lowered yet, a higher clock was needed a moment ago",
+    Reason.OVERLOAD: "an objective is out of reach even at maximum clock",
+    Reason.SHARED: "the engine queues requests of others",
+    Reason.STATIC: "static mode",
+}

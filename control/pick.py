@@ -1,0 +1,80 @@
+"""Pure: which instance gets a request: filter, score, pick.
+
+Theory of operation. Among the instances that can serve the request, the *fullest* one that still meets
+every objective with it added and whose clock need not rise takes it: a full batch is cheaper per token, and
+an instance left empty can sleep. If none takes it without a rise, one that still keeps its objectives at
+maximum clock does, the emptiest first. The governor leaves the headroom (`Room`) with each decision, so a
+candidate costs a few comparisons and no model call. Of the candidates two are drawn and the better one
+taken: several gateways with the same snapshot then do not all choose the same instance. `share` is 1/R of
+the headroom for one of R gateways.
+
+A session stays where its prefix is cached while that instance keeps its objectives: a lost prefix costs
+more energy than a better-fitting batch saves (reference: control laws).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from control.state import Flight, Instance, Room
+
+Rng = Callable[[int], int]  # n -> integer in [0, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    instance: Instance
+    reason: str
+
+
+def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float = 1.0) -> Pick | None:
+    """One of `candidates` (already able to serve the model); None: no free slot anywhere."""
+    able = [i for i in candidates if fits(flight, i)]
+    if not able:
+        return None
+    home = _home(flight, able, share)
+    if home is not None:
+        return Pick(home, "session")
+    calm = [i for i in able if _within(flight, i, i.at_clock, share)]
+    if calm:
+        return Pick(_of_two(calm, rng, fullest=True), "no rise")
+    fast = [i for i in able if _within(flight, i, i.at_max, share)]
+    if fast:
+        return Pick(_of_two(fast, rng, fullest=False), "rise")
+    return Pick(_of_two(able, rng, fullest=False), "least loaded")
+
+
+def fits(flight: Flight, instance: Instance) -> bool:
+    """A free slot, and room in KV and context length (unknown limits do not bind)."""
+    book, limits = instance.book, instance.limits
+    if not instance.ready or book.running >= instance.slots:
+        return False
+    need = flight.input_tokens + flight.output_q50
+    if limits.max_model_len is not None and flight.input_tokens >= limits.max_model_len:
+        return False
+    return limits.kv_capacity is None or not book.flights or book.held + need <= limits.kv_capacity
+
+
+def _within(flight: Flight, instance: Instance, room: Room, share: float) -> bool:
+    book = instance.book
+    at = room if share >= 1.0 else room.scaled(book, share)
+    return book.running < at.decoding and book.queued_tokens + flight.uncached_tokens <= at.prompt_tokens
+
+
+def _home(flight: Flight, able: Sequence[Instance], share: float) -> Instance | None:
+    if not flight.session:
+        return None
+    homes = [i for i in able if flight.session in i.sessions and _within(flight, i, i.at_max, share)]
+    return max(homes, key=lambda i: i.sessions[flight.session]) if homes else None
+
+
+def _of_two(candidates: Sequence[Instance], rng: Rng, fullest: bool) -> Instance:
+    first = candidates[rng(len(candidates))]
+    second = candidates[rng(len(candidates))]
+    if fullest:
+        return second if _load(second) > _load(first) else first
+    return second if _load(second) < _load(first) else first
+
+
+def _load(instance: Instance) -> float:
+    """Sequences, prompts waiting weighed as the work they are (400 prompt tokens ~ one sequence)."""
+    return (instance.book.running + instance.book.queued_tokens / 400.0) / instance.tp
