@@ -1,0 +1,163 @@
+"""Pure: what one engine iteration costs in seconds and joules, the constants of each clock worked out once.
+
+Same formulas as `predictor.physics`, arranged for speed. At one clock and one number B of decoding sequences
+a decode-only iteration is linear in the context K that it reads, in time and (away from the board's power
+limit) in energy:
+
+    t(K) = t0[B] + m1*K
+    E(K) = tp * P * t = e0[B] + e1*K
+
+because P*t = p_static*t + hm*U + (d0*t + dm*U + dc*F)*g with U = us_w + us_kv*K and F = us_tok*B/(x*u_sat).
+This holds while t >= F (`min(1, u_flop/u_sat)` not clipped) and P <= tdp. P is a ratio of linear functions of
+K, so it is monotone: it stays under the limit between two K where it is under it.
+"""
+
+from math import sqrt
+
+from joulegate.domain import Batch
+from joulegate.engine_profile import EngineProfile
+from predictor.physics import PhysicsModel
+
+
+class ClockCosts:
+    """Iteration costs of one profile at one clock. Seconds; joules of the whole instance (tp GPUs)."""
+
+    __slots__ = (
+        "_attention",
+        "_cmp0",
+        "_cmp1",
+        "_flops",
+        "_h1",
+        "_host",
+        "_inverse_p",
+        "_m0p",
+        "_mem",
+        "_mem0",
+        "_p",
+        "_pads",
+        "_physics",
+        "_prefill",
+        "_static",
+        "_tdp",
+        "_tokens",
+        "_tp",
+        "_u_att",
+        "_u_kv",
+        "_u_tok",
+        "clock",
+        "e0",
+        "e1",
+        "linear",
+        "m1",
+        "t0",
+    )
+
+    def __init__(self, physics: PhysicsModel, clock: float) -> None:
+        profile = physics.profile
+        c, w, x = profile.latency, profile.power, clock / profile.max_clock
+        v = max(w.vmin, 1.0 - (1.0 - w.vmin) * (1.0 - x) / (1.0 - w.knee))
+        g = w.s_fixed_share + (1.0 - w.s_fixed_share) * x * v * v
+        self.clock = clock
+        self._physics = physics
+        self._tp = profile.tp
+        self._p, self._inverse_p, self._m0p = c.p, 1.0 / c.p, c.m0_s**c.p
+        self._cmp0, self._cmp1, self._prefill = c.c0_s / x, c.c1_s_per_seq / x, c.pc1_s_per_token / x
+        self.m1, self._attention = c.m1_s_per_ctx_token, c.pc2_s_per_token2 / x
+        self._host, self._h1, self._tokens = c.h0_s, c.h1_s_per_seq, c.h2_s_per_token
+        self._static = profile.tp * (w.p_static_w + g * w.d0_w)  # watts that flow while anything runs
+        self._mem = profile.tp * (w.hm_w + g * w.dm_w)
+        self._mem0, self._u_kv = w.us_w_s, w.us_kv_s
+        self._flops = profile.tp * g * w.dc_w
+        self._u_tok, self._u_att = w.us_tok_s / (x * w.u_sat), w.us_att_s / (x * w.u_sat)
+        # A board at its lowest clock has nothing left to lower: no limit applies.
+        self._tdp = profile.tp * w.tdp_w if clock > profile.clocks[0] else float("inf")
+        self.e1 = self._static * self.m1 + self._mem * self._u_kv
+        sizes = range(profile.engine.max_num_seqs + 1)
+        self._pads = [physics.padded(b) for b in sizes]
+        self.t0 = [self._decode_time(b) for b in sizes]
+        self.e0 = [
+            self._static * t + self._mem * self._mem0 + self._flops * self._u_tok * b
+            for b, t in zip(sizes, self.t0, strict=True)
+        ]
+        capacity = profile.engine.kv_capacity_tokens
+        self.linear = [self.is_linear(b, 0, capacity) for b in sizes]
+
+    def is_linear(self, decoding: int, low: float, high: float) -> bool:
+        """Whether t and E are linear in K for low <= K <= high."""
+        t0, e0, tdp = self.t0[decoding], self.e0[decoding], self._tdp
+        at_low, at_high = t0 + self.m1 * low, t0 + self.m1 * high
+        return (
+            at_low >= self._u_tok * decoding
+            and e0 + self.e1 * low <= tdp * at_low
+            and e0 + self.e1 * high <= tdp * at_high
+        )
+
+    def decode(self, decoding: int, context: float) -> tuple[float, float]:
+        """(seconds, joules) of an iteration without prompt tokens."""
+        if self.is_linear(decoding, context, context):
+            return self.t0[decoding] + self.m1 * context, self.e0[decoding] + self.e1 * context
+        return self._capped(decoding, context, 0, 0.0)
+
+    def mixed(self, decoding: int, context: float, tokens: int, attention: float) -> tuple[float, float]:
+        """(seconds, joules) of an iteration with `tokens` new prompt tokens of that attention work."""
+        compute = self._cmp0 + self._cmp1 * self._pads[decoding] + self._prefill * tokens
+        t: float = (self._m0p + compute**self._p) ** self._inverse_p
+        t += (
+            self.m1 * context
+            + self._attention * attention
+            + self._host
+            + self._h1 * decoding
+            + self._tokens * (decoding + tokens)
+        )
+        busy = self._u_tok * (decoding + tokens) + self._u_att * attention
+        joules = (
+            self._static * t
+            + self._mem * (self._mem0 + self._u_kv * context)
+            + self._flops * (busy if busy < t else t)
+        )
+        if joules <= self._tdp * t:
+            return t, joules
+        return self._capped(decoding, context, tokens, attention)
+
+    def _decode_time(self, decoding: int) -> float:
+        compute = self._cmp0 + self._cmp1 * self._pads[decoding]
+        t: float = (self._m0p + compute**self._p) ** self._inverse_p
+        return t + self._host + self._h1 * decoding + self._tokens * decoding
+
+    def _capped(self, decoding: int, context: float, tokens: int, attention: float) -> tuple[float, float]:
+        """The board lowers its own clock until the power limit holds."""
+        _, t, watts = self._physics.capped(Batch(decoding, context, tokens, attention), self.clock)
+        return t, self._tp * watts * t
+
+
+class EngineCosts:
+    """`ClockCosts` of every clock used so far, shared by all engines of one profile."""
+
+    def __init__(self, profile: EngineProfile) -> None:
+        self.profile = profile
+        self.idle_watts = profile.tp * profile.power.p_idle_w  # of the whole instance
+        self._physics = PhysicsModel(profile)
+        self._by_clock: dict[float, ClockCosts] = {}
+
+    def at(self, clock: float) -> ClockCosts:
+        costs = self._by_clock.get(clock)
+        if costs is None:
+            costs = self._by_clock[clock] = ClockCosts(self._physics, clock)
+        return costs
+
+
+def steps_within(first: float, growth: float, span: float) -> int:
+    """How many iterations end within `span` seconds."""
+    half = first - 0.5 * growth
+    steps = int(2.0 * span / (half + sqrt(half * half + 2.0 * growth * span)))
+    while steps * (first + 0.5 * growth * (steps - 1)) > span:
+        steps -= 1
+    while (steps + 1) * (first + 0.5 * growth * steps) <= span:
+        steps += 1
+    return steps
+
+
+def steps_started(first: float, growth: float, span: float) -> int:
+    """How many iterations start within less than `span` seconds (at least one, for span > 0)."""
+    steps = steps_within(first, growth, span)
+    return steps if steps * (first + 0.5 * growth * (steps - 1)) == span else steps + 1

@@ -1,0 +1,384 @@
+"""Pure: the engine of engine-profile/1 in simulated time: continuous batching, its clock and its energy.
+
+Use, in simulated time (cluster, replay of a trace):
+
+    costs = EngineCosts(profile)              # simulator.costs; shared by all engines of that profile
+    engine = Engine(costs, clock=1980)
+    engine.submit(Job(key, prompt_tokens, output_tokens), at)   # simulator.jobs; `at` may lie ahead
+    engine.set_clock(1410, now)               # acts on the first iteration that starts clock_switch_s later
+    events = engine.advance(until)            # what happened up to and including `until`
+    for job in events.finished: job.first_token_at, job.finished_at, job.preemptions
+    engine.running, engine.waiting, engine.decoding, engine.context_tokens, engine.kv_tokens
+    engine.energy                             # joules of the whole instance up to `engine.now`, idle included
+    engine.generated(job), engine.cancel(job)
+
+and one iteration at a time (the live emulator, where tokens are published when due):
+
+    ends = engine.begin(now)                  # None: nothing to do
+    jobs = engine.producers()                 # whose tokens appear at `ends`
+    events = engine.complete()                # `engine.now` is `ends`
+
+Theory of operation. Iterations follow each other without a gap while there is work; one in flight when
+`advance` returns is completed by the next call, and its tokens are not visible before its end. While no
+prompt can be taken in, the batch B is constant and the context K grows by B a step, so that n steps are two
+arithmetic series (`simulator.costs`); the stretch ends at the next completion, arrival, clock change, full KV
+cache or `until`. A sequence that decodes is a heap entry (number of the step that ends it), so a step costs
+nothing per sequence.
+
+Where the format leaves a choice: a sequence holds prompt + generated tokens of KV; a prompt holds its whole
+length from admission on; a decode step "would exceed" capacity when held tokens + B do; a sequence that
+finishes or is pre-empted gives its tokens back at once; an arrival at the very instant an iteration starts is
+in it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from math import inf
+
+from joulegate.units import Joules
+from simulator.costs import ClockCosts, EngineCosts, steps_started, steps_within
+from simulator.jobs import Events, Job
+
+KV_ADMISSION = 0.97  # share of the KV cache that admission may fill (engine-profile/1)
+
+
+class Engine:
+    """One instance. All times are seconds on the caller's clock, which starts at `now`."""
+
+    def __init__(
+        self,
+        costs: EngineCosts,
+        clock: float,
+        now: float = 0.0,
+        noise: Callable[[], float] | None = None,
+    ) -> None:
+        """`noise` gives a factor on the time of every iteration (and so its energy); None: exact."""
+        limits = costs.profile.engine
+        self._costs: EngineCosts = costs
+        self._at_clock: ClockCosts = costs.at(clock)
+        self._noise = noise
+        self._max_seqs, self._max_tokens = limits.max_num_seqs, limits.max_num_batched_tokens
+        self._capacity, self._admit_below = (
+            limits.kv_capacity_tokens,
+            KV_ADMISSION * limits.kv_capacity_tokens,
+        )
+        self._switch = costs.profile.actuation.clock_switch_s
+        self._clocks: deque[tuple[float, float]] = deque()  # (acts from, MHz)
+        self._inbox: deque[tuple[float, Job]] = deque()  # not seen by an iteration yet
+        self._waiting: deque[Job] = deque()
+        self._running: dict[int, Job] = {}  # by admission, oldest first
+        self._ends: list[tuple[int, int, Job]] = []  # heap of (last step, admission, job): those that decode
+        self._partial: Job | None = None  # a prompt that is in the KV cache in part
+        self._admissions = 0
+        self._step = 0  # iterations completed
+        self._context = 0  # K
+        self._kv = 0
+        self._time = now  # end of the last completed iteration, or how far the engine has idled
+        self._energy = 0.0  # up to _time
+        self._flight: tuple[float, float] | None = None  # (ends, joules) of the iteration in flight
+        self._chunks: list[tuple[Job, int]] = []  # its prompt tokens
+        self._cancelled: list[Job] = []  # to be dropped when it ends
+        self._events = Events()
+        self.now = now
+
+    # -- what callers see
+
+    @property
+    def clock(self) -> float:
+        """MHz that iterations starting now run at (a board above its power limit lowers it by itself)."""
+        return self._at_clock.clock
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting) + len(self._inbox)
+
+    @property
+    def decoding(self) -> int:
+        return len(self._ends)
+
+    @property
+    def context_tokens(self) -> int:
+        """K: contexts that the next iteration reads."""
+        return self._context
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that hold KV, prompts being prefilled counted whole."""
+        return self._kv
+
+    @property
+    def watts(self) -> float:
+        """Of the whole instance, now."""
+        if self._flight is None:
+            return self._costs.idle_watts
+        return self._flight[1] / (self._flight[0] - self._time)
+
+    @property
+    def energy(self) -> Joules:
+        """Of the whole instance, from the start to `now`."""
+        return Joules(self._energy + (self.now - self._time) * self.watts)
+
+    def generated(self, job: Job) -> int:
+        """Output tokens of `job` so far."""
+        if job.last_step >= 0:
+            return job.output_tokens - (job.last_step - self._step)
+        return max(0, job.to_prefill - job.prompt_tokens)
+
+    def jobs(self) -> list[Job]:
+        """Everything submitted and not finished: running (oldest admission first), then waiting in order."""
+        return [*self._running.values(), *self._waiting, *(job for _, job in self._inbox)]
+
+    # -- what callers do
+
+    def submit(self, job: Job, at: float) -> None:
+        """Put a job in the queue. Raises ValueError if `at` lies before an earlier submission."""
+        if self._inbox and at < self._inbox[-1][0]:
+            raise ValueError(f"jobs must be submitted in order of time: {at} < {self._inbox[-1][0]}")
+        self._inbox.append((at, job))
+
+    def cancel(self, job: Job) -> None:
+        """Forget a job. One that runs leaves with the iteration in flight, without its tokens."""
+        if job.admission >= 0:
+            if self._flight is None:
+                self._drop(job)
+            elif job not in self._cancelled:
+                self._cancelled.append(job)
+        elif job in self._waiting:
+            self._waiting.remove(job)
+        else:
+            self._inbox = deque(entry for entry in self._inbox if entry[1] is not job)
+
+    def set_clock(self, clock: float, now: float) -> None:
+        """Command a clock: it acts on the first iteration that starts at least clock_switch_s later."""
+        self._clocks.append((now + self._switch, clock))
+
+    def apply_clock(self, clock: float) -> None:
+        """Set the clock of the next iteration (for callers that model the switch themselves)."""
+        if clock != self._at_clock.clock:
+            self._at_clock = self._costs.at(clock)
+
+    def advance(self, until: float) -> Events:
+        """Run to `until`. Iterations that start before it are begun; those that end by it are completed."""
+        if self._flight is not None and self._flight[0] <= until:
+            self._complete()
+        while self._flight is None and self._time < until:
+            self._take_in()
+            if not self._running and not self._waiting:
+                self._idle(min(until, self._next_change()))
+            elif self._can_prefill() or self._noise is not None or not self._stretch(until):
+                self._launch()
+                if self._flight is not None and self._flight[0] <= until:
+                    self._complete()
+        self.now = until
+        events, self._events = self._events, Events()
+        return events
+
+    def begin(self, now: float) -> float | None:
+        """Start the next iteration, at `now` if the engine has been idle; returns its end. None: no work."""
+        if self._time < now and not self._running and not self._waiting:
+            arrival = self._inbox[0][0] if self._inbox else inf
+            self._idle(max(self._time, min(now, arrival)))
+        self._take_in()
+        if not self._running and not self._waiting:
+            return None
+        self._launch()
+        self.now = self._time
+        return None if self._flight is None else self._flight[0]
+
+    def producers(self) -> list[Job]:
+        """Jobs whose next token appears when the iteration in flight ends."""
+        done = [job for job, tokens in self._chunks if job.prefilled + tokens == job.to_prefill]
+        return [entry[2] for entry in self._ends] + done
+
+    def complete(self) -> Events:
+        """End the iteration in flight; `now` becomes its end."""
+        self._complete()
+        self.now = self._time
+        events, self._events = self._events, Events()
+        return events
+
+    # -- one iteration
+
+    def _take_in(self) -> None:
+        """Arrivals and clock commands up to now."""
+        while self._inbox and self._inbox[0][0] <= self._time:
+            self._waiting.append(self._inbox.popleft()[1])
+        while self._clocks and self._clocks[0][0] <= self._time:
+            self.apply_clock(self._clocks.popleft()[1])
+
+    def _next_change(self) -> float:
+        arrival = self._inbox[0][0] if self._inbox else inf
+        return min(arrival, self._clocks[0][0]) if self._clocks else arrival
+
+    def _idle(self, until: float) -> None:
+        self._energy += (until - self._time) * self._costs.idle_watts
+        self._time = until
+
+    def _can_prefill(self) -> bool:
+        """Whether the next iteration takes prompt tokens, once decodes have made themselves room."""
+        if self._kv + len(self._ends) > self._capacity and self._ends:
+            self._make_room()
+        if len(self._ends) >= self._max_tokens:
+            return False
+        return self._partial is not None or (bool(self._waiting) and self._admissible(self._waiting[0]))
+
+    def _admissible(self, job: Job) -> bool:
+        if not self._running:
+            return True
+        tokens = job.to_prefill or job.prompt_tokens
+        return len(self._running) < self._max_seqs and self._kv + tokens <= self._admit_below
+
+    def _make_room(self) -> None:
+        """Pre-empt the most recently admitted until one decode step fits."""
+        while self._ends and self._kv + len(self._ends) > self._capacity:
+            job = self._running[next(reversed(self._running))]
+            generated = self.generated(job)
+            self._drop(job)
+            job.to_prefill, job.prefilled = job.prompt_tokens + generated, 0
+            job.preemptions += 1
+            self._waiting.appendleft(job)
+            self._events.preempted.append(job)
+
+    def _drop(self, job: Job) -> None:
+        """Take a running job out and give its KV back."""
+        del self._running[job.admission]
+        if job is self._partial:
+            self._partial = None
+            self._kv -= job.to_prefill
+        else:
+            held = job.prompt_tokens + self.generated(job)
+            self._context -= held
+            self._kv -= held
+            self._ends = [entry for entry in self._ends if entry[2] is not job]
+            heapify(self._ends)
+        job.admission = job.last_step = -1
+
+    def _launch(self) -> None:
+        """Put one iteration in flight: every decode, then prompt chunks while the token budget lasts."""
+        if self._can_prefill():
+            tokens, attention = self._take_chunks()
+            seconds, joules = self._at_clock.mixed(len(self._ends), self._context, tokens, attention)
+        else:
+            seconds, joules = self._at_clock.decode(len(self._ends), self._context)
+        if self._noise is not None:
+            factor = self._noise()
+            seconds, joules = seconds * factor, joules * factor
+        self._flight = (self._time + seconds, joules)
+
+    def _take_chunks(self) -> tuple[int, float]:
+        """Fill the token budget from the queue; returns (prompt tokens, attention work)."""
+        budget = left = self._max_tokens - len(self._ends)
+        attention = 0.0
+        job = self._partial
+        while left > 0:
+            if job is None:
+                if not self._waiting or not self._admissible(self._waiting[0]):
+                    break
+                job = self._admit()
+            done = job.prefilled
+            tokens = min(left, job.to_prefill - done)
+            attention += tokens * (done + 0.5 * tokens)
+            left -= tokens
+            self._chunks.append((job, tokens))
+            self._partial = job if done + tokens < job.to_prefill else None
+            job = None
+        return budget - left, attention
+
+    def _admit(self) -> Job:
+        job = self._waiting.popleft()
+        job.to_prefill = job.to_prefill or job.prompt_tokens
+        job.admission = self._admissions
+        self._admissions += 1
+        self._running[job.admission] = job
+        self._kv += job.to_prefill
+        return job
+
+    def _complete(self) -> None:
+        """End the iteration in flight: tokens of the decodes, prompts that are through, completions."""
+        assert self._flight is not None, "no iteration in flight"
+        self._time, joules = self._flight
+        self._flight = None
+        self._energy += joules
+        if self._cancelled:
+            self._drop_cancelled()
+        self._count_steps(1)
+        for job, tokens in self._chunks:
+            job.prefilled += tokens
+            if job.prefilled == job.to_prefill:
+                self._start_decoding(job)
+        self._chunks.clear()
+
+    def _drop_cancelled(self) -> None:
+        self._chunks = [(job, tokens) for job, tokens in self._chunks if job not in self._cancelled]
+        for job in self._cancelled:
+            self._drop(job)
+        self._cancelled.clear()
+
+    def _count_steps(self, steps: int) -> None:
+        """Every decoding sequence has made `steps` tokens; those at their end leave."""
+        ends = self._ends
+        grown = steps * len(ends)
+        self._step = step = self._step + steps
+        self._context += grown
+        self._kv += grown
+        while ends and ends[0][0] <= step:
+            job = heappop(ends)[2]
+            held = job.prompt_tokens + job.output_tokens
+            self._context -= held
+            self._kv -= held
+            self._finish(job)
+
+    def _start_decoding(self, job: Job) -> None:
+        """The prompt is through: its iteration gives one token."""
+        generated = job.to_prefill - job.prompt_tokens + 1
+        if generated == 1:
+            job.first_token_at = self._time
+            self._events.first_tokens.append(job)
+        if generated == job.output_tokens:
+            self._kv -= job.to_prefill
+            self._finish(job)
+            return
+        job.last_step = self._step + job.output_tokens - generated
+        heappush(self._ends, (job.last_step, job.admission, job))
+        self._context += job.to_prefill + 1
+        self._kv += 1
+
+    def _finish(self, job: Job) -> None:
+        del self._running[job.admission]
+        job.admission = job.last_step = -1
+        job.to_prefill = 0
+        job.finished_at = self._time
+        self._events.finished.append(job)
+
+    # -- many iterations
+
+    def _stretch(self, until: float) -> bool:
+        """Run decode-only iterations that end by `until` in closed form. False: not even one could be run.
+
+        Iteration j of the stretch takes t + j*growth seconds, t and growth from the costs.
+        """
+        ends, costs = self._ends, self._at_clock
+        b, k = len(ends), self._context
+        steps = min(ends[0][0] - self._step, (self._capacity - self._kv) // b)
+        if not costs.linear[b] and not costs.is_linear(b, k, k + steps * b):
+            return False
+        first, growth = costs.t0[b] + costs.m1 * k, costs.m1 * b
+        change = self._next_change()
+        end = self._time + steps * (first + 0.5 * growth * (steps - 1))
+        if end > until:
+            steps = steps_within(first, growth, until - self._time)
+        if end > change:
+            steps = min(steps, steps_started(first, growth, change - self._time))
+        if steps == 0:
+            return False
+        pairs = 0.5 * steps * (steps - 1)
+        read = steps * k + pairs * b
+        self._time += steps * costs.t0[b] + costs.m1 * read
+        self._energy += steps * costs.e0[b] + costs.e1 * read
+        self._count_steps(steps)
+        return True
