@@ -1,0 +1,1 @@
+"""Shell: the gateway measured against its peers, one run, ratios."""
