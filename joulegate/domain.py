@@ -109,12 +109,13 @@ class LengthQuery:
     max_tokens: int | None = None  # a cap on the output, never a prediction of it
     n: int = 1
     system_hash: int = 0  # of the system prompt; 0: none
-    parent: int = 0  # of the conversation so far (session parent); 0: first turn
+    parent: int = 0  # `turn` of the request this one continues (session parent); 0: first turn
     has_tools: bool = False
     json_mode: bool = False  # response_format asks for JSON
     stop: bool = False
     text_head: str = ""  # first and last characters of the last user message
     text_tail: str = ""
+    turn: int = 0  # of the conversation with this message: what its next turn carries as `parent`
 
 
 class LengthPredictor(Protocol):

@@ -1,0 +1,169 @@
+"""Pure: what has been seen before: decayed counts and quantiles of output length by key, with back-off.
+
+A row answers "how long were the answers under this key": counts of short, medium and long answers, decayed
+so that the past fades, and two tracked quantiles of the natural log of the length. Keys form a tree (LEVELS):
+a level with few observations leans on its parent, as n / (n + strength).
+
+Rows live in one table bounded by `capacity`; the key that was learned from longest ago is dropped first.
+A child row is only made once its parent has been seen, so a key that comes once costs one or two rows.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import NamedTuple
+
+WEIGHT, SHORT, MEDIUM, LONG, LOG50, LOG90 = range(6)
+ROW_FIELDS = 6
+MIN_STEP = 0.05  # of a tracked quantile, in log tokens, once a row is old
+MASK = (1 << 60) - 1
+
+
+class Level(NamedTuple):
+    """One kind of key. `parent` is the place in the list of estimates, where 0 is the base."""
+
+    name: str
+    parent: int
+    strength: float  # how many observations the parent's word is worth
+    decay: float  # of the counts, per observation
+    eager: bool = False  # make the row at once, although the parent is new
+
+
+# What one level says: probabilities of S, M, L, then two quantiles of log tokens, then its own evidence.
+# A plain tuple: making it is a third of the cost of a prediction.
+Estimate = tuple[float, float, float, float, float, float]
+
+LEVELS = (
+    Level("model", 0, 2.0, 0.998, True),
+    Level("recent", 1, 2.0, 0.95, True),
+    Level("key", 1, 2.0, 0.99, True),
+    Level("system", 3, 2.0, 0.99),
+    Level("bucket", 4, 2.0, 0.99),
+    Level("fine", 5, 2.0, 0.98),
+    Level("exact", 6, 1.0, 0.95),
+    Level("session", 4, 2.0, 0.98),
+)
+VOICES = (2, 4, 5, 7, 8)  # places in the list of estimates that are pooled; the others speak through these
+BASE: Estimate = (0.34, 0.33, 0.33, log(150.0), log(600.0), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table as plain columns, oldest first: what is saved, sent and merged."""
+
+    keys: list[int]
+    values: list[float]  # ROW_FIELDS a key
+
+
+class KeyTable:
+    """Rows by key, at most `capacity`, least recently learned dropped first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._rows: OrderedDict[int, array[float]] = OrderedDict()
+        self.get = self._rows.get
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def learn(self, key: int, start: Estimate, size: int, log_tokens: float, decay: float) -> None:
+        """Add one observation under `key`; a new row starts at its parent's quantiles (`start`)."""
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = array("f", (0.0, 0.0, 0.0, 0.0, start[3], start[4]))
+            if len(self._rows) > self.capacity:
+                self._rows.popitem(last=False)
+        else:
+            self._rows.move_to_end(key)
+        step = max(2.0 / (row[0] + 2.0), MIN_STEP)
+        row[LOG50] += step * (0.5 if log_tokens > row[LOG50] else -0.5)
+        row[LOG90] += step * (0.9 if log_tokens > row[LOG90] else -0.1)
+        row[WEIGHT] = row[WEIGHT] * decay + 1.0
+        row[SHORT] *= decay
+        row[MEDIUM] *= decay
+        row[LONG] *= decay
+        row[SHORT + size] += 1.0
+
+    def dump(self) -> Rows:
+        return Rows(list(self._rows), [value for row in self._rows.values() for value in row])
+
+    def load(self, rows: Rows) -> None:
+        """Take these rows instead of what is there; the newest `capacity` of them."""
+        self._rows.clear()
+        first = max(0, len(rows.keys) - self.capacity)
+        for place in range(first, len(rows.keys)):
+            at = place * ROW_FIELDS
+            self._rows[rows.keys[place]] = array("f", rows.values[at : at + ROW_FIELDS])
+
+
+def merged(one: Rows, other: Rows) -> Rows:
+    """Two replicas' rows as one: counts add, quantiles are averaged by evidence. Rows only in one stay."""
+    table = {key: one.values[i * ROW_FIELDS : (i + 1) * ROW_FIELDS] for i, key in enumerate(one.keys)}
+    for i, key in enumerate(other.keys):
+        theirs = other.values[i * ROW_FIELDS : (i + 1) * ROW_FIELDS]
+        ours = table.pop(key, None)
+        table[key] = theirs if ours is None else _added(ours, theirs)
+    return Rows(list(table), [value for row in table.values() for value in row])
+
+
+def _added(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    total = ours[WEIGHT] + theirs[WEIGHT]
+    share = ours[WEIGHT] / total if total else 0.5
+    quantiles = [share * a + (1.0 - share) * b for a, b in zip(ours[LOG50:], theirs[LOG50:], strict=True)]
+    return [a + b for a, b in zip(ours[:LOG50], theirs[:LOG50], strict=True)] + quantiles
+
+
+def estimates(table: KeyTable, levels: Sequence[Level], keys: Sequence[int]) -> list[Estimate]:
+    """What each level says, the base first. Key 0 means that the request has nothing at this level."""
+    out = [BASE]
+    get = table.get
+    for (_, parent, strength, _, _), key in zip(levels, keys, strict=True):
+        up = out[parent]
+        if not key:
+            out.append(up)
+            continue
+        s, m, ell, up50, up90, evidence = up
+        row = get(key)
+        if row is None:
+            out.append((s, m, ell, up50, up90, 0.0) if evidence else up)
+            continue
+        weight, short, medium, long, log50, log90 = row
+        share = 1.0 / (weight + strength)
+        own = weight * share
+        out.append(
+            (
+                (short + strength * s) * share,
+                (medium + strength * m) * share,
+                (long + strength * ell) * share,
+                up50 + own * (log50 - up50),
+                up90 + own * (log90 - up90),
+                weight,
+            )
+        )
+    return out
+
+
+def learn(
+    table: KeyTable,
+    levels: Sequence[Level],
+    keys: Sequence[int],
+    said: Sequence[Estimate],
+    size: int,
+    log_tokens: float,
+) -> None:
+    """One completion into every level it belongs to. `said` is what `estimates` answered before."""
+    for level, key in zip(levels, keys, strict=True):
+        start = said[level.parent]
+        if key and (level.eager or start[5] > 0.0):
+            table.learn(key, start, size, log_tokens, level.decay)
+
+
+def join(*parts: int) -> int:
+    """A well mixed 60-bit key from several numbers; the same in every process, never 0."""
+    h = 0x9E3779B97F4A7C15
+    for part in parts:
+        h = ((h ^ part) * 0xBF58476D1CE4E5B9) & MASK
+        h ^= h >> 29
+    return h or 1

@@ -1,0 +1,199 @@
+"""Pure: output length of a request from what was seen before; the first predictor every gateway has.
+
+`HistoryPredictor(cuts, capacity)` satisfies `joulegate.domain.LengthPredictor` with nothing trained: it
+starts from a broad guess and learns from completions. `predictor.length_text.TextPredictor` adds text to it.
+
+A prediction pools the levels of `predictor.history` (model -> key -> system prompt -> input-length bucket ->
+session parent) by log-loss, moves q90 until a tenth of the answers exceed it (a conformal offset, per model),
+and caps everything at `max_tokens`. When a model is swapped behind its name its answers stop fitting: tests
+on the log-loss and on the log length notice, and that model's rows are left behind.
+
+Lengths are tokens of one choice: with n > 1 divide the usage by n before `observe`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import exp, log
+from zlib import crc32
+
+from joulegate.domain import Cuts, LengthPrediction, LengthQuery
+from predictor.experts import Classes, QuantilePool, learn_pool, logs, pooled
+from predictor.history import LEVELS, VOICES, Estimate, KeyTable, Level, estimates, join, learn
+from predictor.length_drift import Drift
+from predictor.length_survival import remaining
+
+CAPACITY = 200_000  # rows of about 260 bytes
+MODELS = 256  # models with a pool of their own; more are forgotten, least recently learned first
+TURNS = 20_000  # conversations whose last answer is remembered
+TARGET_OVER = 0.1  # share of answers that may exceed q90
+OFFSET_STEP = 0.1  # of the conformal offset, in log tokens
+START_WEIGHT = 1.4  # sum of the pool's weights before anything is learned
+EVIDENCE = (0.5, 1.5, 2.5)  # borders of "how often was this exact key seen" for the choice of weights
+
+
+@dataclass(slots=True)
+class ModelState:
+    """What is learned about one model besides its rows."""
+
+    root: int  # every key of this model is made from it
+    pools: list[list[float]]  # class weights, by evidence
+    bias: list[float]
+    median: QuantilePool
+    high: QuantilePool
+    drift: Drift = field(default_factory=Drift)
+    swaps: int = 0  # how often another model was noticed behind the name
+    offset: float = 0.0  # added to log q90
+
+
+class HistoryPredictor:
+    """Learns output lengths by model, key, system prompt, input length and conversation. No text."""
+
+    levels: Sequence[Level] = LEVELS
+    voices: Sequence[int] = VOICES
+
+    def __init__(self, cuts: Cuts, capacity: int = CAPACITY) -> None:
+        self.cuts = cuts
+        self.table = KeyTable(capacity)
+        self.models: OrderedDict[str, ModelState] = OrderedDict()
+        self.turns: OrderedDict[int, int] = OrderedDict()  # turn -> half-octave of its answer
+
+    def predict(self, query: LengthQuery) -> LengthPrediction:
+        state = self.state_of(query.model)
+        return self.answer(query, state, self.say(query, state))
+
+    def remaining(self, query: LengthQuery, prediction: LengthPrediction, generated: int) -> LengthPrediction:
+        """The same prediction once `generated` tokens are out: tokens still to come."""
+        return remaining(self.cuts, prediction, generated, query.max_tokens)
+
+    def observe(self, query: LengthQuery, prediction: LengthPrediction, output_tokens: int) -> None:
+        """Learn from one completed choice. One cut off by `max_tokens` teaches only "at least so long"."""
+        state = self.state_of(query.model)
+        self.models.move_to_end(query.model)
+        said = self.say(query, state)
+        tokens = self._uncensored(query, state, said, output_tokens)
+        size, log_tokens = int(self.cuts.output_size(tokens)), log(tokens + 1.0)
+        self.learn_said(query, state, said, size, log_tokens)
+        self._remember_turn(query, log_tokens)
+
+    def say(self, query: LengthQuery, state: ModelState) -> list[Estimate]:
+        """Every expert's opinion; the base first."""
+        return estimates(self.table, self.levels, self.keys(query, state))
+
+    def learn_said(
+        self, query: LengthQuery, state: ModelState, said: list[Estimate], size: int, log_tokens: float
+    ) -> None:
+        voices = [said[place] for place in self.voices]
+        classes = logs(voices)
+        loss = learn_pool(state.pools[evidence(said)], state.bias, classes, size)
+        middle, high = [e[3] for e in voices], [e[4] for e in voices]
+        miss = log_tokens - state.median.mean(middle)
+        over = log_tokens > state.high.mean(high) + state.offset
+        state.offset += OFFSET_STEP * (over - TARGET_OVER)
+        state.median.learn(middle, log_tokens)
+        state.high.learn(high, log_tokens)
+        learn(self.table, self.levels, self.keys(query, state), said, size, log_tokens)
+        if state.drift.changed(loss, miss):
+            self.forget(state)
+
+    def forget(self, state: ModelState) -> None:
+        """The model behind the name was swapped: its rows are left to the LRU, its pool is kept."""
+        state.root = join(state.root, 1)
+        state.swaps += 1
+        state.offset = 0.0
+        state.drift = Drift()
+
+    def state_of(self, model: str) -> ModelState:
+        state = self.models.get(model)
+        if state is None:
+            state = self.models[model] = self.fresh(model)
+            if len(self.models) > MODELS:
+                self.models.popitem(last=False)
+        return state
+
+    def fresh(self, model: str) -> ModelState:
+        """What is believed about a model never seen."""
+        experts = len(self.voices)
+        return ModelState(
+            join(crc32(model.encode())),
+            [[START_WEIGHT / experts] * experts for _ in range(len(EVIDENCE) + 1)],
+            [0.0, 0.0, 0.0],
+            QuantilePool(experts, 0.5),
+            QuantilePool(experts, 0.9),
+        )
+
+    def keys(self, query: LengthQuery, state: ModelState) -> list[int]:
+        """A key for each of LEVELS; 0 where the request has nothing to say.
+
+        Under one owner a key is the owner (well mixed) xor its level and a value below 2^44.
+        """
+        model = state.root
+        key = join(model, crc32(query.key.encode())) if query.key else 0
+        system = join(key or model, query.system_hash) if query.system_hash else 0
+        who = system or key or model
+        octaves = log(query.input_tokens + 1.0) * 1.4426950408889634
+        turn = self.turns.get(query.parent) if query.parent else None
+        return [
+            model,
+            model ^ 1,
+            key,
+            system,
+            who ^ (4 << 44 | int(octaves * 4.0)),
+            who ^ (5 << 44 | int(octaves * 12.0)),
+            who ^ (6 << 44 | query.input_tokens),
+            who ^ (7 << 44 | turn) if turn is not None else 0,
+        ]
+
+    def answer(self, query: LengthQuery, state: ModelState, said: list[Estimate]) -> LengthPrediction:
+        voices = [said[place] for place in self.voices]
+        classes = pooled(state.pools[evidence(said)], state.bias, logs(voices))
+        q50 = exp(state.median.mean([e[3] for e in voices])) - 1.0
+        q90 = exp(state.high.mean([e[4] for e in voices]) + state.offset) - 1.0
+        free = LengthPrediction(max(1.0, q50), max(1.0, q50, q90), classes)
+        return capped(self.cuts, free, query.max_tokens)
+
+    def _uncensored(
+        self, query: LengthQuery, state: ModelState, said: list[Estimate], output_tokens: int
+    ) -> float:
+        if query.max_tokens is None or output_tokens < query.max_tokens:
+            return float(output_tokens)
+        return max(
+            float(output_tokens), exp(state.median.mean([said[place][3] for place in self.voices])) - 1.0
+        )
+
+    def _remember_turn(self, query: LengthQuery, log_tokens: float) -> None:
+        turn = query.turn or query.parent
+        if not turn:
+            return
+        self.turns[turn] = int(log_tokens * 2.885)
+        self.turns.move_to_end(turn)
+        if len(self.turns) > TURNS:
+            self.turns.popitem(last=False)
+
+
+def evidence(said: Sequence[Estimate]) -> int:
+    """Which set of weights: by how often the finest input-length key was seen."""
+    weight = said[7][5]
+    return sum(weight > border for border in EVIDENCE)
+
+
+def capped(cuts: Cuts, prediction: LengthPrediction, cap: int | None) -> LengthPrediction:
+    """`max_tokens` is a bound: no quantile beyond it, no probability above its class."""
+    if cap is None:
+        return prediction
+    short, medium, long = prediction.classes
+    if cap < cuts.output[0]:
+        classes: Classes = (1.0, 0.0, 0.0)
+    elif cap < cuts.output[1]:
+        classes = (short, medium + long, 0.0)
+    else:
+        classes = (short, medium, long)
+    bound = float(max(cap, 1))
+    return LengthPrediction(min(prediction.q50, bound), min(prediction.q90, bound), classes)
+
+
+def chosen_size(prediction: LengthPrediction, under_cost: float) -> int:
+    """The class of least expected cost: `under_cost` per step too low, 1 per step too high (papers §1.6)."""
+    short, medium, long = prediction.classes
+    costs = (under_cost * (medium + 2.0 * long), short + under_cost * long, 2.0 * short + medium)
+    return costs.index(min(costs))
