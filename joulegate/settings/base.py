@@ -38,6 +38,9 @@ class File(Section):
     )
 
 
+PARTIAL = "partial"  # in a field's metadata: what its section leaves out is taken from another section
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Validation context: where relative paths start, and how to look whether a file is there."""

@@ -1,112 +1,19 @@
 """Pure: gateway.yaml. Every setting of the gateway once, with its unit in its name and its default here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
 from joulegate.domain import Cuts, Objectives, RequestType, Size
-from joulegate.settings.base import Fault, File, InputFile, LocalPath, Route, Section, one_of
+from joulegate.settings.base import PARTIAL, Fault, File, InputFile, LocalPath, Route, Section, one_of
+from joulegate.settings.fields import AgentUrl, Count, HttpUrl, Label, Name, Percent, Positive, repeated
+from joulegate.settings.front import Auth, Edge, Listen, Log
 from joulegate.settings.nearest import did_you_mean
 from joulegate.units import Seconds
 
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:@/-]+$")]
-Label = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9_.-]+$")]
-Positive = Annotated[float, Field(gt=0)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Count = Annotated[int, Field(ge=1)]
 TypeName = Literal["SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL"]
 ALL_TYPES: tuple[TypeName, ...] = ("SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL")
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-
-
-def _http_url(url: str) -> str:
-    parts = _parts(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"expected http://host:port or https://host:port, found {url!r}")
-    if parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError(f"expected an address without a path: {parts.scheme}://{parts.netloc}")
-    return url.rstrip("/")
-
-
-def _agent_url(url: str) -> str:
-    if url.startswith("unix:"):
-        if not url.removeprefix("unix:").startswith("/"):
-            raise ValueError("expected unix: and an absolute path, as unix:/run/joulegate/agent.sock")
-        return url
-    return _http_url(url)
-
-
-def _parts(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises when it is not a number below 65536
-    except ValueError as error:
-        raise ValueError(f"not a URL: {error}") from error
-    return parts
-
-
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-AgentUrl = Annotated[str, AfterValidator(_agent_url)]
-
-
-class Tls(Section):
-    cert_file: InputFile
-    key_file: InputFile
-
-
-class Listen(Section):
-    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
-    port: int = Field(default=8080, ge=0, le=65535, description="TCP port; 0 takes a free one.")
-    tls: Tls | None = None
-
-
-class ApiKey(Section):
-    """One client. `rpm`, `tpm` and `concurrency` are limits; null is no limit."""
-
-    name: Label
-    key: SecretStr | None = None
-    key_file: InputFile | None = None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        default=None, description="Hex digest of the key, so that the file holds no secret."
-    )
-    models: tuple[Name, ...] = Field(default=(), description="Models the key may use; none listed: all.")
-    min_ttft_ms: float = Field(default=0.0, ge=0, description="Tightest x-slo-ttft-ms the key may ask for.")
-    min_tpot_ms: float = Field(default=0.0, ge=0, description="Tightest x-slo-tpot-ms the key may ask for.")
-    rpm: Count | None = Field(default=None, description="Requests a minute.")
-    tpm: Count | None = Field(default=None, description="Tokens a minute, input and output.")
-    concurrency: Count | None = Field(default=None, description="Requests at a time.")
-
-    def faults(self) -> Iterator[Fault]:
-        given = [k for k in ("key", "key_file", "sha256") if getattr(self, k) is not None]
-        if len(given) != 1:
-            found = f"{' and '.join(given)} are given" if given else "none is given"
-            yield Fault((given[-1],) if given else (), f"a key needs one of key, key_file, sha256; {found}")
-
-
-class Auth(Section):
-    keys: tuple[ApiKey, ...] = Field(default=(), description="Who may call; none listed: everybody.")
-    admin_key: SecretStr | None = Field(default=None, description="Opens /admin to other machines.")
-    admin_key_file: InputFile | None = None
-
-    def faults(self) -> Iterator[Fault]:
-        yield from one_of(self, "admin_key", "admin_key_file")
-        yield from _repeated("API key", ((("keys", i, "name"), k.name) for i, k in enumerate(self.keys)))
-
-
-class Edge(Section):
-    """What a client may send, and how long it may take."""
-
-    body_mib: Positive = Field(default=64, description="Largest request body.")
-    header_kib: Positive = Field(default=64, description="All request headers together.")
-    header_count: Count = 200
-    idle_s: Positive = Field(default=65, description="A kept connection without a request.")
-    header_s: Positive = Field(
-        default=10, description="From the first byte of a request to the end of its headers."
-    )
-    body_s: Positive = Field(default=30, description="Without a byte of a body that is announced.")
-    reader_s: Positive = Field(default=60, description="A client that takes no byte of its response.")
 
 
 def _ascending(cuts: tuple[int, int]) -> tuple[int, int]:
@@ -218,7 +125,7 @@ class Pool(Section):
     types: tuple[TypeName, ...] = Field(
         default=ALL_TYPES, min_length=1, description="Input size, then output size; default: all nine."
     )
-    objectives: ObjectiveSettings = Field(
+    objectives: Annotated[ObjectiveSettings, PARTIAL] = Field(
         default=ObjectiveSettings(), description="Only what differs from the gateway's objectives."
     )
     mode: Literal["observe", "advise", "static", "enforce"] = "advise"
@@ -256,7 +163,7 @@ class Model(Section):
     pools: tuple[Pool, ...] = Field(min_length=1)
 
     def faults(self) -> Iterator[Fault]:
-        yield from _repeated("pool", ((("pools", i, "name"), p.name) for i, p in enumerate(self.pools)))
+        yield from repeated("pool", ((("pools", i, "name"), p.name) for i, p in enumerate(self.pools)))
         owners: dict[str, str] = {}
         for index, pool in enumerate(self.pools):
             for position, name in enumerate(pool.types):
@@ -333,11 +240,6 @@ class Store(Section):
     redis_url: SecretStr | None = Field(default=None, description="Only for several replicas; null: memory.")
 
 
-class Log(Section):
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["json", "text"] = "json"
-
-
 class Gateway(File):
     kind: Literal["gateway"] = "gateway"
     name: Name | None = Field(
@@ -373,10 +275,10 @@ class Gateway(File):
                     yield ("models", m, "pools", p, "instances", i), instance
 
     def faults(self) -> Iterator[Fault]:
-        yield from _repeated("model", self._model_names())
-        yield from _repeated("agent", ((("agents", i, "name"), a.name) for i, a in enumerate(self.agents)))
-        yield from _repeated("instance", (((*at, "name"), found.name) for at, found in self.instances()))
-        yield from _repeated(
+        yield from repeated("model", self._model_names())
+        yield from repeated("agent", ((("agents", i, "name"), a.name) for i, a in enumerate(self.agents)))
+        yield from repeated("instance", (((*at, "name"), found.name) for at, found in self.instances()))
+        yield from repeated(
             "GPU",
             (((*at, "gpus", i), gpu) for at, found in self.instances() for i, gpu in enumerate(found.gpus)),
         )
@@ -398,11 +300,3 @@ def _overlaid(base: ObjectiveSettings, over: ObjectiveSettings) -> ObjectiveSett
         ttft = {name: getattr(over.ttft_ms, name) for name in over.ttft_ms.model_fields_set}
         changed["ttft_ms"] = base.ttft_ms.model_copy(update=ttft)
     return base.model_copy(update=changed)
-
-
-def _repeated(what: str, names: Iterable[tuple[Route, str]]) -> Iterator[Fault]:
-    seen: set[str] = set()
-    for path, name in names:
-        if name in seen:
-            yield Fault(path, f"{what} {name!r} is there twice", f"each {what} can be listed once")
-        seen.add(name)

@@ -190,8 +190,9 @@ class _Reader:
         def replace(match: re.Match[str]) -> str:
             if match[1]:
                 return "$"
-            used.append(match[2])
-            value = self._environment.get(match[2]) or match[3]  # as in a shell: ':-' covers empty too
+            found = self._environment.get(match[2])
+            used.append(match[2] if found else f"{match[2]} (not set)")
+            value = found or match[3]  # as in a shell: ':-' covers empty too
             if value is None:
                 message = f"the environment variable {match[2]} is not set, or is empty"
                 self._report(node, path, message, f"set it, or give a default: ${{{match[2]}:-value}}")
