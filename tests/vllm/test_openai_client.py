@@ -1,0 +1,144 @@
+"""An unmodified OpenAI client sees the same through the gateway as it sees directly."""
+
+from collections.abc import Callable
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionStreamOptionsParam
+
+from tests.vllm.servers import MODEL
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+MESSAGES: list[ChatCompletionMessageParam] = [
+    {"role": "system", "content": "You are brief."},
+    {"role": "user", "content": "Name three colours."},
+]
+OWN_EVERY_TIME = {"id": None, "created": None}
+
+
+def chat(client: openai.OpenAI) -> dict[str, object]:
+    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=24, temperature=0)
+    assert answer.usage is not None
+    return answer.model_dump() | OWN_EVERY_TIME
+
+
+def completion(client: openai.OpenAI) -> dict[str, object]:
+    answer = client.completions.create(model=MODEL, prompt="def main():", max_tokens=24, temperature=0)
+    return answer.model_dump() | OWN_EVERY_TIME
+
+
+def logprobs(client: openai.OpenAI) -> dict[str, object]:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=4, temperature=0, logprobs=True, top_logprobs=2
+    )
+    return answer.model_dump() | OWN_EVERY_TIME
+
+
+def several(client: openai.OpenAI) -> dict[str, object]:
+    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=4, n=2, seed=7)
+    assert len(answer.choices) == 2
+    return answer.model_dump() | OWN_EVERY_TIME
+
+
+def token_ids(client: openai.OpenAI) -> dict[str, object]:
+    prompt = [10, 20, 30, 40]
+    answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=4, temperature=0)
+    return answer.model_dump() | OWN_EVERY_TIME
+
+
+@pytest.mark.parametrize("ask", [chat, completion, logprobs, several, token_ids])
+def test_an_answer_is_the_same_as_direct(
+    ask: Callable[[openai.OpenAI], object], client: openai.OpenAI, direct: openai.OpenAI
+) -> None:
+    assert ask(client) == ask(direct)
+
+
+def chunks(client: openai.OpenAI, *, usage: bool) -> list[dict[str, object]]:
+    options: ChatCompletionStreamOptionsParam | openai.Omit = (
+        {"include_usage": True} if usage else openai.omit
+    )
+    with client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=24, temperature=0, stream=True, stream_options=options
+    ) as stream:
+        return [chunk.model_dump() | OWN_EVERY_TIME for chunk in stream]
+
+
+def test_a_stream_with_usage_is_the_same_as_direct(client: openai.OpenAI, direct: openai.OpenAI) -> None:
+    seen = chunks(client, usage=True)
+    assert seen == chunks(direct, usage=True)
+    assert seen[-1]["usage"]
+
+
+def test_a_stream_without_usage_has_no_usage_chunk(client: openai.OpenAI, direct: openai.OpenAI) -> None:
+    """vLLM puts the fingerprint into the usage chunk that the gateway asks for and takes out again."""
+
+    def bare(stream: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [chunk | {"system_fingerprint": None} for chunk in stream]
+
+    assert bare(chunks(client, usage=False)) == bare(chunks(direct, usage=False))
+
+
+def test_a_streamed_completion_is_the_same_as_direct(client: openai.OpenAI, direct: openai.OpenAI) -> None:
+    def texts(asked: openai.OpenAI) -> list[str]:
+        with asked.completions.create(
+            model=MODEL, prompt="import os", max_tokens=16, temperature=0, stream=True
+        ) as stream:
+            return [choice.text for chunk in stream for choice in chunk.choices]
+
+    assert texts(client) == texts(direct)
+
+
+def too_long(client: openai.OpenAI) -> object:
+    return client.completions.create(model=MODEL, prompt="word " * 5000, max_tokens=4)
+
+
+def too_hot(client: openai.OpenAI) -> object:
+    return client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=9)
+
+
+def no_messages(client: openai.OpenAI) -> object:
+    return client.chat.completions.create(model=MODEL, messages=[])
+
+
+def usage_of_no_stream(client: openai.OpenAI) -> object:
+    return client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, stream_options={"include_usage": True}
+    )
+
+
+@pytest.mark.parametrize("ask", [too_long, too_hot, no_messages, usage_of_no_stream])
+def test_what_vllm_refuses_is_refused_in_its_words(
+    ask: Callable[[openai.OpenAI], object], client: openai.OpenAI, direct: openai.OpenAI
+) -> None:
+    with pytest.raises(openai.BadRequestError) as through:
+        ask(client)
+    with pytest.raises(openai.BadRequestError) as plain:
+        ask(direct)
+    assert through.value.body == plain.value.body
+
+
+def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="nobody", messages=MESSAGES)
+
+
+def test_a_wrong_key_is_refused(client: openai.OpenAI) -> None:
+    stranger = client.with_options(api_key="sk-wrong")
+    with pytest.raises(openai.AuthenticationError):
+        stranger.chat.completions.create(model=MODEL, messages=MESSAGES)
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_responses_pass_through(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model=MODEL, input="Hello", max_output_tokens=8)
+    assert answer.usage is not None
+    assert answer.usage.output_tokens == 8
+
+
+def test_what_vllm_does_not_have_is_its_own_404(client: openai.OpenAI, direct: openai.OpenAI) -> None:
+    for asked in (client, direct):
+        with pytest.raises(openai.NotFoundError):
+            asked.embeddings.create(model=MODEL, input="hello")
