@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from joulegate.domain import Batch
 from joulegate.units import MegaHertz, Seconds, Watts
-from predictor.online_drift import Drift, DriftDetector, DriftSettings, RefitReason, refit_reason
 from predictor.online import CorrectedModel, Correction, CorrectionSettings
+from predictor.online_drift import Drift, DriftDetector, DriftSettings, RefitReason, refit_reason
 
 CLOCKS = tuple(MegaHertz(f) for f in range(705, 1411, 15))
 SETTINGS = CorrectionSettings()
