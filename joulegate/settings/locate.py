@@ -113,6 +113,10 @@ def _syntax_problem(error: MarkedYAMLError) -> Problem:
     return Problem(place, (), f"not YAML: {what}", help_text)
 
 
+def _merges(key: Node) -> bool:
+    return bool(key.tag == _TAG + "merge")
+
+
 class _Reader:
     """One walk over the node graph."""
 
@@ -149,7 +153,7 @@ class _Reader:
         own: dict[str, Node] = {}
         merged: dict[str, Node] = {}
         for key, value in node.value:
-            if key.tag == _TAG + "merge":
+            if _merges(key):
                 for name, inner in self._merged(value, path):
                     merged.setdefault(name, inner)
                 continue
@@ -167,11 +171,20 @@ class _Reader:
         return [*own.items(), *((name, value) for name, value in merged.items() if name not in own)]
 
     def _merged(self, node: Node, path: Route) -> Iterator[tuple[str, Node]]:
+        """What `<<` brings in; of two entries of one name the first counts."""
         for source in node.value if isinstance(node, SequenceNode) else [node]:
-            if isinstance(source, MappingNode):
-                yield from ((key.value, value) for key, value in source.value if isinstance(key, ScalarNode))
-            else:
+            if not isinstance(source, MappingNode):
                 self._report(source, path, "'<<' merges a mapping or a list of mappings")
+            elif id(source) in self._open:
+                self._report(source, path, "an alias makes this endless")
+            else:
+                self._open.add(id(source))
+                yield from (
+                    (k.value, v) for k, v in source.value if isinstance(k, ScalarNode) and not _merges(k)
+                )
+                for _, deeper in filter(lambda entry: _merges(entry[0]), source.value):
+                    yield from self._merged(deeper, path)
+                self._open.discard(id(source))
 
     def _scalar(self, node: ScalarNode, path: Route) -> object:
         if node.tag in _CONSTRUCTED:

@@ -148,6 +148,8 @@ def test_the_version_is_asked_for(tmp_path: Path) -> None:
         pytest.param("a: \x01\n", "sample.yaml:1:1: ", id="control character"),
         pytest.param("a: !!python/name:os.system x\n", "is not accepted here", id="tag"),
         pytest.param("a: &x [*x]\n", "endless", id="alias to itself"),
+        pytest.param("a: &x {<<: *x}\n", "endless", id="merge of itself"),
+        pytest.param("<<: 3\n", "'<<' merges a mapping", id="merge of a number"),
         pytest.param("? [a]\n: 1\n", "a key must be plain text", id="list as key"),
     ],
 )
@@ -168,10 +170,17 @@ def test_merge_keys_and_aliases_read_as_yaml_users_expect(tmp_path: Path) -> Non
         version: 1
         pools:
           - &base {name: a, mode: observe, objectives: {tpot_ms: 1}}
-          - {<<: *base, name: b}
+          - &more {<<: *base, name: b}
+          - {<<: *more, mode: enforce}
+          - {<<: [{mode: advise}, *more], name: c}
         """,
     )
-    assert [(pool.name, pool.mode) for pool in settings.pools] == [("a", "observe"), ("b", "observe")]
+    assert [(pool.name, pool.mode) for pool in settings.pools] == [
+        ("a", "observe"),
+        ("b", "observe"),
+        ("b", "enforce"),
+        ("c", "advise"),
+    ]
 
 
 def test_environment_variables_are_expanded_in_values(
