@@ -18,6 +18,7 @@ MAX_GPUS = 64
 Uuid = Annotated[str, Field(min_length=1, max_length=96, pattern=r"^[A-Za-z0-9_.:/-]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:@/-]+$")]
 Mhz = Annotated[int, Field(ge=1, le=10_000)]
+Group = Annotated[tuple[Uuid, ...], Field(min_length=1, max_length=MAX_GPUS)]
 
 
 class Message(BaseModel):
@@ -27,7 +28,8 @@ class Message(BaseModel):
 class SyncRequest(Message):
     """Renew (or ask for) the lease and set a clock ceiling per GPU; null takes the ceiling away.
 
-    GPUs left out keep what they have, for as long as the lease lives.
+    GPUs left out keep what they have, for as long as the lease lives. GPUs of one group are lowered together
+    or not at all; without groups, the GPUs of the request are one group.
     """
 
     version: Literal[1] = VERSION
@@ -35,6 +37,7 @@ class SyncRequest(Message):
     lease: Annotated[int, Field(ge=0)] | None = None  # token of the lease held; null: ask for one
     ttl_s: Annotated[float, Field(ge=1.0, le=30.0)] = 2.0
     targets: Annotated[dict[Uuid, Mhz | None], Field(max_length=MAX_GPUS)] = Field(default_factory=dict)
+    groups: Annotated[tuple[Group, ...], Field(max_length=MAX_GPUS)] = ()  # tensor-parallel instances
     reason: Annotated[str, Field(max_length=200)] = ""
 
 

@@ -1,0 +1,215 @@
+"""Shell: the agent as a process: built from agent.yaml, served, and taken down with clocks restored."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from gpu_agent.access import Client, Known
+from gpu_agent.deadman import Deadman
+from gpu_agent.drivers import driver_for, managed
+from gpu_agent.http_api import Api
+from gpu_agent.metrics import exposition
+from gpu_agent.node import Grace, Node
+from gpu_agent.state_file import Claim, StateFile
+from gpu_agent.watchdog_link import WatchdogLink
+from joulegate.errors import UserError
+from joulegate.settings.agent import AgentSettings, Listen
+from joulegate.settings.load import read_secret
+from joulegate.units import Seconds
+
+log = logging.getLogger(__name__)
+COMPANION = 10.0  # seconds our own watchdog gets to come up
+TIDY = 0.5  # seconds between two rounds of housekeeping
+
+
+@dataclass(slots=True)
+class Companion:
+    """A watchdog this agent has started itself; None when somebody else starts one."""
+
+    settings_file: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def ensure(self) -> None:
+        """Start it if it does not run. It outlives us, frees the GPUs if it must, and then leaves."""
+        if self.process is None or self.process.poll() is not None:
+            command = [sys.executable, "-m", "joulegate", "watchdog", "-c", str(self.settings_file)]
+            self.process = subprocess.Popen([*command, "--exit-with-agent"], start_new_session=True)
+
+    def leave(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5.0)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: clocks come first when we are told to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(settings: AgentSettings, companion: Companion | None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises UserError."""
+    claim = Claim(settings.state_dir) if settings.allow_writes else None
+    try:
+        asyncio.run(_serve(build(settings), settings, companion))
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def build(settings: AgentSettings) -> Node:
+    driver = driver_for(settings)
+    watchdog = settings.watchdog
+    return Node(
+        driver,
+        managed(settings, driver),
+        WatchdogLink(watchdog.socket, Seconds(watchdog.ack_ms / 1000.0)),
+        StateFile(settings.state_dir) if settings.allow_writes else None,
+        Grace(Seconds(settings.restore_jitter_ms / 1000.0), Seconds(watchdog.grace_ms / 1000.0)),
+        random.SystemRandom().random,
+    )
+
+
+async def _serve(node: Node, settings: AgentSettings, companion: Companion | None) -> None:
+    deadman = Deadman(node)
+    sockets = [_listener(settings.listen)]
+    name = settings.node or socket.gethostname()
+    api = Api(node, name, _known(settings.listen), lambda: exposition(node))
+    server = _Server(_config(api, settings.listen))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await asyncio.to_thread(_start, node, companion)
+        deadman.start()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_housekeeping(node, companion, stop))
+            tasks.create_task(_until(stop, node, api, server))
+            log.info("agent ready", extra={"node": name, "address": _address(sockets[0])} | _summary(node))
+            await server.serve(sockets)
+            stop.set()
+    finally:
+        node.shut("the agent stops")
+        if deadman.is_alive():
+            deadman.stop()
+        if companion is not None:
+            companion.leave()
+
+
+def _start(node: Node, companion: Companion | None) -> None:
+    node.recover()
+    if companion is None:
+        node.tidy()
+        return
+    companion.ensure()
+    patience = time.monotonic() + COMPANION
+    while not node.guarded() and time.monotonic() < patience:
+        time.sleep(0.05)
+
+
+async def _until(stop: asyncio.Event, node: Node, api: Api, server: uvicorn.Server) -> None:
+    """Told to stop: clocks first, then the clients."""
+    await stop.wait()
+    await asyncio.to_thread(node.shut, "the agent stops")
+    api.closing.set()
+    server.should_exit = True
+
+
+async def _housekeeping(node: Node, companion: Companion | None, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        if companion is not None:
+            companion.ensure()
+        await asyncio.to_thread(node.tidy)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), TIDY)
+
+
+def _summary(node: Node) -> dict[str, object]:
+    gpus = node.infos()
+    watched = {gpu.uuid: gpu.why_not_writable for gpu in gpus if not gpu.writable}
+    return {"gpus": len(gpus), "restarts": node.restarts, "watched_only": watched}
+
+
+def _known(listen: Listen) -> Sequence[Known]:
+    known = []
+    for token in listen.tokens:
+        secret = read_secret(token.token, token.token_file)
+        assert secret is not None  # the settings refuse a token without one
+        client = Client(token.name, frozenset(token.scopes), frozenset(token.gpus))
+        known.append(Known(client, secret.encode()))
+    return known
+
+
+def _config(api: Api, listen: Listen) -> uvicorn.Config:
+    tls = listen.tls
+    return uvicorn.Config(
+        api,
+        loop="asyncio",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=64,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=str(tls.cert_file) if tls else None,
+        ssl_keyfile=str(tls.key_file) if tls else None,
+        ssl_ca_certs=str(tls.client_ca_file) if tls and tls.client_ca_file else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca_file else ssl.CERT_NONE,
+    )
+
+
+def _listener(listen: Listen) -> socket.socket:
+    """Raises UserError."""
+    try:
+        if listen.unix is not None:
+            return _unix(listen.unix, int(listen.unix_mode, 8), listen.unix_group)
+        assert listen.host is not None  # the settings want one of the two
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        fresh = socket.socket(family, socket.SOCK_STREAM)
+        fresh.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        fresh.bind((listen.host, listen.port))
+        return fresh
+    except (OSError, LookupError) as error:
+        where = listen.unix or f"{listen.host}:{listen.port}"
+        raise UserError(f"cannot listen on {where}: {error}", "set 'listen'") from error
+
+
+def _unix(path: Path, mode: int, group: str | None) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_socket():
+        path.unlink()  # ours: the claim on state_dir says that no other agent runs
+    fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        fresh.bind(str(path))
+    finally:
+        os.umask(mask)
+    if group is not None:
+        shutil.chown(path, group=group)
+    path.chmod(mode)
+    return fresh
+
+
+def _address(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return f"unix:{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"

@@ -1,0 +1,245 @@
+"""Shell: one GPU under management: its plan, its guard, its meter, and every write to it."""
+
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from gpu_agent import ceilings, energy, guard, site_state
+from gpu_agent.ceilings import Ceiling, Limits, Plan, level
+from gpu_agent.device import Broken, Denied, DeviceError, Driver, Inventory, Reading, Unsupported
+from gpu_agent.guard import Event, Guard, State
+from gpu_agent.processes import foreign
+from joulegate.units import MegaHertz, Seconds
+from joulegate.wire import GpuInfo, GpuState
+
+log = logging.getLogger(__name__)
+audit = logging.getLogger("joulegate.audit")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What agent.yaml says about every GPU alike."""
+
+    allow_writes: bool
+    tolerance: MegaHertz
+    settle: Seconds
+    pause: Seconds
+    own_processes: Collection[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """For the audit line of a change: who wanted it, and why."""
+
+    who: str
+    why: str
+
+
+class ManagedGpu:
+    """`apply` and `fail_up` are the only ways to a write. Used under the node's lock."""
+
+    def __init__(self, driver: Driver, info: Inventory, limits: Limits, policy: Policy) -> None:
+        self.info = info
+        self.uuid = info.uuid
+        self.limits = limits
+        self.plan = Plan(applied=limits.site_lock)
+        self.guard = Guard()
+        self.fault: str | None = None  # of the last read or write
+        self.hindrance = ""  # why the node does not lower it although asked
+        self.changes = {"up": 0, "down": 0}
+        self.write_seconds: Seconds | None = None  # how long the last write took
+        self._driver = driver
+        self._policy = policy
+        self._meter = energy.Meter()
+        self._reading: Reading | None = None
+        self._obstacle = info.obstacle
+        self._foreign: str | None = None
+
+    @property
+    def why_not_writable(self) -> str | None:
+        if not self._policy.allow_writes:
+            return "allow_writes is false: this agent only watches"
+        return self._obstacle or self._foreign
+
+    @property
+    def accepts(self) -> bool:
+        """Whether a ceiling may be asked of it now."""
+        return self.why_not_writable is None and self.guard.accepts and not self.plan.unsure
+
+    @property
+    def held(self) -> bool:
+        """Whether a ceiling other than the site's own may stand."""
+        return self.plan.unsure or self.plan.applied != self.limits.site_lock
+
+    def aim(self, target: Ceiling) -> None:
+        self.plan = replace(self.plan, target=target)
+
+    def boost(self, floor: MegaHertz, until: Seconds, now: Seconds) -> None:
+        self.plan = ceilings.boosted(self.plan, floor, until, now)
+
+    def due(self, now: Seconds) -> tuple[Ceiling] | None:
+        """The ceiling to write now, if any."""
+        return ceilings.due(self.plan, self.limits, now, self.guard.may_lower)
+
+    def waits(self, now: Seconds) -> bool:
+        """Whether it wants to go down and may not yet."""
+        wanted = ceilings.wanted(self.plan, self.limits, now)
+        return level(wanted) < level(self.plan.applied) and self.due(now) is None
+
+    def apply(self, ceiling: Ceiling, cause: Cause) -> bool:
+        """Write it. False when that failed: then the GPU has failed up as far as it could."""
+        before = self.plan.applied
+        try:
+            self._write(ceiling)
+        except DeviceError as error:
+            self._refused(error)
+            if self.held or not isinstance(error, Denied | Unsupported):  # a refusal has changed nothing
+                self.fail_up(Cause("agent", f"write failed: {error}"))
+            return False
+        self.changes["up" if level(ceiling) > level(before) else "down"] += 1
+        self._audit(before, ceiling, cause)
+        return True
+
+    def fail_up(self, cause: Cause) -> None:
+        """Give up every target and go back to the site's state; where that fails the GPU is `unsure`."""
+        before, was_held = self.plan.applied, self.held
+        self.plan = ceilings.failed(self.plan)
+        self._restore(before, was_held, cause)
+
+    def release_target(self, cause: Cause) -> None:
+        """The lease is over: back to the site's state, if it is not there already."""
+        before, was_held = self.plan.applied, self.held
+        self.plan = replace(self.plan, target=None, boosts=())
+        if was_held:
+            self._restore(before, was_held, cause)
+
+    def note(self, event: Event, why: str = "") -> None:
+        """Step the guard."""
+        before = self.guard.state
+        self.guard = guard.step(self.guard, event, _now(), why)
+        if self.guard.state is not before:
+            log.warning(
+                "guard",
+                extra={"gpu": self.uuid, "from": before.value, "to": self.guard.state.value, "why": why},
+            )
+
+    def observe(self) -> None:
+        """Read it once, count its energy, and judge whether it obeys. Raises Broken, nothing else."""
+        if self.guard.state is State.RELEASED:
+            return
+        try:
+            reading = self._driver.read(self.uuid)
+        except Broken:
+            raise
+        except DeviceError as error:
+            self.fault = str(error)
+            return
+        now = _now()
+        self.fault, self._reading = None, reading
+        self._meter = energy.read(self._meter, reading, now)
+        self._foreign = foreign(reading.processes, self._policy.own_processes)
+        if self._foreign and self.held:
+            self.fail_up(Cause("agent", self._foreign))
+        self._judge(reading, now)
+
+    def state(self) -> GpuState:
+        """For the wire. While `fault` is set, the figures are the last ones read, or zeros."""
+        reading, meter = self._reading, self._meter
+        return GpuState(
+            uuid=self.uuid,
+            index=self.info.index,
+            name=self.info.name,
+            clock_mhz=reading.clock if reading else 0,
+            ceiling_mhz=self.plan.applied,
+            power_w=float(reading.watts) if reading else 0.0,
+            energy_j=float(meter.total),
+            energy_source=meter.source,
+            temperature_c=reading.celsius if reading else 0.0,
+            reasons=reading.reasons if reading else (),
+            processes=reading.processes if reading else (),
+            fault=self._complaint(),
+            observed_at_s=float(meter.at or 0.0),
+        )
+
+    def wire_info(self) -> GpuInfo:
+        why = self.why_not_writable
+        return GpuInfo(
+            uuid=self.uuid,
+            index=self.info.index,
+            name=self.info.name,
+            pci=self.info.pci,
+            clocks_mhz=tuple(self.info.clocks),
+            allowed_mhz=(self.limits.lowest, self.limits.highest),
+            power_limit_w=float(self.info.cap_range[1]) if self.info.cap_range else None,
+            writable=why is None,
+            why_not_writable=why,
+        )
+
+    def _complaint(self) -> str | None:
+        if self.fault:
+            return self.fault
+        if self.plan.unsure:
+            return "the last write failed; what holds is unknown"
+        if self.guard.state in (State.SAFE, State.RELEASED):
+            return f"{self.guard.state.value}: {self.guard.why}"
+        return self.hindrance or None
+
+    def _judge(self, reading: Reading, now: Seconds) -> None:
+        if self.guard.state is State.SAFE and now - self.guard.since >= self._policy.pause:
+            self.note(Event.RESTED)
+        if self.why_not_writable is not None or now - self.plan.changed < self._policy.settle:
+            return
+        ceiling = self.plan.applied
+        event = guard.judge(ceiling, reading, self._policy.tolerance)
+        before = self.guard.state
+        self.note(event, f"runs at {reading.clock} MHz under a ceiling of {ceiling}; {reading.reasons}")
+        if event is not Event.ABOVE:
+            return
+        if self.guard.state is State.SAFE:
+            if before is not State.SAFE:
+                self.fail_up(Cause("guard", self.guard.why))
+        else:
+            self.apply(ceiling, Cause("guard", "tell it again"))
+
+    def _restore(self, before: Ceiling, was_held: bool, cause: Cause) -> None:
+        try:
+            started = _now()
+            site_state.restore(self._driver, self.uuid, self.limits)
+        except DeviceError as error:
+            self.plan = replace(self.plan, unsure=True)
+            self.fault = str(error)
+            log.error("restore failed", extra={"gpu": self.uuid, "why": str(error)})
+            return
+        self.write_seconds = Seconds(_now() - started)
+        self.plan = ceilings.written(self.plan, self.limits.site_lock, _now())
+        if was_held:
+            self.changes["up"] += 1
+            self._audit(before, self.limits.site_lock, cause)
+
+    def _write(self, ceiling: Ceiling) -> None:
+        started = _now()
+        if ceiling is None:
+            self._driver.reset(self.uuid)
+        else:
+            self._driver.lock(self.uuid, self.limits.floor_clock, ceiling)
+        self.write_seconds = Seconds(_now() - started)
+        self.plan = ceilings.written(self.plan, ceiling, _now())
+
+    def _refused(self, error: DeviceError) -> None:
+        """Learn from a refused write whether it is worth trying again."""
+        self.fault = str(error)
+        self.plan = replace(self.plan, target=None, boosts=())
+        if isinstance(error, Denied | Unsupported):
+            self._obstacle = str(error)
+        self.note(Event.FAILED, str(error))
+
+    def _audit(self, before: Ceiling, after: Ceiling, cause: Cause) -> None:
+        audit.info(
+            "clock ceiling",
+            extra={"gpu": self.uuid, "before": before, "after": after, "who": cause.who, "why": cause.why},
+        )
+
+
+def _now() -> Seconds:
+    return Seconds(time.monotonic())

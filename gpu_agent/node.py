@@ -1,0 +1,366 @@
+"""Shell: the GPUs of this node under one lease: what a request does to them, and what its end does.
+
+Theory of operation. Every change happens under one lock, `changed`, on which the dead-man thread sleeps. A
+sync renews the lease, then arms the watchdog, and only then lowers anything; if the watchdog does not
+confirm, or the disk does not take the list of locked GPUs, clocks go up instead. GPUs of one group (a
+tensor-parallel instance) go down together or not at all. When the lease runs out everything goes back to the
+site's state, after a jitter drawn for each lease.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from gpu_agent import lease as leases
+from gpu_agent.ceilings import level
+from gpu_agent.device import Broken, DeviceError, Driver
+from gpu_agent.guard import Event
+from gpu_agent.lease import Granted, Lease, Refused
+from gpu_agent.managed import Cause, ManagedGpu
+from gpu_agent.state_file import Memory, StateFile
+from gpu_agent.watchdog_link import WatchdogLink
+from joulegate.units import MegaHertz, Seconds
+from joulegate.wire import BoostRequest, GpuInfo, GpuState, SyncRequest
+
+log = logging.getLogger(__name__)
+RETRY = Seconds(0.2)  # between two tries to restore a GPU whose write failed
+
+
+class UnknownGpu(Exception):
+    """A request names GPUs this agent does not have."""
+
+
+class NoLease(Exception):
+    """No lease is granted: the disk does not take its token, or the agent stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grace:
+    """How late things may be: the node's own jitter at most, and what the watchdog adds before it kills."""
+
+    jitter: Seconds
+    watchdog: Seconds
+
+
+class Node:
+    def __init__(
+        self,
+        driver: Driver,
+        gpus: Sequence[ManagedGpu],
+        link: WatchdogLink,
+        memory: StateFile | None,
+        grace: Grace,
+        rng: Callable[[], float],
+    ) -> None:
+        """`memory` None: this agent only watches; its leases set nothing. `rng`: uniform in [0, 1)."""
+        self.gpus = {gpu.uuid: gpu for gpu in gpus}
+        self.changed = threading.Condition(threading.RLock())
+        self.lease: Lease | None = None
+        self.expirations = 0
+        self.released = False
+        self._driver = driver
+        self._link = link
+        self._memory = memory
+        self._token = memory.memory.token if memory else 0
+        self._grace = grace
+        self._rng = rng
+        self._jitter = Seconds(0.0)
+        self._groups: set[frozenset[str]] = set()
+        self._wakes_at = inf
+        self._retry_at = -inf
+        self._observed_at = -inf
+        self._closed = False
+
+    @property
+    def restarts(self) -> int:
+        return self._memory.memory.restarts if self._memory else 0
+
+    def sync(self, request: SyncRequest, who: str, received: Seconds) -> Lease | Refused:
+        """Raises UnknownGpu, NoLease. A refused request still raises what it asks to raise."""
+        cause = Cause(f"{who}/{request.holder}", request.reason)
+        with self.changed:
+            self._known(request.targets)
+            if self._closed:
+                raise NoLease("the agent stops")
+            answer = leases.ask(
+                self.lease, request.holder, request.lease, Seconds(request.ttl_s), received, self._token + 1
+            )
+            if isinstance(answer, Refused):
+                self._raise(request, cause)
+                return answer
+            if answer.fresh:
+                self._begin(answer, cause)
+            self.lease = answer.lease
+            self._aim(request)
+            self._actuate(cause)
+            self._wake_by(Seconds(answer.lease.expires + self._jitter))
+            return answer.lease
+
+    def boost(self, request: BoostRequest, who: str, received: Seconds) -> None:
+        """Raises UnknownGpu."""
+        with self.changed:
+            self._known(request.floors)
+            until = Seconds(received + request.duration_s)
+            cause = Cause(f"{who}/{request.holder}", f"boost: {request.reason}")
+            for uuid, floor in request.floors.items():
+                gpu = self.gpus[uuid]
+                gpu.boost(MegaHertz(floor), until, received)
+                self._write(gpu, cause, only_up=True)
+
+    def release(self, resume: bool, cause: Cause) -> bool:
+        """Hand the driver over, or take it up again. True while released. Raises DeviceError."""
+        with self.changed:
+            if resume and self.released:
+                self._driver.open()
+                self._note_all(Event.RESUMED)
+                self.released = False
+                self._link.arm(None, ())
+            elif not resume and not self.released:
+                self._restore_all(cause)
+                self.lease = None
+                self._note_all(Event.RELEASED)
+                self.released = True
+                self._link.arm(None, (), hold=False)
+                self._driver.close()
+            return self.released
+
+    def fail_up(self, why: str) -> None:
+        """Every ceiling goes, the lease stays."""
+        with self.changed:
+            held = [gpu for gpu in self.gpus.values() if gpu.held]
+            if held:
+                log.error("clocks go up", extra={"why": why})
+            for gpu in held:
+                gpu.fail_up(Cause("agent", why))
+            self._link.disarm()
+
+    def shut(self, why: str) -> None:
+        """Last act: restore, and tell the watchdog that there is nothing left to guard."""
+        with self.changed:
+            if not self.released:
+                self._restore_all(Cause("agent", why))
+            self.lease, self._closed = None, True
+            if not self._held():
+                self._forget_locked()
+                self._link.disarm()
+                self._link.close()  # still armed otherwise: then the watchdog takes over when we are gone
+
+    def expire(self) -> float:
+        """Restore what must be restored by now; when to look again. The dead-man thread's only call."""
+        with self.changed:
+            now = _now()
+            over = self.lease.expires + self._jitter if self.lease is not None else inf
+            if now >= over and self.lease is not None:
+                holder, self.lease, over = self.lease.holder, None, inf
+                self.expirations += 1
+                self._restore_all(Cause("agent", f"lease of {holder} ran out"))
+                if not self._held():
+                    self._link.disarm()
+            self._wakes_at = min(over, self._retry(now))
+            return self._wakes_at
+
+    def states(self) -> tuple[GpuState, ...]:
+        with self.changed:
+            return tuple(gpu.state() for gpu in self.gpus.values())
+
+    def infos(self) -> tuple[GpuInfo, ...]:
+        with self.changed:
+            return tuple(gpu.wire_info() for gpu in self.gpus.values())
+
+    def observe(self, fresh: Seconds = Seconds(0.0)) -> None:
+        """Read every GPU, unless that was done within `fresh`. A library that broke is opened again, once."""
+        with self.changed:
+            if self.released or _now() - self._observed_at < fresh:
+                return
+            self._observed_at = _now()
+            for attempt in (1, 2):
+                try:
+                    for gpu in self.gpus.values():
+                        gpu.observe()
+                    return
+                except Broken as error:
+                    self._reopen(error, last=attempt == 2)
+
+    def tidy(self) -> None:
+        """Now and then, from a thread that may wait: the disk forgets locks that are gone."""
+        with self.changed:
+            if self._held() and self._link.gone():
+                self.fail_up("the watchdog has gone")
+            if self._memory is not None and not self.released and self._link.gone():
+                self._link.arm(None, ())
+            if self.lease is None and not self._held():
+                self._forget_locked()
+
+    def guarded(self) -> bool:
+        """Whether the watchdog stands ready; connects to it if need be."""
+        with self.changed:
+            if self._memory is None or self.lease is not None:
+                return True
+            return self._link.arm(None, ())
+
+    def recover(self) -> None:
+        """At start: bring left-over locks, and the site's own lock, to the site's state."""
+        if self._memory is None:
+            return
+        left = self._memory.memory.locked
+        if left:
+            log.warning("clock locks of an earlier run", extra={"gpus": sorted(left)})
+        with self.changed:
+            for gpu in self.gpus.values():
+                if gpu.why_not_writable is None and (gpu.uuid in left or gpu.limits.site_lock is not None):
+                    gpu.fail_up(Cause("agent", "start"))
+            try:
+                self._save(replace(self._memory.memory, restarts=self._memory.memory.restarts + 1))
+            except NoLease as error:  # no lease will be granted either; watching goes on
+                log.error("state not saved", extra={"why": str(error)})
+            if not self._held():
+                self._forget_locked()
+
+    def _known(self, uuids: Iterable[str]) -> None:
+        unknown = sorted(set(uuids) - self.gpus.keys())
+        if unknown:
+            raise UnknownGpu(f"no such GPU here: {', '.join(unknown)}")
+
+    def _begin(self, granted: Granted, cause: Cause) -> None:
+        """A new lease: its token goes to disk first; what the one before wanted is gone."""
+        if self._memory is not None:
+            self._save(replace(self._memory.memory, token=granted.lease.token))
+        self._token = granted.lease.token
+        self._jitter = Seconds(self._rng() * self._grace.jitter)
+        self._groups.clear()
+        for gpu in self.gpus.values():
+            gpu.release_target(cause)
+
+    def _aim(self, request: SyncRequest) -> None:
+        for uuid, target in request.targets.items():
+            self.gpus[uuid].aim(None if target is None else MegaHertz(target))
+        named = frozenset(request.targets)
+        if not named:
+            return
+        self._groups = {group - named for group in self._groups} - {frozenset()}
+        grouped = [frozenset(group) & named for group in request.groups] or [named]
+        singles = named.difference(*grouped)
+        self._groups.update(group for group in grouped if group)
+        self._groups.update(frozenset({uuid}) for uuid in singles)
+
+    def _raise(self, request: SyncRequest, cause: Cause) -> None:
+        """Up is open to everybody, lease or not."""
+        for uuid, asked in request.targets.items():
+            gpu, target = self.gpus[uuid], None if asked is None else MegaHertz(asked)
+            current = gpu.plan.target
+            if current is not None and (target is None or target > current):
+                gpu.aim(target)
+                self._write(gpu, cause, only_up=True)
+
+    def _actuate(self, cause: Cause) -> None:
+        groups = [[self.gpus[uuid] for uuid in group] for group in self._groups]
+        for group in groups:
+            if any(gpu.plan.target is not None and not gpu.accepts for gpu in group):
+                for gpu in group:
+                    gpu.release_target(Cause(cause.who, "a GPU of the group cannot follow"))
+        lowering = {gpu.uuid for group in groups for gpu in group if gpu.plan.target is not None}
+        if not lowering and not self._held():
+            self._link.disarm()
+            return
+        if not self._guarded(lowering):
+            return
+        for group in groups:
+            self._apply(group, cause)
+
+    def _guarded(self, lowering: Collection[str]) -> bool:
+        """Before anything is lowered: the watchdog has the deadline, the disk has the names."""
+        assert self.lease is not None
+        held = self._held() | set(lowering)
+        deadline = Seconds(self.lease.expires + self._jitter + self._grace.watchdog)
+        problem = "" if self._link.arm(deadline, held) else self._link.problem
+        if not problem and self._memory is not None and not held <= self._memory.memory.locked:
+            try:
+                self._save(replace(self._memory.memory, locked=self._memory.memory.locked | held))
+            except NoLease as error:
+                problem = str(error)
+        if problem:
+            self.fail_up(problem)
+        for gpu in self.gpus.values():
+            gpu.hindrance = problem if gpu.uuid in held else ""
+            if problem:
+                gpu.release_target(Cause("agent", problem))
+        return not problem
+
+    def _apply(self, group: Sequence[ManagedGpu], cause: Cause) -> None:
+        """Up at once; down all together or, if one may not yet, not at all. One failure takes all up."""
+        now = _now()
+        only_up = any(gpu.waits(now) for gpu in group)
+        if not all([self._write(gpu, cause, only_up) for gpu in group]):
+            for gpu in group:
+                gpu.release_target(Cause(cause.who, "a GPU of the group failed"))
+
+    def _write(self, gpu: ManagedGpu, cause: Cause, only_up: bool) -> bool:
+        due = gpu.due(_now())
+        if due is None or gpu.why_not_writable is not None or self.released:
+            return True
+        (ceiling,) = due
+        if only_up and level(ceiling) < level(gpu.plan.applied):
+            return True
+        return gpu.apply(ceiling, cause)
+
+    def _restore_all(self, cause: Cause) -> None:
+        for gpu in self.gpus.values():
+            gpu.release_target(cause)
+
+    def _retry(self, now: Seconds) -> float:
+        unsure = [gpu for gpu in self.gpus.values() if gpu.plan.unsure and gpu.why_not_writable is None]
+        if not unsure or self.released:
+            return inf
+        if now >= self._retry_at:
+            self._retry_at = now + RETRY
+            try:
+                self._driver.open()
+            except DeviceError as error:
+                log.error("driver does not open", extra={"why": str(error)})
+            for gpu in unsure:
+                gpu.fail_up(Cause("agent", "an earlier write failed"))
+        return self._retry_at
+
+    def _reopen(self, error: Broken, last: bool) -> None:
+        if not last:
+            log.warning("opening the driver again", extra={"why": str(error)})
+            try:
+                self._driver.open()
+                return
+            except DeviceError as again:
+                error = Broken(str(again))
+        for gpu in self.gpus.values():
+            gpu.fault = str(error)
+
+    def _held(self) -> set[str]:
+        return {gpu.uuid for gpu in self.gpus.values() if gpu.held}
+
+    def _note_all(self, event: Event) -> None:
+        for gpu in self.gpus.values():
+            gpu.note(event, "the driver is handed over" if event is Event.RELEASED else "")
+
+    def _forget_locked(self) -> None:
+        if self._memory is not None and self._memory.memory.locked & self.gpus.keys():
+            absent = self._memory.memory.locked - self.gpus.keys()  # a lost GPU may come back locked
+            try:
+                self._save(replace(self._memory.memory, locked=absent))
+            except NoLease as error:
+                log.warning("state not saved", extra={"why": str(error)})
+
+    def _save(self, memory: Memory) -> None:
+        assert self._memory is not None
+        try:
+            self._memory.save(memory)
+        except OSError as error:
+            raise NoLease(f"the state file cannot be written: {error.strerror or error}") from error
+
+    def _wake_by(self, when: Seconds) -> None:
+        if when < self._wakes_at:
+            self.changed.notify_all()
+
+
+def _now() -> Seconds:
+    return Seconds(time.monotonic())

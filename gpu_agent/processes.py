@@ -1,0 +1,22 @@
+"""Shell: who computes on a GPU."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+
+def foreign(pids: Iterable[int], own: Collection[str]) -> str | None:
+    """Names the first process whose command is not in `own`; None when all are, or `own` is empty."""
+    if not own:
+        return None
+    for pid in pids:
+        command = _command(pid)
+        if command not in own:
+            return f"foreign_process: {pid} ({command or 'not visible from here'})"
+    return None
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,302 @@
+"""Shell: the process that owns the deadline. It frees the GPUs of an agent that cannot.
+
+Theory of operation. The agent may lock clocks only after this process has confirmed a deadline, and moves the
+deadline on as its lease is renewed. When a deadline passes, or an armed agent's socket closes, the agent is
+killed first, by pidfd, and its clocks are reset once it is certainly dead: an agent that was stopped between
+its last check and its write would otherwise wake up after the reset and lock the GPU for ever. Resets are
+tried until they work. Every packet that waits is read before a deadline is judged, so that a watchdog which
+was itself stopped does not kill an agent that has long moved on.
+
+At start-up the state file names what an agent may have left locked; if that agent lives and does not connect
+in time, it is killed like any other.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from gpu_agent.device import Broken, DeviceError, Driver
+from gpu_agent.state_file import claimant, read
+from gpu_agent.watchdog_link import MAX_PACKET
+from joulegate.errors import UserError
+from joulegate.units import Seconds
+
+log = logging.getLogger(__name__)
+RETRY = 0.2  # seconds between two tries to reset a GPU
+DEATH = 2.0  # seconds a killed agent gets to be gone; after that its GPUs are reset before and after
+ADOPT = 3.0  # seconds a live agent gets to connect to a watchdog that has just started
+
+
+@dataclass(slots=True)
+class Ward:
+    """One agent: its socket, its process, and what it has promised."""
+
+    pidfd: int
+    connection: socket.socket | None
+    deadline: Seconds | None = None
+    gpus: frozenset[str] = frozenset()
+    killed_at: float = inf
+    forestalled: bool = False
+
+
+@dataclass(slots=True)
+class Watchdog:
+    """`run` until `stop`. `restore` sets one GPU to the site's state and raises DeviceError."""
+
+    path: Path
+    state_dir: Path
+    driver: Driver
+    restore: Callable[[Driver, str], None]
+    exit_with_agent: bool = False
+    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    _wards: list[Ward] = field(default_factory=list)
+    _pending: dict[str, float] = field(default_factory=dict)  # GPU -> when to try next
+    _opened: bool = False
+    _running: bool = True
+    _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    _adopt_at: float = inf
+    _leave_at: float = inf
+
+    def run(self) -> None:
+        """Raises UserError when the socket cannot be had."""
+        self._selector.register(_listen(self.path), selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake, selectors.EVENT_READ, lambda _: None)
+        self._recover()
+        self._leave_at = time.monotonic() + 10.0 if self.exit_with_agent else inf
+        log.info("watchdog ready", extra={"socket": str(self.path)})
+        while self._running:
+            self.tick()
+        self.path.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """From a signal handler or another thread."""
+        self._running = False
+        os.eventfd_write(self._wake, 1)
+
+    def tick(self) -> None:
+        for key, _ in self._selector.select(self._patience()):
+            key.data(key.fileobj)
+        now = time.monotonic()
+        for ward in list(self._wards):
+            self._judge(ward, now)
+        self._retry()
+        if now >= self._adopt_at:
+            self._adopt()
+        if self._deserted() and now >= self._leave_at:
+            self.stop()
+
+    def _deserted(self) -> bool:
+        return self.exit_with_agent and not self._wards and not self._pending
+
+    def _patience(self) -> float:
+        """Seconds until something is due."""
+        due = [self._adopt_at, *self._pending.values()]
+        if self._deserted():
+            due.append(self._leave_at)
+        for ward in self._wards:
+            due.append(ward.killed_at + DEATH if not ward.forestalled else inf)
+            due.append(ward.deadline if ward.deadline is not None else inf)
+        return max(0.0, min(60.0, min(due) - time.monotonic()))
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        connection.settimeout(1.0)
+        try:
+            packet, fds, _, _ = socket.recv_fds(connection, MAX_PACKET, 1)
+        except OSError:
+            connection.close()
+            return
+        if uid not in (0, os.geteuid()) or len(fds) != 1 or _process_of(fds[0]) != pid:
+            log.warning("connection refused", extra={"pid": pid, "uid": uid})
+            for fd in fds:
+                os.close(fd)
+            connection.close()
+            return
+        connection.setblocking(False)
+        ward = Ward(fds[0], connection)
+        self._wards.append(ward)
+        self._selector.register(connection, selectors.EVENT_READ, lambda _: self._drain(ward))
+        self._adopt_at = inf
+        self._leave_at = inf
+        self._heed(ward, json.loads(packet))
+        log.info("agent connected", extra={"pid": pid})
+
+    def _drain(self, ward: Ward) -> None:
+        """Read every packet that waits. An armed agent that has gone is treated like a late one."""
+        while ward.connection is not None:
+            try:
+                packet = ward.connection.recv(MAX_PACKET)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet = b""
+            if packet:
+                self._heed(ward, json.loads(packet))
+            elif ward.deadline is not None:
+                self._kill(ward, "the agent went away with clocks locked")
+            else:
+                self._forget(ward)
+
+    def _heed(self, ward: Ward, packet: dict[str, Any]) -> None:
+        ward.deadline = None if packet["deadline"] is None else Seconds(float(packet["deadline"]))
+        ward.gpus = frozenset(packet["gpus"])
+        answer = {"seq": packet["seq"], "why": self._hindrance(bool(packet["hold"]), ward.gpus)}
+        if ward.connection is not None:
+            with contextlib.suppress(OSError):  # a full or closed socket shows at the next read
+                ward.connection.send(json.dumps(answer).encode())
+
+    def _hindrance(self, hold: bool, gpus: Iterable[str]) -> str:
+        """Take the driver up, or let it go; what would hinder a reset."""
+        try:
+            if not hold:
+                self.driver.close()
+                self._opened = False
+                return ""
+            if not self._opened:
+                self.driver.open()
+                self._opened = True
+        except DeviceError as error:
+            return f"the watchdog cannot open the driver: {error}"
+        missing = set(gpus) - {gpu.uuid for gpu in self.driver.inventory()} if gpus else set()
+        return f"the watchdog does not see {', '.join(sorted(missing))}" if missing else ""
+
+    def _judge(self, ward: Ward, now: float) -> None:
+        if ward.deadline is not None and now >= ward.deadline:
+            self._drain(ward)
+            if ward.deadline is not None and time.monotonic() >= ward.deadline:
+                self._kill(ward, "the agent missed its deadline")
+        if now >= ward.killed_at + DEATH and not ward.forestalled:
+            log.error("agent does not die; resetting now and again after", extra={"gpus": sorted(ward.gpus)})
+            ward.forestalled = True
+            self._free(ward.gpus)
+
+    def _kill(self, ward: Ward, why: str) -> None:
+        log.error("killing the agent", extra={"why": why, "gpus": sorted(ward.gpus)})
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(ward.pidfd, signal.SIGKILL)
+        self._hang_up(ward)
+        ward.deadline, ward.killed_at = None, time.monotonic()
+        # A pidfd becomes readable when the whole process is gone.
+        self._selector.register(ward.pidfd, selectors.EVENT_READ, lambda _: self._bury(ward))
+
+    def _bury(self, ward: Ward) -> None:
+        self._selector.unregister(ward.pidfd)
+        self._free(ward.gpus)
+        self._forget(ward)
+
+    def _forget(self, ward: Ward) -> None:
+        self._hang_up(ward)
+        os.close(ward.pidfd)
+        self._wards.remove(ward)
+        self._leave_at = 0.0
+
+    def _hang_up(self, ward: Ward) -> None:
+        if ward.connection is not None:
+            self._selector.unregister(ward.connection)
+            ward.connection.close()
+            ward.connection = None
+
+    def _free(self, gpus: Iterable[str]) -> None:
+        self._pending.update(dict.fromkeys(gpus, 0.0))
+        self._retry()
+
+    def _retry(self) -> None:
+        for uuid, due in list(self._pending.items()):
+            if time.monotonic() >= due:
+                self._reset(uuid)
+
+    def _reset(self, uuid: str) -> None:
+        try:
+            if not self._opened:
+                self.driver.open()
+                self._opened = True
+            self.restore(self.driver, uuid)
+        except DeviceError as error:
+            self._opened = self._opened and not isinstance(error, Broken)
+            self._pending[uuid] = time.monotonic() + RETRY
+            log.error("reset failed, trying again", extra={"gpu": uuid, "why": str(error)})
+            return
+        del self._pending[uuid]
+        log.warning("clocks reset", extra={"gpu": uuid, "read_back": _read_back(self.driver, uuid)})
+
+    def _recover(self) -> None:
+        """What a dead agent left locked is freed now; a live one gets time to connect."""
+        locked = read(self.state_dir).locked
+        if not locked:
+            return
+        pidfd = claimant(self.state_dir)
+        if pidfd is None:
+            log.warning("freeing clocks that a dead agent left", extra={"gpus": sorted(locked)})
+            self._free(locked)
+            return
+        os.close(pidfd)
+        self._adopt_at = time.monotonic() + ADOPT
+
+    def _adopt(self) -> None:
+        """A live agent that holds clocks and does not connect is nobody's: end it."""
+        self._adopt_at = inf
+        pidfd, locked = claimant(self.state_dir), read(self.state_dir).locked
+        if pidfd is None:
+            self._free(locked)
+            return
+        ward = Ward(pidfd, None, gpus=locked)
+        self._wards.append(ward)
+        self._kill(ward, "the agent holds clocks and does not connect")
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_socket():
+            _refuse_second(path)
+            path.unlink()
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(8)
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"cannot listen on {path}: {error.strerror or error}", "set 'watchdog.socket'"
+        ) from error
+    return listener
+
+
+def _refuse_second(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return
+    raise UserError(f"another watchdog listens on {path}", "stop it, or set 'watchdog.socket'")
+
+
+def _read_back(driver: Driver, uuid: str) -> str:
+    try:
+        return f"{driver.read(uuid).clock} MHz"
+    except DeviceError as error:
+        return str(error)
+
+
+def _process_of(pidfd: int) -> int:
+    """The pid behind a pidfd, -1 when it is something else."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pid":
+            return int(value)
+    return -1

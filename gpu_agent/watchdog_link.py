@@ -1,0 +1,119 @@
+"""Shell: the agent's end of the socket to its watchdog, and the messages on it.
+
+SOCK_SEQPACKET, one JSON object a packet. The first packet carries a pidfd of the agent, so the watchdog can
+only ever kill the process that sent it. Each packet states everything the watchdog must know:
+
+    agent    -> {"seq": 7, "deadline": 1234.5, "gpus": ["GPU-..."], "hold": true}
+    watchdog -> {"seq": 7, "why": ""}         `why` says what hinders it; empty: it stands ready
+
+`deadline` is CLOCK_MONOTONIC; null: nothing is locked. `hold` false: let go of the driver.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable
+from math import inf
+from pathlib import Path
+
+from joulegate.units import Seconds
+
+MAX_PACKET = 16 * 1024
+SULK = 1.0  # seconds for which a watchdog that did not answer is not waited for again
+
+
+class WatchdogLink:
+    """Used by one thread at a time."""
+
+    def __init__(self, path: Path, ack_within: Seconds) -> None:
+        self._path = path
+        self._ack_within = ack_within
+        self._socket: socket.socket | None = None
+        self._seq = 0
+        self._silent_until = -inf
+        self.problem = "not connected to the watchdog yet"
+
+    def arm(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool = True) -> bool:
+        """Tell the watchdog; True once it has confirmed. `problem` says why not."""
+        if time.monotonic() < self._silent_until or not self._connected():
+            return False
+        try:
+            self._send(deadline, gpus, hold)
+            self.problem = self._answer()
+        except TimeoutError:  # late is not gone: the socket stays, and with it what we tell it next
+            self.problem = "the watchdog does not answer"
+            self._silent_until = time.monotonic() + SULK
+        except OSError as error:
+            self.problem = f"the watchdog has gone: {error}"
+            self.close()
+        return not self.problem
+
+    def disarm(self) -> None:
+        """Nothing is locked any more. Does not wait: the dead-man thread uses it."""
+        if self._socket is None:
+            return
+        self._socket.setblocking(False)
+        try:
+            self._send(None, (), True)
+        except OSError as error:
+            self.problem = f"the watchdog does not read: {error}"
+
+    def gone(self) -> bool:
+        """Whether the watchdog has closed its end."""
+        if self._socket is None:
+            return True
+        self._socket.setblocking(False)
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _connected(self) -> bool:
+        if self._socket is not None and not self.gone():
+            return True
+        self.close()
+        fresh = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fresh.settimeout(self._ack_within)
+        try:
+            fresh.connect(str(self._path))
+            pidfd = os.pidfd_open(os.getpid())
+            try:
+                socket.send_fds(fresh, [self._packet(None, (), True)], [pidfd])
+            finally:
+                os.close(pidfd)
+        except OSError as error:
+            fresh.close()
+            self.problem = f"no watchdog at {self._path}: {error}"
+            return False
+        self._socket = fresh
+        return True
+
+    def _send(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool) -> None:
+        assert self._socket is not None
+        self._socket.send(self._packet(deadline, gpus, hold))
+
+    def _packet(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool) -> bytes:
+        self._seq += 1
+        return json.dumps(
+            {"seq": self._seq, "deadline": deadline, "gpus": sorted(gpus), "hold": hold}
+        ).encode()
+
+    def _answer(self) -> str:
+        """What hinders the watchdog, empty if nothing; answers to earlier packets are skipped."""
+        assert self._socket is not None
+        self._socket.settimeout(self._ack_within)
+        while True:
+            packet = self._socket.recv(MAX_PACKET)
+            if not packet:
+                raise ConnectionResetError("it has gone")
+            answer = json.loads(packet)
+            if answer["seq"] == self._seq:
+                return str(answer["why"])
