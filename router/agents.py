@@ -6,7 +6,6 @@ it up when the agent says that it is stale. Raising needs no lease.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -15,7 +14,6 @@ from joulegate.units import MegaHertz, Seconds
 from joulegate.wire import (
     BoostReply,
     BoostRequest,
-    GpuInfo,
     GpuList,
     GpuState,
     LeaseRefused,
@@ -23,25 +21,12 @@ from joulegate.wire import (
     SyncReply,
     SyncRequest,
 )
+from router.agent_view import AgentView
 from router.http_client import HttpClient, Reply, Unreachable
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 TIMEOUT = 1.0  # seconds; half of the shortest lease
-
-
-@dataclass(slots=True)
-class AgentView:
-    """The node as last seen. `seen` is our monotonic clock when the answer arrived."""
-
-    infos: dict[str, GpuInfo] = field(default_factory=dict)
-    gpus: dict[str, GpuState] = field(default_factory=dict)
-    seen: Seconds = Seconds(float("-inf"))
-    lease: int | None = None
-    lease_until: Seconds = Seconds(float("-inf"))
-    restarts: int | None = None
-    up: bool = False
-    problem: str = "not asked yet"
 
 
 class Agent:

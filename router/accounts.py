@@ -1,0 +1,221 @@
+"""Pure: the books of a request, from its size to what was learned from it.
+
+Sizes are guesses until the engine reports usage: input tokens from characters, tokens from SSE events. Both
+ratios are learned per model. Of a request that does not stream nothing is seen between dispatch and end; its
+progress is estimated from the time (`estimate`), so that batch and contexts are not understated.
+"""
+
+from collections import deque
+from dataclasses import replace
+
+from control.projection import Load, Pace
+from control.state import Flight
+from joulegate.domain import LengthPrediction, LengthQuery
+from joulegate.units import Seconds
+from router.fleet import BUSY_PAUSE, Signal
+from router.pools import Fleet, Member, Model, Pool, RequestRecord, Trip
+from router.ports import Ending, RelayRequest, Report
+from router.tally import Tally
+
+MAX_LESSONS = 10_000  # outcomes kept for learning; beyond it the oldest are dropped
+SIGNALS = {
+    Ending.OK: Signal.REQUEST_SUCCEEDED,
+    Ending.CLIENT_ERROR: Signal.REQUEST_SUCCEEDED,
+    Ending.UPSTREAM_ERROR: Signal.REQUEST_FAILED,
+    Ending.UPSTREAM_DOWN: Signal.REQUEST_FAILED,
+    Ending.TIMEOUT: Signal.REQUEST_FAILED,
+}
+
+
+class Accounts:
+    """What is written down about requests. Every method is part of a request's path."""
+
+    def __init__(self, fleet: Fleet, tally: Tally) -> None:
+        self._fleet = fleet
+        self._tally = tally
+        self._lessons: deque[tuple[Model, LengthQuery, LengthPrediction, int]] = deque(maxlen=MAX_LESSONS)
+
+    def sized(self, request: RelayRequest, model: Model) -> tuple[LengthQuery, int]:
+        """The query with its input tokens, and how many of them a prefix cache is expected to hold."""
+        query = request.query
+        tokens = query.input_tokens or max(1, round(request.input_chars / model.chars_per_token.value))
+        cap = query.max_tokens if model.use_max_tokens else None
+        sized = replace(query, input_tokens=tokens, max_tokens=cap, model=model.name)
+        if not request.session or model.cache_yield.value < 0.05:
+            return sized, 0
+        prefix = max(member.sessions.get(request.session, 0) for member in model.members.values())
+        return sized, min(tokens - 1, int(prefix * model.cache_yield.value))
+
+    def granted(self, trip: Trip, member: Member, reason: str, now: Seconds) -> None:
+        """The request has a place: remember what is expected of it."""
+        flight, law = trip.flight, member.law
+        if not trip.stream:
+            member.blind[flight.id] = flight
+        if law.pool != trip.pool.name:
+            trip.pool.tally.spilled += 1
+        waited = now - flight.arrived
+        trip.pool.tally.queue.add(waited)
+        ttft, tpot = _expected(member, waited)
+        trip.record = RequestRecord(
+            id=trip.request_id,
+            model=trip.model.name,
+            type=flight.type.name,
+            pool=trip.pool.name,
+            instance=law.name,
+            reason=reason,
+            arrived=flight.arrived,
+            input_tokens=flight.input_tokens,
+            predicted_output=(flight.output_q50, flight.output_q90),
+            predicted_ttft=ttft,
+            predicted_tpot=tpot,
+            clock=law.clock,
+            queued=waited,
+        )
+        self._fleet.requests.append(trip.record)
+
+    def progressed(self, trip: Trip, member: Member, events: int, now: Seconds) -> bool:
+        """Output arrived. True if it was the first."""
+        flight, tally = trip.flight, trip.pool.tally
+        first = flight.first_token is None
+        if first:
+            tally.ttft.add(now - flight.arrived)
+        elif trip.last is not None and events:
+            tally.itl.add((now - trip.last) / events, events)
+        trip.last = now
+        member.law.book.progress(flight, events * trip.model.tokens_per_event.value, now)
+        return first
+
+    def closed(self, trip: Trip | None, member: Member, report: Report, now: Seconds) -> None:
+        """The request is over. Everything that is learned is learned from here."""
+        if report.ending is Ending.UPSTREAM_BUSY:
+            member.status.busy_until = Seconds(now + BUSY_PAUSE)
+        elif (signal := SIGNALS.get(report.ending)) is not None:
+            member.status.signal(signal, now, report.error)
+        if trip is None:
+            return
+        flight = trip.flight
+        member.law.book.close(flight)
+        member.blind.pop(flight.id, None)
+        trip.pool.tally.outcome(report.ending.value)
+        self._measured(trip, report, now)
+        if report.ending is Ending.OK:
+            self._learn(trip, member, report)
+
+    def teach(self, most: int) -> int:
+        """Pass up to `most` outcomes on to the predictors; how many there were. Not in a request's path."""
+        done = 0
+        while self._lessons and done < most:
+            model, query, prediction, output = self._lessons.popleft()
+            model.predictor.observe(query, prediction, output)
+            done += 1
+        return done
+
+    def _measured(self, trip: Trip, report: Report, now: Seconds) -> None:
+        flight, tally = trip.flight, trip.pool.tally
+        failed = report.ending not in (Ending.OK, Ending.CLIENT_ERROR, Ending.CLIENT_LEFT)
+        output = report.completion_tokens
+        ttft = None if report.first_output is None else report.first_output - flight.arrived
+        tpot = None
+        if report.first_output is not None and report.last_output is not None and output and output > 1:
+            tpot = (report.last_output - report.first_output) / (output - 1)
+            tally.tpot.add(tpot)
+        if trip.record is not None:
+            record = trip.record
+            record.outcome, record.ttft, record.tpot = report.ending.value, ttft, tpot
+            record.output_tokens = output
+            if ttft is not None and record.predicted_ttft is not None:
+                self._tally.predicted("ttft", record.predicted_ttft, ttft)
+            if tpot is not None and record.predicted_tpot is not None:
+                self._tally.predicted("tpot", record.predicted_tpot, tpot)
+        if failed:
+            tally.objective("ttft", False)
+            tally.objective("tpot", False)
+        elif report.ending is Ending.OK:
+            if ttft is not None:
+                tally.objective("ttft", ttft <= self._ttft_of(trip, report))
+            if tpot is not None:
+                tally.objective("tpot", tpot <= flight.tpot)
+            if flight.e2e is not None:
+                tally.objective("e2e", now - flight.arrived <= flight.e2e)
+
+    def _ttft_of(self, trip: Trip, report: Report) -> float:
+        """The objective that counts: that of the true input size, or what the request itself asked for."""
+        promised = trip.pool.rules.objectives.ttft
+        if trip.flight.ttft != promised[trip.flight.type.input] or report.prompt_tokens is None:
+            return trip.flight.ttft
+        return promised[trip.model.cuts.input_size(report.prompt_tokens - (report.cached_tokens or 0))]
+
+    def _learn(self, trip: Trip, member: Member, report: Report) -> None:
+        model, flight, tally = trip.model, trip.flight, trip.pool.tally
+        prompt, output, cached = report.prompt_tokens, report.completion_tokens, report.cached_tokens
+        if prompt:
+            if trip.input_chars:
+                model.chars_per_token.add(trip.input_chars / prompt)
+            tally.prompt_tokens += prompt
+        if cached is not None:
+            tally.cached_tokens += cached
+            self._learn_cache(trip, member, cached)
+        if output is None:
+            return
+        tally.completion_tokens += output
+        if trip.stream and report.events:
+            model.tokens_per_event.add(output / report.events)
+        per_choice = max(1, output // max(1, trip.query.n))
+        self._lessons.append((model, trip.query, trip.prediction, per_choice))
+        if flight.output_q50 > 0 and output > 0:
+            self._tally.predicted("output_tokens", flight.output_q50, output)
+        if flight.session and prompt:
+            member.remember(flight.session, prompt + output)
+
+    def _learn_cache(self, trip: Trip, member: Member, cached: int) -> None:
+        prefix = member.sessions.get(trip.flight.session, 0) if trip.flight.session else 0
+        if prefix:
+            trip.model.cache_yield.add(min(1.0, cached / prefix))
+
+
+def estimate(member: Member, now: Seconds) -> None:
+    """Progress of the requests that do not stream, from the time since dispatch at the present pace."""
+    law = member.law
+    if not member.blind or law.model is None:
+        return
+    pace = _pace(member)
+    prefill = pace.prompts(law.book.queued_tokens)
+    step = max(pace.step, 1e-4)
+    for flight in member.blind.values():
+        if flight.dispatched is None:
+            continue
+        since = now - flight.dispatched
+        tokens = (since - (prefill if flight.first_token is None else _prefilled(flight))) / step
+        cap = flight.max_tokens if flight.max_tokens is not None else float("inf")
+        new = min(tokens, cap) - flight.tokens_out
+        if new >= 1.0:
+            law.book.progress(flight, new, now)
+
+
+def _prefilled(flight: Flight) -> float:
+    if flight.first_token is None or flight.dispatched is None:
+        return 0.0
+    return flight.first_token - flight.dispatched
+
+
+def _expected(member: Member, waited: float) -> tuple[float | None, float | None]:
+    """TTFT (from arrival) and TPOT that the model expects, with the request in the book; None: no model."""
+    if member.law.model is None:
+        return None, None
+    pace = _pace(member)
+    prompts = pace.prompts(member.law.book.queued_tokens)
+    return waited + 0.5 * pace.step + prompts, pace.of(member.law.book.running, member.law.book.context, 0.0)
+
+
+def _pace(member: Member) -> Pace:
+    law = member.law
+    assert law.model is not None
+    book = law.book
+    load = Load(book.decoding, max(0.0, book.context), book.queued_tokens, law.limits.chunk_budget)
+    clock = law.clock if law.clock is not None else law.model.clocks[-1]
+    return Pace(law.model, load, clock, law.correction)
+
+
+def attainment(pool: Pool) -> dict[str, float]:
+    """Share of requests that met each objective, since the start."""
+    return {name: pool.tally.met.get(name, 0) / asked for name, asked in pool.tally.asked.items() if asked}

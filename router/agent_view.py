@@ -1,0 +1,20 @@
+"""Pure: a node as last seen through its agent."""
+
+from dataclasses import dataclass, field
+
+from joulegate.units import Seconds
+from joulegate.wire import GpuInfo, GpuState
+
+
+@dataclass(slots=True)
+class AgentView:
+    """The node as last seen. `seen` is our monotonic clock when the answer arrived."""
+
+    infos: dict[str, GpuInfo] = field(default_factory=dict)
+    gpus: dict[str, GpuState] = field(default_factory=dict)
+    seen: Seconds = Seconds(float("-inf"))
+    lease: int | None = None
+    lease_until: Seconds = Seconds(float("-inf"))
+    restarts: int | None = None
+    up: bool = False
+    problem: str = "not asked yet"

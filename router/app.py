@@ -1,0 +1,153 @@
+"""Shell: health, metrics and administration over FastAPI; requests of users take the relay beside it.
+
+/admin needs the admin key. Where none is configured it answers callers on this machine only.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from joulegate import __version__
+from joulegate.units import Seconds
+from router.observe import CONTENT_TYPE, page
+from router.picture import decisions, fleet_picture, requests
+from router.pools import Member, Pool
+from router.reload import Reloader
+from router.runtime import Runtime
+
+LOOPBACK = {"127.0.0.1", "::1"}
+Json = dict[str, Any]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PauseBody(Body):
+    """Nothing named: every pool."""
+
+    pool: str | None = None
+    node: str | None = None
+    resume: bool = False
+    reason: str = "paused by an operator"
+
+
+class DrainBody(Body):
+    instance: str
+    resume: bool = False
+
+
+def build_app(runtime: Runtime, reloader: Reloader) -> FastAPI:
+    """The app beside the relay. Its lifespan starts and stops the runtime."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runtime.start()
+        yield
+        await runtime.stop()
+
+    app = FastAPI(title="Joulegate", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.include_router(_probes(runtime))
+    app.include_router(_admin(runtime, reloader))
+    return app
+
+
+def _probes(runtime: Runtime) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/healthz")
+    async def healthz() -> Json:
+        """The process lives."""
+        return {"status": "ok"}
+
+    @routes.get("/readyz")
+    async def readyz(response: Response) -> Json:
+        """Requests can be served."""
+        why = runtime.ready
+        response.status_code = 503 if why else 200
+        return {"status": why or "ok", "store": "up" if runtime.condition.store_up else "down"}
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        return Response(page(runtime.registry), media_type=CONTENT_TYPE)
+
+    return routes
+
+
+def _admin(runtime: Runtime, reloader: Reloader) -> APIRouter:
+    def may(request: Request) -> None:
+        """Raises 401/403 unless the caller is the administrator."""
+        if runtime.keys.has_admin:
+            if not runtime.keys.is_admin(request.headers.raw):
+                raise HTTPException(401, "this needs the admin key")
+        elif request.client is None or request.client.host not in LOOPBACK:
+            raise HTTPException(403, "without an admin key, /admin answers this machine only")
+
+    routes = APIRouter(prefix="/admin", dependencies=[Depends(may)])
+    _looks(routes, runtime)
+    _acts(routes, runtime, reloader)
+    return routes
+
+
+def _looks(routes: APIRouter, runtime: Runtime) -> None:
+    @routes.get("/fleet")
+    async def fleet() -> Json:
+        views = {name: agent.view for name, agent in runtime.agents.items()}
+        picture = fleet_picture(runtime.fleet, views, Seconds(time.monotonic()))
+        return {"gateway": runtime.name, "leads": runtime.leadership.leads, **picture}
+
+    @routes.get("/decisions")
+    async def latest_decisions(last: Annotated[int, Query(ge=1, le=1000)] = 50) -> Json:
+        return {"decisions": decisions(runtime.fleet, Seconds(time.monotonic()), last)}
+
+    @routes.get("/requests")
+    async def latest_requests(last: Annotated[int, Query(ge=1, le=1000)] = 50) -> Json:
+        return {"requests": requests(runtime.fleet, last)}
+
+
+def _acts(routes: APIRouter, runtime: Runtime, reloader: Reloader) -> None:
+    @routes.post("/pause")
+    async def pause(body: PauseBody) -> Json:
+        """Clocks go back to default, requests go on; `resume` takes it back."""
+        pools = _named(runtime, body)
+        for pool in pools:
+            pool.paused = "" if body.resume else body.reason
+        runtime.tick.wake()
+        return {"pools": [{"pool": pool.name, "paused": pool.paused} for pool in pools]}
+
+    @routes.post("/drain")
+    async def drain(body: DrainBody) -> Json:
+        """Send an instance no new requests; `resume` takes it back."""
+        member = _member(runtime, body.instance)
+        member.status.draining = not body.resume
+        runtime.gate.changed(Seconds(time.monotonic()))
+        return {"instance": member.law.name, "draining": member.status.draining, "running": member.open}
+
+    @routes.post("/reload")
+    async def reload(response: Response) -> Json:
+        report = reloader.reload()
+        response.status_code = 422 if report.refused else 200
+        return report.picture()
+
+
+def _named(runtime: Runtime, body: PauseBody) -> list[Pool]:
+    found = [
+        pool
+        for _, pool in runtime.fleet.pools()
+        if (body.pool is None or pool.name == body.pool)
+        and (body.node is None or any(member.agent == body.node for member in pool.members))
+    ]
+    if not found:
+        raise HTTPException(404, f"no pool is called {body.pool!r} on node {body.node!r}")
+    return found
+
+
+def _member(runtime: Runtime, name: str) -> Member:
+    for _, _, member in runtime.fleet.members():
+        if member.law.name == name:
+            return member
+    raise HTTPException(404, f"no instance is called {name!r}")

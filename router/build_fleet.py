@@ -1,0 +1,153 @@
+"""Shell: from settings to the fleet: models, pools, instances with their engine profiles."""
+
+import random
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import orjson
+
+from control.admission import ASSUMED_SLOTS, AdmissionRules
+from control.governor import GovernorRules
+from control.state import Instance, Limits, LoadBook, PoolRules
+from control.steering import Steering
+from joulegate.engine_profile import EngineProfile, parse_profile
+from joulegate.errors import UserError
+from joulegate.settings import gateway as settings_of
+from joulegate.settings.load import read_secret
+from joulegate.units import MegaHertz, Seconds
+from predictor.length import HistoryPredictor
+from predictor.online import Correction, CorrectionSettings
+from predictor.physics import PhysicsModel
+from router.fleet import InstanceStatus
+from router.pools import Fleet, Member, Model, Pool
+from router.ports import Endpoint, Engine
+
+DEFAULT_CHUNK = 2048  # prompt tokens an iteration, where neither settings nor profile say
+DEFAULT_SWITCH = Seconds(0.1)  # clock-switch latency of a GPU without a profile
+
+
+def build_fleet(settings: settings_of.Gateway) -> Fleet:
+    """Raises UserError for a profile that cannot be read."""
+    models: dict[str, Model] = {}
+    for section in settings.models:
+        model = _model(settings, section)
+        models[model.name] = model
+        models.update(dict.fromkeys(section.aliases, model))
+    return Fleet(models)
+
+
+def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> PoolRules:
+    return PoolRules(
+        name=section.name,
+        objectives=settings.objectives_of(section),
+        types=frozenset(section.request_types),
+        shed=section.overload == "shed",
+    )
+
+
+def _model(settings: settings_of.Gateway, section: settings_of.Model) -> Model:
+    members = {
+        pool.name: tuple(_member(section.name, pool.name, instance) for instance in pool.instances)
+        for pool in section.pools
+    }
+    laws = [member.law for group in members.values() for member in group]
+    switch = max((_switch(member) for group in members.values() for member in group), default=DEFAULT_SWITCH)
+    steering = Steering(
+        [pool_rules(settings, pool) for pool in section.pools],
+        laws,
+        AdmissionRules(),
+        GovernorRules(
+            switch=switch,
+            dwell=Seconds(settings.control.dwell_s),
+            stale_after=Seconds(settings.control.lease_ttl_s),
+        ),
+        random.Random().randrange,
+    )
+    cuts = settings.types.cuts
+    return Model(
+        name=section.name,
+        aliases=section.aliases,
+        cuts=cuts,
+        pools={pool.name: _pool(pool, members[pool.name], steering) for pool in section.pools},
+        steering=steering,
+        predictor=HistoryPredictor(cuts),
+        use_max_tokens=settings.predictor.use_max_tokens,
+    )
+
+
+def _pool(section: settings_of.Pool, members: tuple[Member, ...], steering: Steering) -> Pool:
+    clock = section.static_clock_mhz
+    queue = steering.queues[section.name]
+    return Pool(
+        rules=queue.rules,
+        mode=section.mode,
+        static_clock=None if clock is None else MegaHertz(clock),
+        members=members,
+        queue=queue,
+        queue_limit=section.queue_limit,
+    )
+
+
+def _member(model: str, pool: str, section: settings_of.Instance) -> Member:
+    profile = None if section.profile is None else read_profile(section.profile)
+    physics = None if profile is None else PhysicsModel(profile)
+    known_slots = section.slots or (profile.engine.max_num_seqs if profile is not None else None)
+    law = Instance(
+        name=section.name,
+        pool=pool,
+        book=LoadBook(),
+        limits=_limits(section, profile),
+        model=physics,
+        slots=known_slots or ASSUMED_SLOTS,
+        tp=section.tensor_parallel,
+    )
+    return Member(
+        model_name=model,
+        law=law,
+        status=InstanceStatus(_endpoint(pool, section)),
+        agent=section.agent,
+        gpus=section.gpus,
+        known_slots=known_slots,
+        correction=None if physics is None else Correction(physics.clocks, CorrectionSettings()),
+    )
+
+
+def _limits(section: settings_of.Instance, profile: EngineProfile | None) -> Limits:
+    engine = None if profile is None else profile.engine
+    return Limits(
+        max_num_seqs=section.slots or (engine.max_num_seqs if engine else None),
+        chunk_budget=section.chunk_tokens or (engine.max_num_batched_tokens if engine else DEFAULT_CHUNK),
+        kv_capacity=section.kv_tokens or (engine.kv_capacity_tokens if engine else None),
+    )
+
+
+def _endpoint(pool: str, section: settings_of.Instance) -> Endpoint:
+    parts = urlsplit(section.url)
+    tls = parts.scheme == "https"
+    key = read_secret(section.api_key, section.api_key_file)
+    return Endpoint(
+        name=section.name,
+        pool=pool,
+        engine=Engine(section.engine),
+        host=parts.hostname or "",
+        port=parts.port or (443 if tls else 80),
+        tls=tls,
+        ca_file=None if section.ca_file is None else str(section.ca_file),
+        authorization=None if key is None else b"Bearer " + key.encode(),
+        emulated=section.emulated,
+    )
+
+
+def read_profile(path: Path) -> EngineProfile:
+    """Raises UserError naming the file and the key."""
+    try:
+        return parse_profile(orjson.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine profile {path}: {error}", "see configs/profiles/README.md") from error
+
+
+def _switch(member: Member) -> Seconds:
+    model = member.law.model
+    return (
+        Seconds(model.profile.actuation.clock_switch_s) if isinstance(model, PhysicsModel) else DEFAULT_SWITCH
+    )

@@ -1,0 +1,128 @@
+"""Shell: `joulegate serve`, and the commands that talk to a running gateway."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from joulegate.errors import UserError
+
+Url = Annotated[str, typer.Option("--url", help="The gateway.")]
+KeyFile = Annotated[Path | None, typer.Option(help="File with the admin key; default: $JOULEGATE_ADMIN_KEY.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_URL = "http://127.0.0.1:8080"
+Json = dict[str, Any]
+
+
+def serve(
+    config: Annotated[Path, typer.Option("--config", "-c", help="gateway.yaml.")],
+) -> None:
+    """Run the gateway until SIGTERM; SIGHUP reads the file again."""
+    from joulegate.logs import set_up
+    from joulegate.settings.gateway import Gateway
+    from joulegate.settings.load import load
+    from router.serve import serve_gateway
+
+    settings = load(config, Gateway)
+    set_up(settings.log.level, settings.log.format)
+    serve_gateway(settings, config)
+
+
+def status(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
+    """Show pools, instances, clocks and the latest decision of each."""
+    picture = _ask(url, "GET", "/admin/fleet", None, admin_key_file)
+    if json:
+        _print_json(picture)
+        return
+    from rich.console import Console
+
+    from router.status_view import table
+
+    Console().print(table(picture))
+
+
+def reload(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
+    """Read gateway.yaml again: says what changed, what needs a restart, what was refused."""
+    report = _ask(url, "POST", "/admin/reload", {}, admin_key_file, accept=(200, 422))
+    if report["refused"]:
+        raise UserError(f"the file was refused, the old settings stay\n{report['refused']}", status=1)
+    if json:
+        _print_json(report)
+        return
+    for word, keys in (("applied", report["applied"]), ("needs a restart", report["needs_restart"])):
+        for key in keys:
+            sys.stdout.write(f"{word}: {key}\n")
+    if not report["applied"] and not report["needs_restart"]:
+        sys.stdout.write("nothing changed\n")
+
+
+def pause(
+    pool: Annotated[str | None, typer.Option(help="Only this pool.")] = None,
+    node: Annotated[str | None, typer.Option(help="Only the pools on this agent's node.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Take it back.")] = False,
+    url: Url = DEFAULT_URL,
+    admin_key_file: KeyFile = None,
+) -> None:
+    """Let clocks go back to default; requests go on. `--resume` takes it back."""
+    body = {"pool": pool, "node": node, "resume": resume}
+    for entry in _ask(url, "POST", "/admin/pause", body, admin_key_file)["pools"]:
+        sys.stdout.write(f"{entry['pool']}: {'paused' if entry['paused'] else 'under control'}\n")
+
+
+def drain(
+    instance: Annotated[str, typer.Argument(help="Instance, as gateway.yaml names it.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Take it back.")] = False,
+    url: Url = DEFAULT_URL,
+    admin_key_file: KeyFile = None,
+) -> None:
+    """Send an instance no new requests; those it has go on."""
+    answer = _ask(url, "POST", "/admin/drain", {"instance": instance, "resume": resume}, admin_key_file)
+    state = "draining" if answer["draining"] else "in rotation"
+    sys.stdout.write(f"{answer['instance']}: {state}, {answer['running']} requests running\n")
+
+
+def _ask(
+    url: str,
+    method: str,
+    path: str,
+    body: Json | None,
+    key_file: Path | None,
+    accept: tuple[int, ...] = (200,),
+) -> Json:
+    """One call of the admin API. Raises UserError."""
+    from joulegate.settings.load import read_secret
+    from router.http_client import HttpClient, Reply, Unreachable
+
+    key = read_secret(None, key_file) or os.environ.get("JOULEGATE_ADMIN_KEY")
+
+    async def call() -> Reply:
+        client = HttpClient(url, key)
+        try:
+            if method == "GET":
+                return await client.get(path, 5.0)
+            return await client.post(path, orjson.dumps(body), 5.0)
+        finally:
+            await client.close()
+
+    try:
+        reply = asyncio.run(call())
+    except Unreachable as error:
+        raise UserError(
+            f"no gateway answers: {error}", "is it running? name it with --url", status=1
+        ) from error
+    if reply.status in (401, 403):
+        raise UserError(f"{url} refuses: the admin key is needed", "--admin-key-file or $JOULEGATE_ADMIN_KEY")
+    if reply.status not in accept:
+        raise UserError(
+            f"{url}{path} answered {reply.status}: {reply.body[:300].decode(errors='replace')}", status=1
+        )
+    answer: Json = orjson.loads(reply.body)
+    return answer
+
+
+def _print_json(value: Json) -> None:
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")

@@ -1,0 +1,272 @@
+"""Shell: who is served where, and when: the queue in front of the engines.
+
+`admit` turns a request into a flight and hands it to `control.steering`, which grants, queues or refuses and
+is synchronous and therefore atomic. Every event that could let somebody in runs it again: an arrival, a
+first token, a completion, a cancelled wait, a change of health, the tick.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from control.admission import Outcome
+from control.classify import classify, pool_for
+from control.pick import Rng
+from control.state import Flight
+from joulegate.units import Seconds
+from router.accounts import Accounts
+from router.deaths import Deaths
+from router.errors import GatewayBusy, GatewayError, NoSuchModel, PoolDown, RateLimited, Shed
+from router.pools import Fleet, Member, Model, Pool, Trip
+from router.ports import Ending, ModelCard, RelayRequest, Report
+from router.ticket import Ticket
+
+MAX_RETRIES = 10.0  # a pool's retry budget never holds more
+
+
+class FleetGate:
+    """`Gate` over a fleet. `wake` asks the control tick to run now: load has stepped up."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        accounts: Accounts,
+        retry_budget: float,
+        rng: Rng,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
+        self.fleet = fleet
+        self._accounts = accounts
+        self._retry_budget = retry_budget
+        self._rng = rng
+        self._clock = clock
+        self._wake = wake
+        self._serial = 0
+        self._waiting: dict[str, Ticket] = {}  # by flight
+        self._deaths = Deaths()
+
+    def admit(self, request: RelayRequest) -> "Admission":
+        return Admission(self, request)
+
+    def again(self, slot: object, report: Report) -> "Admission | None":
+        if not isinstance(slot, Ticket) or slot.trip is None:
+            return None
+        pool = slot.trip.pool
+        if pool.retries < 1.0 or self._deaths.suspects(slot.request.fingerprint, self._now()):
+            return None
+        pool.retries -= 1.0
+        pool.tally.retried += 1
+        return Admission(self, slot.request)
+
+    def models(self) -> Sequence[ModelCard]:
+        return [
+            ModelCard(name, max_model_len=_longest(model))
+            for name, model in sorted(self.fleet.models.items())
+        ]
+
+    def enter(self, request: RelayRequest) -> Ticket:
+        """A ticket, granted or waiting. Raises GatewayError where the request is refused at once."""
+        if self.fleet.draining:
+            raise GatewayBusy("this gateway is shutting down", retry_after=1.0)
+        now = self._now()
+        if self._deaths.condemned(request.fingerprint, now):
+            raise PoolDown("this request took two instances down; it is not sent again now", retry_after=60.0)
+        model = self._model(request)
+        if not request.generative:
+            return self._enter_plain(request, model, now)
+        trip = self._trip(request, model)
+        pool = trip.pool
+        pool.retries = min(MAX_RETRIES, pool.retries + self._retry_budget)
+        ticket = Ticket(self, request, trip)
+        if not self._alive(model, pool, now):
+            raise _pool_down(model, pool, now)
+        self._waiting[trip.flight.id] = ticket
+        self._deliver(model, model.steering.arrive(trip.flight, pool.name, now))
+        if len(pool.queue) > pool.queue_limit and pool.queue.remove(trip.flight):
+            del self._waiting[trip.flight.id]
+            raise self._refusal(f"{len(pool.queue)} requests are queued", 1.0, pool)
+        return ticket  # granted, refused or waiting
+
+    def leave(self, ticket: Ticket) -> None:
+        """The client went away while it waited."""
+        if ticket.trip is not None and self._waiting.pop(ticket.trip.flight.id, None) is not None:
+            ticket.trip.pool.queue.remove(ticket.trip.flight)
+            ticket.trip.pool.tally.outcome(Ending.CLIENT_LEFT.value)
+        ticket.close(Report(Ending.CLIENT_LEFT, 0))  # in case the grant came in the same moment
+
+    def run(self, model: Model) -> None:
+        """Grant and refuse whatever the present allows."""
+        if model.steering.queued:
+            self._deliver(model, model.steering.assign(self._now()))
+
+    def changed(self, now: Seconds) -> None:
+        """Health changed somewhere, or time passed: let in who can go, tell who has nowhere to go."""
+        for _, _, member in self.fleet.members():
+            member.refresh(now)
+        for model in self.fleet.unique():
+            self.run(model)
+        for ticket in list(self._waiting.values()):
+            trip = ticket.trip
+            if trip is not None and not self._alive(trip.model, trip.pool, now):
+                del self._waiting[trip.flight.id]
+                trip.pool.queue.remove(trip.flight)
+                ticket.refuse(_pool_down(trip.model, trip.pool, now))
+
+    def progressed(self, ticket: Ticket, events: int, now: Seconds) -> None:
+        """Output arrived for `ticket`."""
+        trip, member = ticket.trip, ticket.member
+        if trip is None or member is None:
+            return
+        if self._accounts.progressed(trip, member, events, now):
+            self.run(trip.model)  # a prompt is done: there is room for the next
+
+    def closed(self, ticket: Ticket, report: Report) -> None:
+        """The one exit of a granted ticket."""
+        now, member = self._now(), ticket.member
+        if member is None:
+            return
+        member.open -= 1
+        self._accounts.closed(ticket.trip, member, report, now)
+        if report.ending is Ending.UPSTREAM_DOWN and report.first_output is None:
+            self._deaths.add(ticket.request.fingerprint, member.law.name, now)
+        member.refresh(now)
+        if ticket.trip is not None:
+            self.run(ticket.trip.model)
+
+    def _deliver(self, model: Model, outcome: Outcome) -> None:
+        for grant in outcome.grants:
+            member = model.members[grant.instance.name]
+            ticket = self._waiting.pop(grant.flight.id, None)
+            if ticket is None:
+                raise RuntimeError("a request was granted that nobody waits for")
+            self._granted(ticket, member, grant.reason)
+        for reject in outcome.rejects:
+            ticket = self._waiting.pop(reject.flight.id, None)
+            if ticket is not None and ticket.trip is not None:
+                ticket.refuse(self._refusal(reject.reason, reject.retry_after, ticket.trip.pool))
+
+    def _granted(self, ticket: Ticket, member: Member, reason: str) -> None:
+        now = self._now()
+        member.open += 1
+        member.refresh(now)
+        if ticket.trip is not None:
+            self._accounts.granted(ticket.trip, member, reason, now)
+        ticket.grant(member)
+        if ticket.trip is not None and ticket.trip.model.steering.exceeded(member.law):
+            self._wake()
+
+    def _trip(self, request: RelayRequest, model: Model) -> Trip:
+        query, cached = self._accounts.sized(request, model)
+        prediction = model.predictor.predict(query)
+        uncached = max(1, query.input_tokens - cached)
+        kind = classify(uncached, prediction, model.cuts)
+        rules = pool_for(kind, model.rules)
+        if rules is None:  # the settings see to it that every type has a pool
+            raise PoolDown(f"no pool of {model.name} takes {kind.name}")
+        objectives = rules.objectives
+        cap = query.max_tokens
+        self._serial += 1
+        flight = Flight(
+            id=str(self._serial),  # a client's own request id need not be unique
+            type=kind,
+            input_tokens=query.input_tokens,
+            uncached_tokens=uncached,
+            output_q50=prediction.q50,
+            output_q90=prediction.q90,
+            arrived=request.arrived,
+            ttft=request.ttft if request.ttft is not None else objectives.ttft[kind.input],
+            tpot=request.tpot if request.tpot is not None else objectives.tpot,
+            e2e=objectives.e2e,
+            max_tokens=None if cap is None else float(cap * query.n),
+            tenant=request.caller.name,
+            session=request.session,
+        )
+        chars = 0 if request.query.input_tokens else request.input_chars
+        pool = model.pools[rules.name]
+        return Trip(model, pool, flight, query, prediction, request.id, request.stream, chars)
+
+    def _enter_plain(self, request: RelayRequest, model: Model, now: Seconds) -> Ticket:
+        """What produces no tokens is not queued: it goes to the instance with the fewest requests."""
+        able = [
+            m
+            for m in model.members.values()
+            if m.status.may_take(m.open, now)
+            and (request.engine is None or m.endpoint.engine is request.engine)
+        ]
+        if not able:
+            raise PoolDown(f"no instance of {model.name} can take this request now", retry_after=1.0)
+        ticket = Ticket(self, request, None)
+        member = min(able, key=lambda m: (m.open, self._rng(1 << 16)))
+        member.open += 1
+        ticket.grant(member)
+        return ticket
+
+    def _model(self, request: RelayRequest) -> Model:
+        wanted = request.query.model
+        found = self.fleet.models.get(wanted)
+        if found is None and not wanted:
+            models = list(self.fleet.unique())
+            found = models[0] if len(models) == 1 else None
+        if found is None:
+            known = ", ".join(sorted(self.fleet.models))
+            raise NoSuchModel(f"The model `{wanted}` does not exist. Known here: {known}", param="model")
+        return found
+
+    def _alive(self, model: Model, pool: Pool, now: Seconds) -> bool:
+        """Whether any instance the pool may use is expected to take requests again by itself."""
+        reach = pool.rules.reach
+        for other in model.pools.values():
+            larger = other.rules.reach
+            if larger[0] >= reach[0] and larger[1] >= reach[1]:
+                for member in other.members:
+                    status = member.status
+                    if status.may_take(0, now) or now < status.busy_until:
+                        return True
+        return False
+
+    def _refusal(self, reason: str, retry_after: float, pool: Pool) -> GatewayError:
+        pool.tally.outcome(Ending.SHED.value)
+        kind = RateLimited if pool.rules.shed else Shed
+        return kind(reason, retry_after=retry_after)
+
+    def _now(self) -> Seconds:
+        return Seconds(self._clock())
+
+
+class Admission:
+    """`async with`: waits for a place, and gives it back however the block ends."""
+
+    __slots__ = ("_gate", "_request", "_ticket")
+
+    def __init__(self, gate: FleetGate, request: RelayRequest) -> None:
+        self._gate = gate
+        self._request = request
+        self._ticket: Ticket | None = None
+
+    async def __aenter__(self) -> Ticket:
+        ticket = self._ticket = self._gate.enter(self._request)
+        if ticket.member is None:
+            try:
+                await ticket.granted()
+            except asyncio.CancelledError:
+                self._gate.leave(ticket)
+                raise
+        return ticket
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ticket is not None:
+            ending = Ending.CLIENT_LEFT if kind is asyncio.CancelledError else Ending.UPSTREAM_ERROR
+            self._ticket.close(Report(ending, 0, error=str(error or "")))
+
+
+def _longest(model: Model) -> int | None:
+    lengths = [member.law.limits.max_model_len for member in model.members.values()]
+    return max((length for length in lengths if length is not None), default=None)
+
+
+def _pool_down(model: Model, pool: Pool, now: Seconds) -> PoolDown:
+    why = "; ".join(f"{m.law.name} {m.status.why_not(now)}" for m in pool.members)
+    return PoolDown(f"no instance of {model.name} can take this request now ({why})", retry_after=2.0)

@@ -1,0 +1,195 @@
+"""Shell: the gateway's Prometheus metrics. Every metric is declared here, once.
+
+Counting happens in plain numbers (`router.tally`); this turns them into families when somebody scrapes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from joulegate import __version__
+from router.agents import Agent
+from router.pools import Fleet, Member, Model, Pool
+from router.tally import Histogram, Tally
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A metric's help text and labels."""
+
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+POOL = ("model", "pool")
+INSTANCE = ("model", "pool", "instance")
+GPU = ("agent", "gpu")
+COUNTERS: Mapping[str, Declared] = {
+    "joulegate_requests": Declared("Requests that ended, by how they ended.", (*POOL, "outcome")),
+    "joulegate_objective_requests": Declared("Requests that an objective applied to.", (*POOL, "objective")),
+    "joulegate_objective_met": Declared("Requests that met the objective.", (*POOL, "objective")),
+    "joulegate_tokens": Declared("Tokens of served requests, as engines report them.", (*POOL, "kind")),
+    "joulegate_spills": Declared("Requests served by a larger pool than their own.", POOL),
+    "joulegate_retries": Declared("Requests sent once more, to another instance.", POOL),
+    "joulegate_gpu_energy_joules": Declared(
+        "Energy of an instance's GPUs, measured by their counters.", INSTANCE
+    ),
+    "joulegate_energy_baseline_joules": Declared(
+        "What the same work would have cost at maximum clock; estimated by the latency and power model.",
+        INSTANCE,
+    ),
+    "joulegate_clock_changes": Declared("Changes of an instance's clock target.", INSTANCE),
+    "joulegate_decisions": Declared("Governor decisions, by reason.", (*INSTANCE, "reason")),
+    "joulegate_refusals": Declared("Errors answered by the gateway itself, by code.", ("code",)),
+    "joulegate_lease_expirations": Declared("Leases that ran out before they were renewed."),
+}
+GAUGES: Mapping[str, Declared] = {
+    "joulegate_queue_requests": Declared("Requests waiting in the gateway.", POOL),
+    "joulegate_running_requests": Declared("Requests at an instance.", INSTANCE),
+    "joulegate_instance_up": Declared("1 if requests may be sent to the instance.", INSTANCE),
+    "joulegate_gpu_clock_hertz": Declared("SM clock, read back.", GPU),
+    "joulegate_gpu_clock_target_hertz": Declared(
+        "Clock ceiling asked for; 0: the driver's default.", INSTANCE
+    ),
+    "joulegate_agent_up": Declared("1 if the node's agent answers.", ("agent",)),
+    "joulegate_store_up": Declared("1 if the shared store answers, or none is needed."),
+    "joulegate_config_last_reload_successful": Declared("1 if the last reload was taken over."),
+    "joulegate_config_last_reload_success_timestamp_seconds": Declared("When settings were last taken over."),
+}
+HISTOGRAMS: Mapping[str, Declared] = {
+    "joulegate_ttft_seconds": Declared("Arrival to first output.", POOL),
+    "joulegate_tpot_seconds": Declared("Time per output token after the first, per request.", POOL),
+    "joulegate_itl_seconds": Declared("Gap between two tokens.", POOL),
+    "joulegate_queue_seconds": Declared("Time in the gateway's queue.", POOL),
+    "joulegate_prediction_error_ratio": Declared("Predicted over actual, per request.", ("what",)),
+    "joulegate_gateway_seconds": Declared("What the gateway itself adds to a request before it is sent."),
+}
+
+
+@dataclass(slots=True)
+class Condition:
+    """What else is shown: set by the loops that know."""
+
+    store_up: bool = True
+    reload_successful: bool = True
+    reloaded_at: float = 0.0  # unix time
+
+
+class GatewayCollector(Collector):
+    def __init__(self, fleet: Fleet, tally: Tally, agents: Mapping[str, Agent], condition: Condition) -> None:
+        self._fleet = fleet
+        self._tally = tally
+        self._agents = agents
+        self._condition = condition
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("joulegate_build", "The gateway's version.", {"version": __version__})
+        yield from self._families(COUNTERS, CounterMetricFamily, self._counters())
+        yield from self._families(GAUGES, GaugeMetricFamily, self._gauges())
+        yield from self._histograms()
+
+    def _families(
+        self,
+        declared: Mapping[str, Declared],
+        kind: type[CounterMetricFamily] | type[GaugeMetricFamily],
+        samples: Iterable[tuple[str, tuple[str, ...], float]],
+    ) -> Iterator[Metric]:
+        families = {name: kind(name, what.help, labels=what.labels) for name, what in declared.items()}
+        for name, labels, value in samples:
+            families[name].add_metric(labels, value)
+        yield from families.values()
+
+    def _counters(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
+        for model, pool in self._fleet.pools():
+            yield from _pool_counters((model.name, pool.name), pool)
+        for model, pool, member in self._fleet.members():
+            yield from _member_counters((model.name, pool.name, member.law.name), member)
+        for code, count in self._tally.refusals.items():
+            yield "joulegate_refusals", (code,), count
+        yield "joulegate_lease_expirations", (), self._tally.lease_expirations
+
+    def _gauges(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
+        for model, pool in self._fleet.pools():
+            yield "joulegate_queue_requests", (model.name, pool.name), len(pool.queue)
+        for model, pool, member in self._fleet.members():
+            yield from _member_gauges(model, pool, member)
+        for name, agent in self._agents.items():
+            yield "joulegate_agent_up", (name,), float(agent.view.up)
+            for uuid, gpu in agent.view.gpus.items():
+                yield "joulegate_gpu_clock_hertz", (name, uuid), gpu.clock_mhz * 1e6
+        condition = self._condition
+        yield "joulegate_store_up", (), float(condition.store_up)
+        yield "joulegate_config_last_reload_successful", (), float(condition.reload_successful)
+        yield "joulegate_config_last_reload_success_timestamp_seconds", (), condition.reloaded_at
+
+    def _histograms(self) -> Iterator[Metric]:
+        families = {
+            name: HistogramMetricFamily(name, what.help, labels=what.labels)
+            for name, what in HISTOGRAMS.items()
+        }
+        for model, pool in self._fleet.pools():
+            tally, labels = pool.tally, (model.name, pool.name)
+            _add(families["joulegate_ttft_seconds"], labels, tally.ttft)
+            _add(families["joulegate_tpot_seconds"], labels, tally.tpot)
+            _add(families["joulegate_itl_seconds"], labels, tally.itl)
+            _add(families["joulegate_queue_seconds"], labels, tally.queue)
+        for what, histogram in self._tally.prediction_error.items():
+            _add(families["joulegate_prediction_error_ratio"], (what,), histogram)
+        _add(families["joulegate_gateway_seconds"], (), self._tally.overhead)
+        yield from families.values()
+
+
+def page(registry: CollectorRegistry) -> bytes:
+    """The text exposition of everything."""
+    return generate_latest(registry)
+
+
+def _pool_counters(labels: tuple[str, str], pool: Pool) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    tally = pool.tally
+    for outcome, count in tally.outcomes.items():
+        yield "joulegate_requests", (*labels, outcome), count
+    for objective, count in tally.asked.items():
+        yield "joulegate_objective_requests", (*labels, objective), count
+        yield "joulegate_objective_met", (*labels, objective), tally.met.get(objective, 0)
+    yield "joulegate_tokens", (*labels, "prompt"), tally.prompt_tokens
+    yield "joulegate_tokens", (*labels, "completion"), tally.completion_tokens
+    yield "joulegate_tokens", (*labels, "cached"), tally.cached_tokens
+    yield "joulegate_spills", labels, tally.spilled
+    yield "joulegate_retries", labels, tally.retried
+
+
+def _member_counters(
+    labels: tuple[str, str, str], member: Member
+) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    tally = member.tally
+    yield "joulegate_gpu_energy_joules", labels, tally.joules
+    yield "joulegate_energy_baseline_joules", labels, tally.baseline_joules
+    yield "joulegate_clock_changes", labels, tally.clock_changes
+    for reason, count in tally.decisions.items():
+        yield "joulegate_decisions", (*labels, reason), count
+
+
+def _member_gauges(model: Model, pool: Pool, member: Member) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    labels = (model.name, pool.name, member.law.name)
+    yield "joulegate_running_requests", labels, member.open
+    yield "joulegate_instance_up", labels, float(member.law.ready)
+    yield "joulegate_gpu_clock_target_hertz", labels, (member.target or 0) * 1e6
+
+
+def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
+    total, buckets = 0, []
+    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), total))
+    family.add_metric(labels, buckets, histogram.total)

@@ -1,0 +1,156 @@
+"""Pure: the fleet as JSON: what /admin/* and `joulegate status` show."""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from joulegate.units import Seconds
+from router.accounts import attainment
+from router.agent_view import AgentView
+from router.pools import Fleet, Member, Model, Pool
+
+Json = dict[str, Any]
+
+
+def fleet_picture(fleet: Fleet, agents: Mapping[str, AgentView], now: Seconds) -> Json:
+    """Models, pools, instances, agents. Times are seconds, power watts, energy joules, clocks MHz."""
+    return {
+        "models": [_model(model, agents, now) for model in fleet.unique()],
+        "agents": [_agent(name, view, now) for name, view in agents.items()],
+        "draining": fleet.draining,
+    }
+
+
+def requests(fleet: Fleet, last: int) -> list[Json]:
+    """The latest requests, newest first: what was predicted and what happened. No prompts."""
+    return [
+        {
+            "id": r.id,
+            "model": r.model,
+            "type": r.type,
+            "pool": r.pool,
+            "instance": r.instance,
+            "reason": r.reason,
+            "clock_mhz": r.clock,
+            "queued_s": r.queued,
+            "input_tokens": r.input_tokens,
+            "predicted": {
+                "output_tokens_q50": r.predicted_output[0],
+                "output_tokens_q90": r.predicted_output[1],
+                "ttft_s": r.predicted_ttft,
+                "tpot_s": r.predicted_tpot,
+            },
+            "actual": {
+                "outcome": r.outcome or "running",
+                "output_tokens": r.output_tokens,
+                "ttft_s": r.ttft,
+                "tpot_s": r.tpot,
+            },
+        }
+        for r in _latest(fleet.requests, last)
+    ]
+
+
+def decisions(fleet: Fleet, now: Seconds, last: int) -> list[Json]:
+    """The latest decisions of the governors, newest first."""
+    return [
+        {
+            "age_s": now - d.at,
+            "clock_mhz": d.clock,
+            "reason": d.reason.value,
+            "sentence": d.sentence,
+            "predicted_tpot_s": d.tpot,
+        }
+        for d in _latest(fleet.decisions, last)
+    ]
+
+
+def _latest(items: "Iterable[Any]", count: int) -> list[Any]:
+    return list(islice(reversed(list(items)), count))
+
+
+def _model(model: Model, agents: Mapping[str, AgentView], now: Seconds) -> Json:
+    return {
+        "name": model.name,
+        "aliases": list(model.aliases),
+        "characters_per_token": model.chars_per_token.value,
+        "tokens_per_event": model.tokens_per_event.value,
+        "pools": [_pool(pool, agents, now) for pool in model.pools.values()],
+    }
+
+
+def _pool(pool: Pool, agents: Mapping[str, AgentView], now: Seconds) -> Json:
+    promised, tally = pool.rules.objectives, pool.tally
+    return {
+        "name": pool.name,
+        "mode": pool.mode,
+        "paused": pool.paused,
+        "types": sorted(kind.name for kind in pool.rules.types),
+        "queued": len(pool.queue),
+        "running": sum(member.open for member in pool.members),
+        "objectives": {
+            "ttft_s": list(promised.ttft),
+            "tpot_s": promised.tpot,
+            "e2e_s": promised.e2e,
+            "max_slowdown": promised.max_slowdown,
+        },
+        "ttft_p99_s": tally.ttft.quantile(0.99),
+        "tpot_p99_s": tally.tpot.quantile(0.99),
+        "attainment_ratio": attainment(pool),
+        "outcomes": dict(tally.outcomes),
+        "instances": [_member(member, agents, now) for member in pool.members],
+    }
+
+
+def _member(member: Member, agents: Mapping[str, AgentView], now: Seconds) -> Json:
+    law, status, decision = member.law, member.status, member.decision
+    view = agents.get(member.agent or "")
+    gpus = [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus] if view is not None else []
+    return {
+        "name": law.name,
+        "health": status.health.value,
+        "why_not": status.why_not(now),
+        "draining": status.draining,
+        "running": member.open,
+        "decoding": law.book.decoding,
+        "context_tokens": law.book.context,
+        "engine_running": status.gauges.running,
+        "engine_waiting": status.gauges.waiting,
+        "kv_usage_ratio": status.gauges.kv_usage,
+        "slots": law.slots,
+        "correction": law.correction,
+        "target_mhz": member.target,
+        "advised_mhz": decision.clock if decision is not None else None,
+        "clock_mhz": min((gpu.clock_mhz for gpu in gpus), default=None),
+        "ceiling_mhz": law.clock,
+        "watts": sum(gpu.power_w for gpu in gpus) if gpus else None,
+        "joules": member.tally.joules,
+        "baseline_joules_estimated": member.tally.baseline_joules,
+        "clock_changes": member.tally.clock_changes,
+        "decision": decision.sentence if decision is not None else "",
+        "reason": decision.reason.value if decision is not None else "",
+        "clocks_left_alone": member.distrusted,
+    }
+
+
+def _agent(name: str, view: AgentView, now: Seconds) -> Json:
+    return {
+        "name": name,
+        "up": view.up,
+        "problem": view.problem,
+        "seen_s_ago": now - view.seen if view.up else None,
+        "lease": view.lease is not None and view.lease_until > now,
+        "gpus": [
+            {
+                "uuid": gpu.uuid,
+                "clock_mhz": gpu.clock_mhz,
+                "ceiling_mhz": gpu.ceiling_mhz,
+                "watts": gpu.power_w,
+                "joules": gpu.energy_j,
+                "temperature_c": gpu.temperature_c,
+                "reasons": list(gpu.reasons),
+                "fault": gpu.fault,
+            }
+            for gpu in view.gpus.values()
+        ],
+    }

@@ -1,0 +1,199 @@
+"""Pure: the gateway's picture of itself: models, their pools, the instances in them.
+
+What the control laws read of an instance is its `law` (control.state.Instance); what only the gateway needs
+(health, GPUs, the agent, tallies) stands beside it.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from control.admission import PoolQueue
+from control.governor import Decision
+from control.state import Flight, Instance, PoolRules
+from control.steering import Steering
+from joulegate.domain import Batch, Cuts, LengthPrediction, LengthPredictor, LengthQuery
+from joulegate.units import MegaHertz, Seconds
+from predictor.online import Correction
+from router.fleet import InstanceStatus
+from router.ports import Endpoint
+from router.tally import InstanceTally, PoolTally
+
+RECENT = 1000  # requests and decisions that are remembered for people
+FIRST_CHARS_PER_TOKEN = 4.0
+FIRST_TOKENS_PER_EVENT = 1.0
+MAX_SESSIONS = 20_000  # an instance
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One instance. `law.name` is its name."""
+
+    model_name: str
+    law: Instance
+    status: InstanceStatus
+    agent: str | None
+    gpus: tuple[str, ...]
+    known_slots: int | None
+    correction: Correction | None
+    decision: Decision | None = None
+    acts: bool = False  # its clocks are ours to set: its pool acts, and it obeys
+    target: MegaHertz | None = None  # ceiling last asked for
+    target_at: Seconds = Seconds(float("-inf"))
+    assertions: int = 0  # since its clock was last right
+    distrusted: str = ""  # why its clocks are left alone until restart
+    tally: InstanceTally = field(default_factory=InstanceTally)
+    energy_at: dict[str, float] = field(default_factory=dict)  # counter last seen, by GPU
+    open: int = 0  # requests it holds, of every kind
+    blind: dict[str, Flight] = field(default_factory=dict)  # not streaming: progress is estimated, not seen
+    sessions: "OrderedDict[str, int]" = field(default_factory=OrderedDict)  # law.sessions, newest last
+    headers: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.law.sessions = self.sessions
+        self.headers = {"x-joulegate-pool": self.law.pool, "x-joulegate-instance": self.law.name}
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.status.endpoint
+
+    def refresh(self, now: Seconds) -> None:
+        """Bring `law.ready` up to date with health."""
+        self.law.ready = self.status.may_take(self.open, now)
+
+    def remember(self, session: str, tokens: int) -> None:
+        """`session` has so many tokens in this instance's prefix cache, as far as we know."""
+        self.sessions[session] = tokens
+        self.sessions.move_to_end(session)
+        if len(self.sessions) > MAX_SESSIONS:
+            self.sessions.popitem(last=False)
+
+    def batch(self) -> Batch:
+        """The decode step it is working on."""
+        book = self.law.book
+        return Batch(decoding=book.decoding, context_tokens=max(0.0, book.context))
+
+
+class Learned:
+    """A ratio learned from what passes by: an exponentially weighted mean of the last hundred or so."""
+
+    __slots__ = ("value", "weight")
+
+    def __init__(self, first: float, weight: float = 0.02) -> None:
+        self.value = first
+        self.weight = weight
+
+    def add(self, value: float) -> None:
+        self.value += self.weight * (value - self.value)
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """Members under the same promise. `mode` is what is configured; `paused` overrides it."""
+
+    rules: PoolRules
+    mode: str
+    static_clock: MegaHertz | None
+    members: tuple[Member, ...]
+    queue: PoolQueue  # the one that steering works on
+    queue_limit: int
+    tally: PoolTally = field(default_factory=PoolTally)
+    paused: str = ""  # why clocks are left at default: an operator's pause, or objectives burning
+    retries: float = 3.0  # retries it may spend now
+
+    @property
+    def name(self) -> str:
+        return self.rules.name
+
+    @property
+    def acts(self) -> bool:
+        """Whether clocks are set here."""
+        return self.mode in ("static", "enforce") and not self.paused
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """One model name, its pools and what has been learned of its traffic."""
+
+    name: str
+    aliases: tuple[str, ...]
+    cuts: Cuts
+    pools: Mapping[str, Pool]
+    steering: Steering
+    predictor: LengthPredictor
+    use_max_tokens: bool
+    chars_per_token: Learned = field(default_factory=lambda: Learned(FIRST_CHARS_PER_TOKEN))
+    tokens_per_event: Learned = field(default_factory=lambda: Learned(FIRST_TOKENS_PER_EVENT))
+    cache_yield: Learned = field(default_factory=lambda: Learned(0.0))  # of a session's prefix, share cached
+    members: Mapping[str, Member] = field(init=False)
+    rules: tuple[PoolRules, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        every = [member for pool in self.pools.values() for member in pool.members]
+        self.members = {member.law.name: member for member in every}
+        self.rules = tuple(pool.rules for pool in self.pools.values())
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request as people ask about it: what was predicted, then what happened."""
+
+    id: str
+    model: str
+    type: str
+    pool: str
+    instance: str
+    reason: str
+    arrived: Seconds
+    input_tokens: int
+    predicted_output: tuple[float, float]  # q50, q90
+    predicted_ttft: float | None  # seconds, counted from arrival
+    predicted_tpot: float | None
+    clock: MegaHertz | None
+    outcome: str = ""
+    ttft: float | None = None
+    tpot: float | None = None
+    queued: float = 0.0
+    output_tokens: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Trip:
+    """What is known of a request that produces tokens."""
+
+    model: Model
+    pool: Pool  # where its type belongs; it may be served by a larger one
+    flight: Flight
+    query: LengthQuery
+    prediction: LengthPrediction
+    request_id: str
+    stream: bool
+    input_chars: int  # 0: the token count was given, not guessed
+    record: RequestRecord | None = None
+    last: Seconds | None = None  # when output last arrived
+
+
+@dataclass(slots=True, eq=False)
+class Fleet:
+    """Everything the gateway knows, in one place."""
+
+    models: Mapping[str, Model]  # by name and by alias
+    requests: deque[RequestRecord] = field(default_factory=lambda: deque(maxlen=RECENT))
+    decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=RECENT))
+    draining: bool = False
+
+    def unique(self) -> Iterator[Model]:
+        """Models, each once."""
+        for name, model in self.models.items():
+            if name == model.name:
+                yield model
+
+    def pools(self) -> Iterator[tuple[Model, Pool]]:
+        for model in self.unique():
+            for pool in model.pools.values():
+                yield model, pool
+
+    def members(self) -> Iterator[tuple[Model, Pool, Member]]:
+        for model, pool in self.pools():
+            for member in pool.members:
+                yield model, pool, member

@@ -1,0 +1,81 @@
+"""Shell: asks every instance once a second whether it lives and what it carries."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from joulegate.units import Seconds
+from router.engine_metrics import MAX_PAGE, read_gauges
+from router.fleet import InstanceStatus, Signal
+from router.http_client import HttpClient, Unreachable
+from router.ports import Engine
+
+log = logging.getLogger(__name__)
+
+
+class Prober:
+    """One instance's probe. `on_change` is called when the instance becomes usable or stops being so."""
+
+    def __init__(
+        self,
+        status: InstanceStatus,
+        client: HttpClient,
+        clock: Callable[[], float],
+        on_change: Callable[[], None],
+        path: str,
+        timeout: float,
+    ) -> None:
+        self._status = status
+        self._client = client
+        self._clock = clock
+        self._on_change = on_change
+        self._path = path
+        self._timeout = timeout
+
+    async def run(self, interval: float, first_after: float) -> None:
+        """Probe for ever. `first_after` spreads a fleet's probes over the interval."""
+        await self.tick()
+        await asyncio.sleep(first_after)
+        while True:
+            await self.tick()
+            await asyncio.sleep(interval)
+
+    async def tick(self) -> None:
+        """Ask once. Never raises for what the network or the engine does."""
+        status, now = self._status, Seconds(self._clock())
+        before = (status.health, status.asleep)
+        try:
+            await self._health(now)
+            if status.endpoint.engine is not Engine.OPENAI:
+                await self._gauges()
+        except Unreachable as error:
+            status.signal(Signal.PROBE_FAILED, now, str(error))
+        if before != (status.health, status.asleep):
+            log.info(
+                "instance health",
+                extra={
+                    "instance": status.endpoint.name,
+                    "health": status.health.value,
+                    "asleep": status.asleep,
+                    "problem": status.problem,
+                },
+            )
+            self._on_change()
+
+    async def _health(self, now: Seconds) -> None:
+        reply = await self._client.get(self._path, self._timeout)
+        if reply.status < 500:  # servers without the route answer 404, and live
+            self._status.signal(Signal.PROBE_PASSED, now)
+        else:
+            self._status.signal(Signal.PROBE_FAILED, now, f"{self._path} answered {reply.status}")
+
+    async def _gauges(self) -> None:
+        reply = await self._client.get("/metrics", self._timeout)
+        if reply.status != 200 or len(reply.body) > MAX_PAGE:
+            return  # what we knew grows stale, and stale means unknown
+        self._status.gauges = read_gauges(reply.body, self._status.endpoint.engine)
+        self._status.gauges_at = Seconds(self._clock())
+        self._status.asleep = self._status.gauges.asleep
+
+    async def close(self) -> None:
+        await self._client.close()

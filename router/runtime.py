@@ -1,0 +1,182 @@
+"""Shell: a gateway that runs: every part is made here, its loops start and end here."""
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from control.verify import VerifyRules
+from joulegate.settings import gateway as settings_of
+from joulegate.settings.front import ApiKey
+from joulegate.settings.load import read_secret
+from joulegate.units import Seconds
+from router.accounts import Accounts
+from router.actuate import ActuationRules, Node
+from router.agents import Agent
+from router.build_fleet import build_fleet
+from router.errors import GatewayError
+from router.gate import FleetGate
+from router.http_client import HttpClient
+from router.keys import KeyEntry, Keys, digest
+from router.leadership import Leadership
+from router.observe import Condition, GatewayCollector
+from router.pools import Member
+from router.ports import Caller
+from router.prober import Prober
+from router.store import MemoryStore, RedisStore, Store
+from router.tally import Tally
+from router.tick import ControlTick
+
+log = logging.getLogger(__name__)
+RESTART_AFTER = 1.0  # seconds until a loop that failed is started again
+
+
+class Runtime:
+    """One gateway process. `start` inside a running event loop; `stop` gives the clocks back."""
+
+    def __init__(self, settings: settings_of.Gateway) -> None:
+        self._stack = AsyncExitStack()
+        self.name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
+        self.settings = settings
+        self.fleet = build_fleet(settings)
+        self.tally = Tally()
+        self.condition = Condition(reloaded_at=time.time())
+        self.keys = build_keys(settings)
+        self.leadership = Leadership(self._store(), self.condition)
+        self.agents = {section.name: self._agent(section) for section in settings.agents}
+        self.nodes = {name: self._node(agent) for name, agent in self.agents.items()}
+        accounts = Accounts(self.fleet, self.tally)
+        self.gate = FleetGate(
+            self.fleet,
+            accounts,
+            settings.retry.budget_pct / 100.0,
+            random.Random().randrange,
+            time.monotonic,
+            self._wake,
+        )
+        period = Seconds(settings.control.tick_ms / 1e3)
+        self.tick = ControlTick(self.fleet, self.gate, accounts, self.nodes, period, time.monotonic)
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(GatewayCollector(self.fleet, self.tally, self.agents, self.condition))
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def refused(self, error: GatewayError) -> None:
+        """A client got an error that no instance had a part in."""
+        name = error.code or error.type
+        self.tally.refusals[name] = self.tally.refusals.get(name, 0) + 1
+
+    @property
+    def ready(self) -> str:
+        """Why requests cannot be served now; "" when they can."""
+        if self.fleet.draining:
+            return "shutting down"
+        if not any(member.law.ready for _, _, member in self.fleet.members()):
+            return "no instance takes requests"
+        return ""
+
+    async def start(self) -> None:
+        """Probe everything once, then start the loops."""
+        probers = [self._prober(member) for _, _, member in self.fleet.members()]
+        interval = self.settings.health.interval_s
+        self._begin("leadership", self.leadership.run)
+        for index, prober in enumerate(probers):
+            self._begin("prober", partial(prober.run, interval, interval * index / len(probers)))
+        for node in self.nodes.values():
+            self._begin("node", node.run)
+        self._begin("tick", self.tick.run)
+
+    async def stop(self) -> None:
+        """Clocks first, then everything else. Requests have ended or are about to be cut."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(node.release() for node in self.nodes.values()))
+        await self.leadership.close()
+        await self._stack.aclose()
+
+    def _wake(self) -> None:
+        self.tick.wake()
+
+    def _begin(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(_forever(name, loop), name=name))
+
+    def _store(self) -> Store:
+        url = self.settings.store.redis_url
+        if url is None:
+            return MemoryStore()
+        return RedisStore(url.get_secret_value(), cluster=self._cluster(), replica=self.name)
+
+    def _cluster(self) -> str:
+        """Replicas in front of the same instances share; others on the same Redis do not meet."""
+        urls = sorted(instance.url for _, instance in self.settings.instances())
+        return digest("\n".join(urls)).hex()[:12]
+
+    def _agent(self, section: settings_of.Agent) -> Agent:
+        ca_file = None if section.ca_file is None else str(section.ca_file)
+        client = HttpClient(section.url, read_secret(section.token, section.token_file), ca_file)
+        self._stack.push_async_callback(client.close)
+        return Agent(section.name, client, self.name)
+
+    def _node(self, agent: Agent) -> Node:
+        control = self.settings.control
+        members = [member for _, _, member in self.fleet.members() if member.agent == agent.name]
+        rules = ActuationRules(Seconds(control.tick_ms / 1e3), Seconds(control.lease_ttl_s), VerifyRules())
+        return Node(agent, members, rules, time.monotonic, lambda: self.leadership.leads)
+
+    def _prober(self, member: Member) -> Prober:
+        endpoint = member.endpoint
+        scheme = "https" if endpoint.tls else "http"
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        client = HttpClient(f"{scheme}://{host}:{endpoint.port}", ca_file=endpoint.ca_file)
+        self._stack.push_async_callback(client.close)
+        health = self.settings.health
+        return Prober(
+            member.status,
+            client,
+            time.monotonic,
+            lambda: self.gate.changed(Seconds(time.monotonic())),
+            health.path,
+            health.timeout_s,
+        )
+
+
+def build_keys(settings: settings_of.Gateway) -> Keys:
+    """Raises UserError for a secret that cannot be read."""
+    auth = settings.auth
+    entries = [
+        KeyEntry(
+            _digest(section),
+            Caller(
+                section.name,
+                frozenset(section.models),
+                Seconds(section.min_ttft_ms / 1e3),
+                Seconds(section.min_tpot_ms / 1e3),
+            ),
+        )
+        for section in auth.keys
+    ]
+    admin = read_secret(auth.admin_key, auth.admin_key_file)
+    return Keys(entries, None if admin is None else digest(admin))
+
+
+def _digest(section: ApiKey) -> bytes:
+    if section.sha256 is not None:
+        return bytes.fromhex(section.sha256)
+    return digest(read_secret(section.key, section.key_file) or "")
+
+
+async def _forever(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+    """A loop that fails is logged and started again; meanwhile leases run out and clocks rise again."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("loop failed", extra={"loop": name})
+        await asyncio.sleep(RESTART_AFTER)

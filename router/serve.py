@@ -1,0 +1,95 @@
+"""Shell: the gateway on its socket: uvicorn with the guard, signals, TLS."""
+
+import gc
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from joulegate.settings import gateway as settings_of
+from joulegate.settings.front import Edge, Listen
+from router.app import build_app
+from router.guard import guard
+from router.limits import EdgeLimits, RelayLimits, UpstreamLimits
+from router.relay import Entry, Relay
+from router.reload import Reloader
+from router.runtime import Runtime
+from router.upstream import UpstreamPool
+
+log = logging.getLogger(__name__)
+GRACE = 30  # seconds for running requests after SIGTERM
+
+
+class GatewayServer(uvicorn.Server):
+    """`on_exit` is told of the first signal to stop, while requests still run."""
+
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_exit()
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what stands at the start stays: no collection walks it again
+
+
+def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
+    """Serve until a signal. `path` is read again on SIGHUP."""
+    runtime = Runtime(settings)
+    upstream = UpstreamPool(UpstreamLimits())
+    limits = RelayLimits(body=int(settings.edge.body_mib * 2**20))
+    relay = Relay(runtime.gate, upstream, runtime.keys, limits, runtime.refused)
+    reloader = Reloader(path, runtime, [relay])
+    app = Entry(relay, build_app(runtime, reloader))
+
+    def hang_up(signum: int, frame: FrameType | None) -> None:
+        report = reloader.reload()
+        log.info("settings read again", extra=report.picture())
+
+    def stopping() -> None:
+        runtime.fleet.draining = True
+
+    signal.signal(signal.SIGHUP, hang_up)
+    if runtime.keys.is_open:
+        log.warning("no API keys: everybody who reaches this port may use the models")
+    server = GatewayServer(_config(settings, app), stopping)
+    log.info("gateway starts", extra={"gateway": runtime.name, "port": settings.listen.port})
+    server.run()
+
+
+def _config(settings: settings_of.Gateway, app: Entry) -> uvicorn.Config:
+    listen: Listen = settings.listen
+    return uvicorn.Config(
+        app,
+        host=listen.host,
+        port=listen.port,
+        http=guard(_edge(settings.edge)),
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+        ssl_certfile=None if listen.tls is None else str(listen.tls.cert_file),
+        ssl_keyfile=None if listen.tls is None else str(listen.tls.key_file),
+    )
+
+
+def _edge(edge: Edge) -> EdgeLimits:
+    return EdgeLimits(
+        header_fields=edge.header_count,
+        header_bytes=int(edge.header_kib * 1024),
+        idle=edge.idle_s,
+        head=edge.header_s,
+        body=edge.body_s,
+        reader=edge.reader_s,
+    )

@@ -1,0 +1,136 @@
+"""Shell: the control tick: observe -> project -> choose; `router.actuate` does the rest per node.
+
+Every 250 ms, and at once when load steps up. It yields to the event loop after every 2 ms of work: a
+request's bytes never wait for control.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from control.admission import learned_slots
+from control.state import Gauges
+from joulegate.units import Seconds
+from joulegate.wire import GpuState
+from router.accounts import Accounts, estimate
+from router.actuate import Node
+from router.gate import FleetGate
+from router.pools import Fleet, Member, Model, Pool
+
+WORK = 0.002  # seconds of work between two yields
+LESSONS = 20  # predictor updates between two yields: each takes up to 100 us
+GAUGES_FRESH = 3.0  # seconds; older gauges say nothing
+
+
+class ControlTick:
+    """One gateway's loop. `nodes` by the name of their agent."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        gate: FleetGate,
+        accounts: Accounts,
+        nodes: Mapping[str, Node],
+        period: Seconds,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._gate = gate
+        self._accounts = accounts
+        self._nodes = nodes
+        self._period = period
+        self._clock = clock
+        self._stepped_up = asyncio.Event()
+        self._yielded = 0.0
+
+    def wake(self) -> None:
+        """Load stepped up: tick now."""
+        self._stepped_up.set()
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stepped_up.wait(), self._period)
+            self._stepped_up.clear()
+            await self.tick()
+
+    async def tick(self) -> None:
+        """One step for the whole fleet."""
+        self._yielded = self._clock()
+        for model, pool, member in self._fleet.members():
+            node = self._nodes.get(member.agent or "")
+            self._observe(member, node, Seconds(self._clock()))
+            if self._choose(model, pool, member, Seconds(self._clock())) and node is not None:
+                node.changed()
+            await self._breathe()
+        self._gate.changed(Seconds(self._clock()))
+        while self._accounts.teach(LESSONS):
+            await self._breathe()
+
+    def _observe(self, member: Member, node: Node | None, now: Seconds) -> None:
+        """Bring what the laws read of an instance up to date."""
+        law, status = member.law, member.status
+        estimate(member, now)
+        gauges = status.gauges
+        if gauges.running is not None and now - status.gauges_at <= GAUGES_FRESH:
+            law.gauges = Gauges(gauges.running, gauges.waiting or 0, status.gauges_at)
+            law.slots = learned_slots(law.slots, gauges.running, gauges.waiting or 0, member.known_slots)
+        else:
+            law.gauges = None
+        if law.limits.kv_capacity is None and gauges.kv_capacity_tokens is not None:
+            law.limits = replace(law.limits, kv_capacity=gauges.kv_capacity_tokens)
+        if member.correction is not None and law.clock is not None:
+            law.correction = member.correction.factor(law.clock)
+        if node is not None and node.agent.view.up:
+            view = node.agent.view
+            law.telemetry_at = view.seen
+            self._meter(member, [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus])
+
+    def _meter(self, member: Member, gpus: list[GpuState]) -> None:
+        """Joules since last seen, and what the same work would have cost at maximum clock."""
+        for gpu in gpus:
+            before = member.energy_at.get(gpu.uuid)
+            member.energy_at[gpu.uuid] = gpu.energy_j
+            if before is None or gpu.energy_j < before:  # first look, or the counter started over
+                continue
+            joules = gpu.energy_j - before
+            member.tally.joules += joules
+            member.tally.baseline_joules += joules * _dearer_at_max(member)
+
+    def _choose(self, model: Model, pool: Pool, member: Member, now: Seconds) -> bool:
+        """Ask the laws for a clock, and remember why. True if the target changed."""
+        decision = model.steering.tick(member.law, now)
+        before = member.decision
+        member.decision = decision
+        name = decision.reason.value
+        member.tally.decisions[name] = member.tally.decisions.get(name, 0) + 1
+        if before is None or (before.clock, before.reason) != (decision.clock, decision.reason):
+            self._fleet.decisions.append(decision)
+        member.acts = pool.acts and not member.distrusted
+        wanted = pool.static_clock if pool.mode == "static" else decision.clock
+        target = wanted if member.acts else None
+        if target == member.target:
+            return False
+        member.tally.clock_changes += 1
+        member.target, member.target_at, member.assertions = target, now, 0
+        return True
+
+    async def _breathe(self) -> None:
+        if self._clock() - self._yielded >= WORK:
+            await asyncio.sleep(0)
+            self._yielded = self._clock()
+
+
+def _dearer_at_max(member: Member) -> float:
+    """Energy of the present step at maximum clock over that at the clock in force, for the same tokens.
+
+    Only the busy part is compared: idle watts are the same at any clock. Estimated, and called so.
+    """
+    law, batch = member.law, member.batch()
+    if law.model is None or law.clock is None or batch.decoding == 0:
+        return 1.0
+    top = law.model.clocks[-1]
+    here = law.model.watts(batch, law.clock) * law.model.iteration_time(batch, law.clock)
+    there = law.model.watts(batch, top) * law.model.iteration_time(batch, top)
+    return there / here if here > 0 else 1.0

@@ -1,0 +1,79 @@
+"""Shell: a place on one instance, as the relay holds it (`router.ports.Slot`)."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from joulegate.units import Seconds
+from router.errors import GatewayError
+from router.pools import Member, Trip
+from router.ports import Endpoint, RelayRequest, Report
+
+
+class Owner(Protocol):
+    """Whoever is told what happens to a ticket: the gate."""
+
+    def progressed(self, ticket: "Ticket", events: int, now: Seconds) -> None: ...
+
+    def closed(self, ticket: "Ticket", report: Report) -> None: ...
+
+
+class Ticket:
+    """Waiting until `member` is set, open until it is closed once."""
+
+    __slots__ = ("_closed", "_future", "_owner", "_refusal", "member", "request", "trip")
+
+    def __init__(self, owner: Owner, request: RelayRequest, trip: Trip | None) -> None:
+        self.request = request
+        self.trip = trip
+        self.member: Member | None = None
+        self._owner = owner
+        self._future: asyncio.Future[None] | None = None
+        self._refusal: GatewayError | None = None
+        self._closed = False
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._member.endpoint
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._member.headers
+
+    def sent(self, now: Seconds) -> None:
+        """Dispatch was counted when the place was granted; the bytes follow within the same turn."""
+
+    def progress(self, events: int, now: Seconds) -> None:
+        if not self._closed:
+            self._owner.progressed(self, events, now)
+
+    def close(self, report: Report) -> None:
+        if not self._closed:
+            self._closed = True
+            self._owner.closed(self, report)
+
+    def grant(self, member: Member) -> None:
+        self.member = member
+        self._settle()
+
+    def refuse(self, error: GatewayError) -> None:
+        self._refusal = error
+        self._settle()
+
+    async def granted(self) -> None:
+        """Wait for the grant. Raises the refusal."""
+        if self.member is None and self._refusal is None:
+            self._future = asyncio.get_running_loop().create_future()
+            await self._future
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _settle(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    @property
+    def _member(self) -> Member:
+        if self.member is None:
+            raise RuntimeError("the ticket has no place yet")
+        return self.member
