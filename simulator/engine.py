@@ -17,6 +17,7 @@ and one iteration at a time (the live emulator, where tokens are published when 
     ends = engine.begin(now)                  # None: nothing to do
     jobs = engine.producers()                 # whose tokens appear at `ends`
     events = engine.complete()                # `engine.now` is `ends`
+    engine.stand_still(until)                 # asleep: idle power, whatever waits
 
 Theory of operation. Iterations follow each other without a gap while there is work; one in flight when
 `advance` returns is completed by the next call, and its tokens are not visible before its end. While no
@@ -96,6 +97,11 @@ class Engine:
     @property
     def waiting(self) -> int:
         return len(self._waiting) + len(self._inbox)
+
+    @property
+    def queued(self) -> int:
+        """Of those waiting, the ones that an iteration has started without."""
+        return len(self._waiting)
 
     @property
     def decoding(self) -> int:
@@ -189,6 +195,12 @@ class Engine:
         self._launch()
         self.now = self._time
         return None if self._flight is None else self._flight[0]
+
+    def stand_still(self, until: float) -> None:
+        """Draw idle power up to `until`, whatever waits: asleep. No iteration may be in flight."""
+        assert self._flight is None, "an iteration is in flight"
+        self._idle(max(self._time, until))
+        self.now = self._time
 
     def producers(self) -> list[Job]:
         """Jobs whose next token appears when the iteration in flight ends."""
