@@ -5,7 +5,7 @@ wire, and releases it exactly once. The gate classifies, queues, picks, accounts
 the other works.
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -56,8 +56,8 @@ class RelayRequest:
     generative: bool  # produces tokens: typed, queued and predicted; else only picked
     stream: bool
     caller: Caller
-    query: LengthQuery  # input_tokens is 0: the gate learns tokens per character
-    input_chars: int
+    query: LengthQuery  # input_tokens is 0 but for token ids: the gate learns tokens per character
+    input_chars: int  # a token id counts as 4
     fingerprint: int  # of the body: a query of death is not sent again
     arrived: Seconds  # monotonic
     ttft: Seconds | None = None  # x-slo-ttft-ms, clamped
@@ -65,6 +65,7 @@ class RelayRequest:
     session: str = ""
     method: str = "POST"
     engine: Engine | None = None  # only an instance of this engine will do (TGI's own routes)
+    conversation: int = 0  # of all its messages: what the next turn names in query.parent; 0: unknown
 
 
 class Ending(Enum):
@@ -176,6 +177,10 @@ class Reply(Protocol):
         """Content-Length; None: chunked, or until the connection closes."""
         ...
 
+    def begun(self) -> Awaitable[bool]:
+        """Wait for the first byte of the body; False: it ended without one."""
+        ...
+
     def read(self, limit: int) -> Awaitable[bytes | None]:
         """The whole body; None if it is longer than `limit` (then nothing is lost: pump it)."""
         ...
@@ -192,12 +197,18 @@ class Reply(Protocol):
 
 class Upstream(Protocol):
     def exchange(
-        self, endpoint: Endpoint, message: Sequence[bytes | memoryview], *, head_only: bool, repeatable: bool
+        self,
+        endpoint: Endpoint,
+        message: Sequence[bytes | memoryview],
+        *,
+        head_only: bool,
+        repeatable: bool,
+        sent: Callable[[], None],
     ) -> AbstractAsyncContextManager[Reply]:
         """Send one request, wait for the head of the answer.
 
         `message` is the request's head and body. `repeatable`: it may be sent once more, on a fresh
-        connection to the same instance, when a kept connection dies unanswered. Raises UpstreamDown,
-        UpstreamSilent or UpstreamGarbled (router.errors).
+        connection to the same instance, when a kept connection dies unanswered. `sent` is called when the
+        request was handed to the connection. Raises an UpstreamError or GatewayBusy (router.errors).
         """
         ...

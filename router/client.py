@@ -1,0 +1,172 @@
+"""Shell: one request of a client, and the direct way of an answer's bytes to its socket.
+
+uvicorn's cycle (receive, send) stays what every other route uses. The relay takes the direct way instead:
+no ASGI message for a chunk, the head and the first bytes of the body in one write, backpressure by
+callback, and a client that leaves cancels the task that answers it, wherever it waits. The two ways are
+never mixed in one answer.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from router.errors import BodyTooLarge, GatewayError
+from router.head import status_line
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+EXTENSION = "joulegate.client"
+
+
+class Pausable(Protocol):
+    """Whoever feeds this client: told to stop while the client does not take what it has."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class ClientExchange(RequestResponseCycle):
+    """Made by the guard for every request. Writes after the client left are dropped."""
+
+    owner: "asyncio.Task[object] | None" = None
+    feeder: Pausable | None = None
+    claimed: int | None = None  # the relay reads the body: up to so many bytes
+    linger: Callable[[], None]
+    _head: bytes = b""
+    _until_close: bool = False
+    _bodiless: bool = False
+
+    @property
+    def gone(self) -> bool:
+        return self.disconnected or self.transport.is_closing()
+
+    @property
+    def started(self) -> bool:
+        """The status is committed."""
+        return self.response_started
+
+    def own(self) -> None:
+        """The running task answers this request: cancel it when the client leaves."""
+        self.owner = asyncio.current_task()
+
+    def disown(self) -> None:
+        self.owner = None
+        self.feeder = None
+
+    def lose(self) -> None:
+        """The client left, or was refused while it still sent."""
+        self.disconnected = True
+        self.message_event.set()
+        if self.owner is not None:
+            self.owner.cancel()
+
+    async def read_body(self, limit: int) -> bytearray:
+        """The whole body, not copied. Raises BodyTooLarge as soon as it is known to be longer."""
+        self.claimed = limit
+        if self.more_body:
+            for name, value in self.scope["headers"]:
+                if name == b"content-length" and int(value) > limit:
+                    raise BodyTooLarge(f"the body may be at most {limit} bytes")
+            if self.waiting_for_100_continue and not self.gone:
+                self.transport.write(CONTINUE)
+                self.waiting_for_100_continue = False
+            self.flow.resume_reading()
+        while self.more_body and len(self.body) <= limit:
+            await self.message_event.wait()
+            self.message_event.clear()
+        if len(self.body) > limit:
+            raise BodyTooLarge(f"the body may be at most {limit} bytes")
+        body, self.body = self.body, bytearray()
+        return body
+
+    def begin(self, status: int, head: bytes, length: int | None) -> None:
+        """Commit to a status. `head`: status line and header lines, each ended, without framing fields.
+
+        `length` None: the length is not known. Nothing is written before the first `write`, `flush` or
+        `finish`.
+        """
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self._bodiless = self.scope["method"] == "HEAD" or status in (204, 304)
+        framing = b""
+        if length is not None:
+            self.expected_content_length = length
+            if status != 204:
+                framing = b"content-length: %d\r\n" % length
+        elif self._bodiless:
+            pass
+        elif self.scope["http_version"] == "1.1":
+            self.chunked_encoding = True
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            self._until_close = True
+            self.keep_alive = False
+        if not self.keep_alive:
+            framing += b"connection: close\r\n"
+        self._head = b"%b%b\r\n" % (head, framing)
+
+    def write(self, body: bytes) -> None:
+        """Send a piece of the body."""
+        if self.disconnected:
+            return
+        if self._bodiless:
+            self.flush()
+            return
+        if self.chunked_encoding:
+            body = b"%b%x\r\n%b\r\n" % (self._head, len(body), body)
+        elif self._until_close:
+            body = self._head + body
+        else:
+            self.expected_content_length -= len(body)
+            if self.expected_content_length < 0:
+                self.abort()
+                return
+            body = self._head + body
+        self._head = b""
+        if not self.transport.is_closing():
+            self.transport.write(body)
+
+    def flush(self) -> None:
+        """Send the head if it still waits for a body."""
+        if self._head and not self.gone:
+            self.transport.write(self._head)
+        self._head = b""
+
+    def finish(self) -> None:
+        """The answer is whole: the connection may serve the next request."""
+        if self.gone:
+            return
+        if self.chunked_encoding:
+            self.transport.write(self._head + b"0\r\n\r\n")
+            self._head = b""
+        else:
+            self.flush()
+            if self.expected_content_length and not self._bodiless:
+                self.abort()
+                return
+        self.response_complete = True
+        if not self.keep_alive:
+            self.linger()
+        self.on_response()
+
+    def abort(self) -> None:
+        """The answer cannot be ended well: the client must see that it was cut."""
+        self.transport.abort()
+
+    def answer(self, error: GatewayError, headers: list[tuple[bytes, bytes]]) -> None:
+        """A whole answer from an error. Closes the connection if the request has not arrived in full."""
+        if self.more_body:
+            self.keep_alive = False
+        body = error.body()
+        head = b"".join(
+            [
+                status_line(error.answer_status),
+                b"\r\ncontent-type: application/json\r\n",
+                *(b"%b: %b\r\n" % pair for pair in (*error.headers(), *headers)),
+            ]
+        )
+        self.begin(error.answer_status, head, len(body))
+        self.write(body)
+        self.finish()

@@ -1,0 +1,305 @@
+"""Shell: one HTTP/1.1 connection to an instance, which is trusted as little as any client.
+
+llhttp parses; on top of it this refuses what could be read in two ways (two lengths, a length beside
+chunks, an encoding other than chunked), a switch of protocol nobody asked for, floods of 1xx heads or of
+header fields. What comes after the exact end of an answer is never taken for the next one: the connection
+is spoilt.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import cast
+
+import httptools
+
+from router.errors import UpstreamDown, UpstreamError, UpstreamGarbled
+from router.head import NOT_RELAYED, Header, nominations
+from router.limits import UpstreamLimits
+from router.ports import Sink
+
+NEVER = float("inf")
+JOIN_BELOW = 64 * 1024  # bytes: below, one copy is cheaper than a second buffer in the socket call
+
+
+class Connection(asyncio.Protocol):
+    """Also the Reply of the answer that is being read (`router.ports.Reply`)."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: UpstreamLimits) -> None:
+        self.loop = loop
+        self.limits = limits
+        self.idle_since = 0.0
+        self.deadline = NEVER  # monotonic seconds: when the instance has been silent for too long
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: UpstreamError | None = None
+        self._reused = False
+        self._lost = False
+        self._clean = True  # nothing came that was not part of an answer
+        self._paused = False
+        self._complete = True
+        self._reset(head_only=False)
+        self._complete = True
+
+    def _reset(self, head_only: bool) -> None:
+        self.status = 0
+        self.headers: Sequence[Header] = ()
+        self.length: int | None = None
+        self._fields: list[Header] = []
+        self._field_count = self._head_size = self._fed = self._informational = 0
+        self._lengths = self._encodings = 0
+        self._nominated: set[bytes] = set()
+        self._head_only = head_only
+        self._head_done = False
+        self._complete = False
+        self._answered = False  # at least one byte came
+        self._sent_at = 0.0
+        self._lost_at = NEVER
+        self._sink: Sink | None = None
+        self._pieces: list[bytes] = []  # of this read
+        self._held: list[bytes] = []  # read before somebody took the body
+        self._held_size = 0
+        self._want = NEVER
+
+    # the pool's side
+
+    @property
+    def usable(self) -> bool:
+        """Between two answers, and fit for another request."""
+        transport = self._transport
+        return self._complete and self._clean and not self._lost and transport is not None
+
+    @property
+    def raced(self) -> bool:
+        """The engine had closed this kept connection when we wrote to it."""
+        soon = self._lost_at - self._sent_at < self.limits.race
+        return self._reused and not self._answered and self._lost and soon
+
+    def send(self, message: Sequence[bytes | memoryview], head_only: bool) -> None:
+        """Write a request. Raises UpstreamDown if the instance has closed the connection."""
+        self._reused = self._sent_at > 0.0
+        self._reset(head_only)
+        self._error = None
+        self._sent_at = now = time.monotonic()
+        self.deadline = now + self.limits.head
+        transport = self._transport
+        if transport is None or self._lost or transport.is_closing():
+            self._lost, self._lost_at = True, now
+            raise UpstreamDown("the instance closed the connection")
+        if len(message) == 1 or sum(map(len, message)) < JOIN_BELOW:
+            transport.write(b"".join(message))
+        else:
+            transport.writelines(message)
+
+    async def head(self) -> None:
+        """Wait for the head of the answer."""
+        if not self._head_done:
+            await self._wait()
+
+    def fail(self, error: UpstreamError) -> None:
+        if self._error is None and not self._complete:
+            self._error = error
+        self.close()
+        self._wake()
+
+    def close(self) -> None:
+        """At once: an engine that sees its client gone aborts the request."""
+        self._clean = False
+        self.deadline = NEVER
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = self.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if self._error is not None:
+            raise self._error
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # the relay's side
+
+    async def begun(self) -> bool:
+        if not self._held_size and not self._complete:
+            await self._wait()
+        return self._held_size > 0
+
+    async def read(self, limit: int) -> bytes | None:
+        self._want = limit
+        while not self._complete and self._held_size <= limit:
+            await self._wait()
+        if self._error is not None:
+            raise self._error
+        if self._held_size > limit:
+            return None
+        body = b"".join(self._held)
+        self._held.clear()
+        return body
+
+    async def pump(self, sink: Sink) -> None:
+        self._sink = sink
+        if self._held:
+            held = b"".join(self._held)
+            self._held.clear()
+            sink.feed(held)
+            if self._held_size > self.limits.buffer:
+                self.resume()
+        if not self._complete:
+            await self._wait()
+
+    def pause(self) -> None:
+        if not self._paused and self._transport is not None and not self._lost:
+            self._paused = True
+            self.deadline = NEVER  # it is the client that is slow
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self.deadline = time.monotonic() + self.limits.silence
+            self._transport.resume_reading()
+
+    # the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._lost_at = time.monotonic()
+        self._clean = False
+        if not self._complete:
+            until_close = self._head_done and self.length is None and not self._encodings
+            if until_close and exc is None and self._error is None:
+                self._complete = True
+            elif self._error is None:
+                what = "in the middle of its answer" if self._head_done else "without an answer"
+                self._error = UpstreamDown(f"the instance closed the connection {what}")
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        if self._complete:
+            self.close()  # a byte nobody asked for
+            return
+        self._answered = True
+        head_was_done = self._head_done
+        self.deadline = time.monotonic() + self.limits.silence
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._clean = False
+            if not self._complete:
+                cause = error.__context__
+                known = isinstance(cause, UpstreamGarbled)
+                self.fail(cause if known else UpstreamGarbled(f"invalid HTTP from the instance: {error}"))  # type: ignore[arg-type]
+                return
+        if not self._head_done:
+            self._fed += len(data)
+            if self._fed > self.limits.header_bytes:
+                self.fail(UpstreamGarbled("the instance's answer has too large a head"))
+            return
+        pieces = self._pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if body:
+            self._deliver(body)
+        if self._complete:
+            self._clean = self._clean and self._ends_exactly(data, len(body), head_was_done)
+            self.deadline = NEVER
+            self._wake()
+        elif not head_was_done:
+            self._wake()
+
+    def _deliver(self, body: bytes) -> None:
+        if self._sink is not None:
+            self._sink.feed(body)
+            return
+        self._held.append(body)
+        first = not self._held_size
+        self._held_size += len(body)
+        if first or self._held_size > self._want:
+            self._wake()
+        if self._held_size > self.limits.buffer:
+            self.pause()
+
+    def _ends_exactly(self, data: bytes, body: int, head_was_done: bool) -> bool:
+        """Whether `data`, the last read of an answer, held nothing after it.
+
+        llhttp skips line ends between messages without a word, so they are looked for here. In doubt: no.
+        """
+        if self._encodings:
+            return data.endswith(b"0\r\n\r\n")
+        if head_was_done:
+            return len(data) == body
+        return data.find(b"\r\n\r\n") + 4 + body == len(data)
+
+    # the parser's side
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise UpstreamGarbled("the instance sent more than one answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._field_count += 1
+        self._head_size += len(name) + len(value)
+        if self._field_count > self.limits.header_fields or self._head_size > self.limits.header_bytes:
+            raise UpstreamGarbled("the instance's answer has too large a head")
+        if self._head_done:
+            return  # a trailer
+        name = name.lower()
+        if name not in NOT_RELAYED:
+            self._fields.append((name, value))
+        elif name == b"content-length":
+            self._lengths += 1
+            self.length = int(value) if value.isdigit() else None
+            if self.length is None:
+                raise UpstreamGarbled("the instance's Content-Length is not a number")
+        elif name == b"transfer-encoding":
+            self._encodings += 1
+            if value.lower() != b"chunked":
+                raise UpstreamGarbled("the instance's Transfer-Encoding is not 'chunked'")
+        elif name == b"connection":
+            self._nominated |= nominations(value)
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status == 101 or self._parser.should_upgrade():
+            raise UpstreamGarbled("the instance switched protocols unasked")
+        if status < 200:
+            self._informational += 1
+            if status < 100 or self._informational > self.limits.informational:
+                raise UpstreamGarbled(f"the instance sent status {status} once too often")
+            self._fields, self._field_count, self._lengths, self._encodings, self.length = [], 0, 0, 0, None
+            return
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0") or self._lengths + self._encodings > (
+            1 if version == "1.1" else 1 - self._encodings
+        ):
+            raise UpstreamGarbled("the length of the instance's answer is ambiguous")
+        self.status = status
+        nominated = self._nominated
+        self.headers = [f for f in self._fields if f[0] not in nominated] if nominated else self._fields
+        self._head_done = True
+        if self._head_only:
+            # the parser now expects a body that will not come: this connection serves no other request
+            self._complete = True
+            self._clean = False
+
+    def on_body(self, body: bytes) -> None:
+        if not self._head_only:
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._head_done:
+            self._complete = True
+            if not self._parser.should_keep_alive():
+                self._clean = False

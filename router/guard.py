@@ -1,0 +1,326 @@
+"""Shell: the edge. uvicorn's HTTP protocol with what it lacks: framing rules, limits, timers, a direct way
+out.
+
+    uvicorn.Config(Entry(relay, app), http=guard(EdgeLimits()), loop="uvloop", ws="none", access_log=False)
+
+A request with doubtful framing never reaches the app: one answer in OpenAI's shape, then the connection is
+closed. While a request is being answered its connection is still read (so that a client that leaves is
+noticed), but what it sends is kept back, unparsed, until the answer is out. One sweep a period looks after
+all timers: no timer is made per request.
+"""
+
+import asyncio
+from enum import Enum
+from functools import partial
+from typing import Any, cast
+from urllib.parse import unquote
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from router.client import EXTENSION, ClientExchange
+from router.errors import BadRequest, ClientTimeout, GatewayError, HeadTooLarge
+from router.head import check_request_head, status_line
+from router.limits import EdgeLimits
+
+LINGER = 1.0  # seconds in which a refused client may still read why
+AHEAD = 64 * 1024  # bytes kept back from a client that does not wait for its answer
+
+
+def guard(limits: EdgeLimits) -> type[asyncio.Protocol]:
+    """What uvicorn.Config takes as `http=`; one for each server."""
+    # uvicorn only calls it; its annotation asks for a class
+    return cast("type[asyncio.Protocol]", partial(Guard, limits=limits, warden=Warden(limits)))
+
+
+class Reading(Enum):
+    """What the next byte of the client belongs to."""
+
+    IDLE = "between requests"
+    HEAD = "request head"
+    BODY = "request body"
+    DONE = "nothing: the request is whole, its answer is not"
+    LINGER = "nothing: refused"
+
+
+class Guard(HttpToolsProtocol):
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: EdgeLimits,
+        warden: "Warden",
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.limits = limits
+        self.warden = warden
+        self.active: ClientExchange | None = None  # the request being answered
+        self.reading = Reading.IDLE
+        self.since = 0.0  # when `reading` began
+        self.received = 0  # bytes since then
+        self.stuck_since = 0.0  # when the write buffer filled
+        self.ahead = bytearray()
+
+    # transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
+        self.since = self.loop.time()
+        self.warden.watch(self.connections, self.loop)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        self._lose_active()
+
+    def data_received(self, data: bytes) -> None:
+        if self.reading is Reading.LINGER:
+            return
+        active = self.active
+        if active is not None and (self.reading is Reading.DONE or self.cycle is not active):
+            self._keep_back(data)
+            return
+        if self.reading is Reading.IDLE:
+            self._enter(Reading.HEAD)
+        before = self.reading
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.refuse(BadRequest("Upgrade is not supported"))
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            known = isinstance(cause, GatewayError)
+            self.refuse(cause if known else BadRequest(f"invalid HTTP request: {error}"))  # type: ignore[arg-type]
+        else:
+            if self.reading is before is Reading.HEAD:
+                self.received += len(data)
+                if self.received > self.limits.header_bytes:
+                    self.refuse(HeadTooLarge("the request head is too large"))
+
+    def _keep_back(self, data: bytes) -> None:
+        self.ahead += data
+        if len(self.ahead) > AHEAD:
+            self.flow.pause_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.stuck_since = self.loop.time()
+        if self.active is not None and self.active.feeder is not None:
+            self.active.feeder.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.active is not None and self.active.feeder is not None:
+            self.active.feeder.resume()
+
+    # parser's side
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.reading = Reading.HEAD
+        if len(self.pipeline) >= self.limits.pipelined:
+            raise BadRequest("too many requests sent ahead of their answers")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.reading is not Reading.HEAD:
+            return  # a trailer: nobody asked for it, and it must not pass for a header
+        headers = self.headers
+        headers.append((name.lower(), value))
+        if len(headers) > self.limits.header_fields:
+            raise HeadTooLarge(f"more than {self.limits.header_fields} header fields")
+
+    def on_headers_complete(self) -> None:
+        parser = self.parser
+        version = parser.get_http_version()
+        method = parser.get_method().decode("ascii")
+        if parser.should_upgrade():
+            raise BadRequest("Upgrade is not supported")
+        expect = check_request_head(method, self.url, version, self.headers, self.limits.header_bytes)
+        scope = self.scope
+        scope["method"] = method
+        scope["http_version"] = version
+        url = httptools.parse_url(self.url)
+        scope["raw_path"] = raw_path = url.path or b"/"
+        scope["path"] = decoded(raw_path)
+        scope["query_string"] = url.query or b""
+        cycle = ClientExchange(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=expect,
+            keep_alive=version == "1.1" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        cycle.linger = self.linger
+        scope["extensions"] = cast("dict[str, Any]", {EXTENSION: cycle})
+        self.cycle = cycle
+        self._enter(Reading.BODY)
+        if self.active is None:
+            self._answer(cycle, self.app)
+        else:
+            self.pipeline.appendleft((cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        self.received += len(body)
+        cycle = cast("ClientExchange", self.cycle)
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if cycle.claimed is None:
+            if len(cycle.body) > AHEAD:
+                self.flow.pause_reading()
+            cycle.message_event.set()
+        elif len(cycle.body) > cycle.claimed:
+            self.flow.pause_reading()
+            cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        cycle.more_body = False
+        if cycle.response_complete:
+            self._enter(Reading.IDLE)
+        else:
+            self._enter(Reading.DONE)
+            cycle.message_event.set()
+
+    # the answer's side
+
+    def _answer(self, cycle: ClientExchange, app: ASGI3Application) -> None:
+        self.active = cycle
+        self._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        answered, self.active = self.active, None
+        if answered is not None:
+            answered.scope.pop("extensions", None)
+        if self.transport.is_closing() or self.reading is Reading.LINGER:
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._answer(cast("ClientExchange", cycle), app)
+            return
+        if self.reading is Reading.DONE:
+            self._enter(Reading.IDLE)
+        if self.ahead:
+            data, self.ahead = bytes(self.ahead), bytearray()
+            self.data_received(data)
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer with an error if no status is committed, and close. The app hears that the client left."""
+        self.pipeline.clear()
+        active = self.active
+        if active is not None and not (self.reading is Reading.BODY and self.cycle is active):
+            # the request at fault came after the one that is being answered: that answer may end
+            active.keep_alive = False
+            self.reading = Reading.LINGER
+            return
+        if active is not None and active.response_started:
+            self.transport.abort()
+            return
+        self._lose_active()
+        body = error.body()
+        fields = [b"%b: %b\r\n" % pair for pair in (*self.server_state.default_headers, *error.headers())]
+        self.transport.write(
+            b"%b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (status_line(error.status), b"".join(fields), len(body), body)
+        )
+        self.linger()
+
+    def linger(self) -> None:
+        """Close, but let a client that still sends read the answer first."""
+        if self.reading in (Reading.IDLE, Reading.DONE):
+            self.transport.close()
+            return
+        self._enter(Reading.LINGER)
+        self.ahead.clear()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+
+    def _lose_active(self) -> None:
+        active, self.active = self.active, None
+        if active is not None:
+            active.scope.pop("extensions", None)
+            active.lose()
+
+    # timers
+
+    def _enter(self, reading: Reading) -> None:
+        self.reading = reading
+        self.since = self.loop.time()
+        self.received = 0
+
+    def overdue(self, now: float) -> str | None:
+        """What the client let lapse, if anything."""
+        limits = self.limits
+        if self.reading is Reading.LINGER:
+            return "linger" if self.active is None and now - self.since > LINGER else None
+        if self.flow.write_paused and now - self.stuck_since > limits.reader:
+            return "reader"
+        if self.active is not None and not (self.reading is Reading.BODY and self.cycle is self.active):
+            return None
+        age = now - self.since
+        if self.reading is Reading.IDLE:
+            return "idle" if age > limits.idle else None
+        if self.reading is Reading.HEAD:
+            return "head" if age > limits.head else None
+        if self.reading is Reading.BODY and not self.flow.read_paused:
+            return "body" if age > limits.body + self.received / limits.body_rate else None
+        return None
+
+    def expire(self, what: str) -> None:
+        """Part with a client that was too slow."""
+        if what in ("head", "body"):
+            self.refuse(ClientTimeout(f"the request {what} did not arrive in time"))
+        elif what == "idle":
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+
+class Warden:
+    """Looks at every connection of one server now and then, while there are any."""
+
+    def __init__(self, limits: EdgeLimits) -> None:
+        shortest = min(limits.idle, limits.head, limits.body, limits.reader)
+        self.period = max(0.02, min(1.0, shortest / 4))
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, connections: "set[Any]", loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is None:
+            self._arm(connections, loop)
+
+    def _arm(self, connections: "set[Any]", loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + self.period
+        self._timer = loop.call_later(self.period, self._sweep, connections, loop, due)
+
+    def _sweep(self, connections: "set[Any]", loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self._timer = None
+        now = loop.time()
+        if now - due < self.period:  # else the loop stood still: what clients sent meanwhile is not read yet
+            for connection in list(connections):
+                what = connection.overdue(now)
+                if what is not None:
+                    connection.expire(what)
+        if connections:
+            self._arm(connections, loop)
+
+
+def decoded(raw_path: bytes) -> str:
+    """The path as ASGI wants it."""
+    path = raw_path.decode("ascii")
+    return unquote(path) if "%" in path else path

@@ -1,0 +1,179 @@
+"""Pure: heads of messages: what a request head must satisfy, which paths pass, what is forwarded.
+
+Stricter than RFC 9112 where servers are known to disagree: a request that two parsers could read in two
+ways is refused, never repaired (request smuggling).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+
+from router.errors import BadRequest, HeadTooLarge, MethodNotAllowed, NoSuchRoute, UnsupportedVersion
+
+Header = tuple[bytes, bytes]
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
+# what a CGI-style server takes for the real field: nobody needs these, only attacks do
+ALIASES = frozenset({b"content_length", b"transfer_encoding"})
+FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"}) | ALIASES
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+NOT_FORWARDED = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"authorization",  # our keys never reach an engine
+    b"x-api-key",
+    b"x-request-id",  # set again when it is safe
+    b"x-slo-ttft-ms",
+    b"x-slo-tpot-ms",
+}
+OURS = b"x-joulegate-"
+TRUE_LENGTH = b"x-joulegate-true-output-tokens"
+NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+
+SEGMENT = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~:@!$&'()*+,=-]+"
+PATH = re.compile(rf"/v1(?:{SEGMENT})+/?")
+OTHERS = frozenset({"/tokenize", "/detokenize"})
+TGI_ONLY = frozenset({"/generate", "/generate_stream", "/info"})
+# engines' administration that lives under /v1
+DENIED = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+SAFE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}".encode() for s in HTTPStatus}
+UUID = re.compile(rb"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
+
+
+def check_request_head(
+    method: str, target: bytes, version: str, headers: Sequence[Header], header_bytes: int
+) -> bool:
+    """Whether the client waits for 100 Continue. Raises a GatewayError when the head is doubtful."""
+    if version not in ("1.1", "1.0"):
+        raise UnsupportedVersion("only HTTP/1.1 and HTTP/1.0 are spoken here")
+    if method not in METHODS:
+        raise MethodNotAllowed(f"{method} is not supported")
+    host: bytes | None = None
+    lengths = size = 0
+    expect = False
+    for name, value in headers:
+        size += len(name) + len(value) + 4
+        if name not in FRAMING:
+            continue
+        if name == b"host":
+            if host is not None:
+                raise BadRequest("more than one Host header")
+            host = value
+        elif name == b"expect":
+            expect = version == "1.1" and value.lower() == b"100-continue"
+        else:
+            lengths += 1
+            _check_length(name, value, version)
+    if size > header_bytes:
+        raise HeadTooLarge("the request head is too large")
+    if lengths > 1:
+        raise BadRequest("the length of the body is ambiguous")
+    _check_host(host, target, version)
+    return expect
+
+
+def _check_length(name: bytes, value: bytes, version: str) -> None:
+    if name in ALIASES:
+        raise BadRequest(f"header {name.decode()} is not accepted")
+    if name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+        raise BadRequest("Transfer-Encoding must be 'chunked', in HTTP/1.1")
+
+
+def _check_host(host: bytes | None, target: bytes, version: str) -> None:
+    if host is None:
+        if version == "1.1":
+            raise BadRequest("no Host header")
+    else:
+        match = HOST.fullmatch(host)
+        if match is None or int(match[1] or 0) > 65535:
+            raise BadRequest("invalid Host header")
+    if target[:1] != b"/":
+        scheme, _, rest = target.partition(b"://")
+        if scheme.lower() not in (b"http", b"https") or host is None or rest.partition(b"/")[0] != host:
+            raise BadRequest("the request target must be a path, or a URL on this host")
+
+
+def check_path(raw_path: bytes) -> str:
+    """The path to ask an instance for. Raises NoSuchRoute.
+
+    Nothing is normalised: a spelling that some server might read as another path (percent-encoding, empty
+    or dot segments, parameters, another case) is not a route here, so no spelling of an engine's own admin
+    routes is.
+    """
+    path = raw_path.decode("ascii", "replace")
+    if path in OTHERS or path in TGI_ONLY:
+        return path
+    if PATH.fullmatch(path) is None or path.rstrip("/").lower() in DENIED:
+        raise NoSuchRoute(f"no such route: {path[:200]}")
+    return path
+
+
+def request_head(
+    method: str,
+    path: str,
+    query: bytes,
+    headers: Iterable[Header],
+    fixed: Sequence[Header],
+    body_length: int | None,
+) -> bytes:
+    """A request head for an instance: the client's headers but the ones of this hop, then `fixed`."""
+    target = path.encode() + b"?" + query if query else path.encode()
+    lines = [b"%b %b HTTP/1.1" % (method.encode(), target)]
+    lines += [b"%b: %b" % pair for pair in fixed]
+    lines += [b"%b: %b" % pair for pair in forwarded(headers)]
+    if body_length is not None:
+        lines.append(b"content-length: %d" % body_length)
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def forwarded(headers: Iterable[Header]) -> list[Header]:
+    """The end-to-end headers of a request, less what is ours and what `Connection` names."""
+    kept = []
+    nominated: set[bytes] = set()
+    for pair in headers:
+        name = pair[0]
+        if name in NOT_FORWARDED or name.startswith(OURS):
+            if name == b"connection":
+                nominated |= nominations(pair[1])
+        else:
+            kept.append(pair)
+    return [pair for pair in kept if pair[0] not in nominated] if nominated else kept
+
+
+def nominations(value: bytes) -> set[bytes]:
+    """What a Connection header makes hop-by-hop."""
+    return {token.strip().lower() for token in value.split(b",")} - {b"close", b"keep-alive"}
+
+
+def response_head(status: int, headers: Iterable[Header], extra: Iterable[Header]) -> bytes:
+    """Status line and header lines of an answer, each ended, without framing fields."""
+    lines = [status_line(status)]
+    lines += [b"%b: %b" % pair for pair in headers]
+    lines += [b"%b: %b" % pair for pair in extra]
+    lines.append(b"")
+    return b"\r\n".join(lines)
+
+
+def status_line(status: int) -> bytes:
+    return STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+
+
+def relayed(path: str) -> bool:
+    """Whether a (decoded) path belongs to the relay, which may still refuse its spelling."""
+    return path.startswith("/v1/") or path in OTHERS or path in TGI_ONLY

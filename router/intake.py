@@ -1,0 +1,131 @@
+"""Pure: from a client's request to what the gate is asked, and to the message an instance gets."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from joulegate.units import Seconds
+from router import openai_api
+from router.dialects import Dialect, dialect_of, injects_usage
+from router.errors import BadRequest, Forbidden
+from router.head import SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, Header, request_head
+from router.ports import Caller, Endpoint, Engine, RelayRequest
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS"})
+BODYLESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A client's request, understood."""
+
+    request: RelayRequest
+    parsed: openai_api.Parsed
+    dialect: Dialect
+    query: bytes
+    headers: Sequence[Header]
+    body: bytearray
+
+    @property
+    def repeatable(self) -> bool:
+        """Nothing is lost but an answer if it runs twice."""
+        return self.request.generative or self.request.method in IDEMPOTENT
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What goes to one instance. `strip`: the usage event comes because we asked for it."""
+
+    pieces: list[bytes | memoryview]
+    strip: bool
+
+
+def understand(
+    method: str,
+    path: str,
+    query: bytes,
+    headers: Sequence[Header],
+    body: bytearray,
+    caller: Caller,
+    request_id: str,
+    now: Seconds,
+) -> Call:
+    """Raises BadRequest (objective headers) and Forbidden (a model this key may not use)."""
+    route = path.rstrip("/")
+    found = dict(headers)
+    parsed = openai_api.parse(route, body, found.get(b"content-type", b""), caller.name)
+    model = parsed.query.model
+    if caller.models and model not in caller.models:
+        raise Forbidden(f"this API key may not use the model '{model}'" if model else "name a model")
+    generative = method == "POST" and route in openai_api.GENERATIVE
+    session = found.get(b"x-session-id") or found.get(b"x-session-affinity") or b""
+    request = RelayRequest(
+        id=request_id,
+        route=route,
+        generative=generative,
+        stream=parsed.stream,
+        caller=caller,
+        query=parsed.query,
+        input_chars=parsed.input_chars,
+        fingerprint=openai_api.fingerprint(body),
+        arrived=now,
+        ttft=objective(found, b"x-slo-ttft-ms", caller.min_ttft),
+        tpot=objective(found, b"x-slo-tpot-ms", caller.min_tpot),
+        session=session.decode("latin-1"),
+        method=method,
+        engine=Engine.TGI if route in TGI_ONLY else None,
+        conversation=parsed.conversation,
+    )
+    return Call(request, parsed, dialect_of(route), query, headers, body)
+
+
+def objective(headers: dict[bytes, bytes], name: bytes, least: Seconds) -> Seconds | None:
+    """An objective the client set, in seconds, no tighter than its key allows."""
+    given = headers.get(name)
+    if given is None:
+        return None
+    try:
+        value = float(given) / 1000.0
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise BadRequest(f"{name.decode()} must be a positive number of milliseconds")
+    return Seconds(max(value, least))
+
+
+def request_id(headers: Sequence[Header], fresh: str) -> str:
+    """The client's own, if it can safely be sent on and logged, else `fresh`."""
+    for name, value in headers:
+        if name == b"x-request-id" and SAFE_ID.fullmatch(value):
+            return value.decode()
+    return fresh
+
+
+def message(call: Call, endpoint: Endpoint) -> Message:
+    """What goes over the wire to `endpoint`."""
+    pieces: list[bytes | memoryview] | None = None
+    request = call.request
+    if injects_usage(call.dialect, endpoint) and openai_api.may_inject(call.parsed):
+        pieces = openai_api.with_usage(call.body, call.parsed)
+    strip = pieces is not None
+    if pieces is None:
+        pieces = [memoryview(call.body)] if call.body else []
+    fixed: list[Header] = [(b"host", host_of(endpoint))]
+    if endpoint.authorization is not None:
+        fixed.append((b"authorization", endpoint.authorization))
+    sent_id = request.id.encode()
+    if endpoint.engine is not Engine.OPENAI or UUID.fullmatch(sent_id):
+        fixed.append((b"x-request-id", sent_id))
+    headers = call.headers
+    if strip:  # an encoded stream could not be stripped
+        headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
+    if endpoint.emulated:
+        fixed += [pair for pair in headers if pair[0] == TRUE_LENGTH]
+    length = sum(map(len, pieces)) if pieces or request.method not in BODYLESS else None
+    pieces.insert(0, request_head(request.method, request.route, call.query, headers, fixed, length))
+    return Message(pieces, strip)
+
+
+def host_of(endpoint: Endpoint) -> bytes:
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return f"{host}:{endpoint.port}".encode()

@@ -1,0 +1,289 @@
+"""Pure: what routing reads in a request body, the one edit that is made to it, and the list of models.
+
+The body is parsed once; it goes to the engine as it came. When the engine is asked for usage in place of
+the client, `stream_options` is spliced into the bytes, so that what the gateway does not understand (a key
+given twice, 1e400, spacing) stays as it was: right after the opening brace when there is none, over the
+value's bytes when there is one.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from joulegate.domain import LengthQuery
+from router.ports import ModelCard
+
+HEAD_CHARS = 1600
+TAIL_CHARS = 800
+FINGERPRINT_BYTES = 64 * 1024  # of each end
+SECOND_TRY = 1024 * 1024  # bytes: the slow parser takes no more
+TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
+SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,}\]]+', re.DOTALL)
+OPENING = frozenset({b"{", b"["})
+CLOSING = frozenset({b"}", b"]"})
+FORM_MODEL = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
+INJECTED = b'"stream_options":{"include_usage":true}'
+GENERATIVE = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/generate",
+        "/generate_stream",
+    }
+)
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a body says that matters here. A body that is no JSON object leaves the defaults."""
+
+    query: LengthQuery
+    stream: bool = False
+    input_chars: int = 0
+    conversation: int = 0  # of all messages: what the next turn will name as its parent
+    options: Json | None = None  # stream_options, when given
+    has_options: bool = False
+
+
+@dataclass(slots=True)
+class _Text:
+    """Sums of the text of one request."""
+
+    chars: int = 0
+    tokens: int = 0  # of prompts given as token ids
+    system: int = 0
+    parent: int = 0
+    whole: int = 0
+    prompts: int = 1
+    last: str = ""
+    _turns: list[str] = field(default_factory=list)
+
+    def add(self, role: str, text: str) -> None:
+        self.chars += len(text)
+        if role == "assistant":
+            self.parent = self.whole
+        ends = f"{role}:{len(text)}:{text[:256]}{text[-256:]}"
+        self.whole = zlib.crc32(ends.encode("utf-8", "surrogatepass"), self.whole)
+        if role in ("system", "developer"):
+            self.system = (len(text) << 32) | zlib.crc32(text.encode("utf-8", "surrogatepass"), self.system)
+        elif role == "user":
+            self.last = text
+
+
+def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) -> Parsed:
+    """`route` is a canonical path; `key` the caller's name."""
+    if content_type.startswith(b"multipart/"):
+        match = FORM_MODEL.search(body)
+        return Parsed(LengthQuery(match[1].decode("utf-8", "replace") if match else "", key, 0))
+    found = _load(body)
+    if found is None:
+        return Parsed(LengthQuery("", key, 0), input_chars=len(body))
+    text = _text(found)
+    parameters = found.get("parameters")
+    limits = parameters if isinstance(parameters, dict) else found  # TGI's own routes
+    options = found.get("stream_options")
+    return Parsed(
+        query=LengthQuery(
+            model=_string(found.get("model")),
+            key=key,
+            input_tokens=text.tokens,
+            max_tokens=_cap(limits),
+            n=max(1, _integer(found.get("n")) or 1) * text.prompts,
+            system_hash=text.system,
+            parent=text.parent,
+            has_tools=bool(found.get("tools")),
+            json_mode=_json_mode(found),
+            stop=bool(limits.get("stop") or limits.get("stop_sequences")),
+            text_head=text.last[:HEAD_CHARS],
+            text_tail=text.last[-TAIL_CHARS:],
+        ),
+        stream=found.get("stream") is True or route == "/generate_stream",
+        input_chars=text.chars,
+        conversation=(text.chars << 32) | text.whole if text.whole else 0,
+        options=options if isinstance(options, dict) else None,
+        has_options="stream_options" in found,
+    )
+
+
+def asks_usage(parsed: Parsed) -> bool:
+    return parsed.options is not None and parsed.options.get("include_usage") is True
+
+
+def may_inject(parsed: Parsed) -> bool:
+    """Whether asking for usage changes nothing else.
+
+    With `continuous_usage_stats` set and `include_usage` not, asking would switch the former on.
+    """
+    if not parsed.stream or asks_usage(parsed):
+        return False
+    return parsed.options is None or not parsed.options.get("continuous_usage_stats")
+
+
+def with_usage(body: bytes | bytearray, parsed: Parsed) -> list[bytes | memoryview] | None:
+    """The body, asking for usage, as pieces to write; None: it cannot be done safely."""
+    view = memoryview(body)
+    if not parsed.has_options:
+        brace = body.find(b"{") + 1
+        return [bytes(view[:brace]), INJECTED + b",", view[brace:]]
+    spans = value_spans(body, b'"stream_options"')
+    if len(spans) != 1:
+        return None  # given twice, or with an escape in its name
+    start, end = spans[0]
+    options = {**(parsed.options or {}), "include_usage": True}
+    return [view[:start], orjson.dumps(options), view[end:]]
+
+
+def value_spans(body: bytes | bytearray, key: bytes) -> list[tuple[int, int]]:
+    """Where the values of `key` (with its quotes) lie at the top level of a JSON object known to be valid."""
+    spans: list[tuple[int, int]] = []
+    depth = 0
+    begun = -1  # where the value began, if it is a container that has not ended
+    for token in TOKENS.finditer(body):
+        text = token[0]
+        if text in OPENING:
+            depth += 1
+        elif text in CLOSING:
+            depth -= 1
+            if begun >= 0 and depth == 1:
+                spans.append((begun, token.end()))
+                begun = -1
+        elif depth == 1 and text == key:
+            colon = _skip(body, token.end())
+            if body[colon : colon + 1] == b":":
+                start = _skip(body, colon + 1)
+                if body[start : start + 1] in OPENING:
+                    begun = start
+                else:
+                    spans.append(_scalar(body, start))
+    return spans
+
+
+def _skip(body: bytes | bytearray, at: int) -> int:
+    while body[at : at + 1] in (b" ", b"\t", b"\n", b"\r"):
+        at += 1
+    return at
+
+
+def _scalar(body: bytes | bytearray, start: int) -> tuple[int, int]:
+    """The span of a number, a string or a literal."""
+    match = SCALAR.match(body, start)
+    return start, match.end() if match else start
+
+
+def fingerprint(body: bytes | bytearray) -> int:
+    """The same for the same body: what killed one engine is not sent to the next."""
+    if len(body) <= 2 * FINGERPRINT_BYTES:
+        return (len(body) << 32) | zlib.crc32(body)
+    view = memoryview(body)
+    return (len(body) << 32) | zlib.crc32(view[-FINGERPRINT_BYTES:], zlib.crc32(view[:FINGERPRINT_BYTES]))
+
+
+def model_list(cards: Sequence[ModelCard]) -> bytes:
+    return orjson.dumps({"object": "list", "data": [_card(card) for card in cards]})
+
+
+def model_card(card: ModelCard) -> bytes:
+    return orjson.dumps(_card(card))
+
+
+def _card(card: ModelCard) -> Json:
+    found: Json = {"id": card.id, "object": "model", "created": 0, "owned_by": card.owned_by}
+    if card.max_model_len is not None:
+        found["max_model_len"] = card.max_model_len
+    return {**found, **card.extra}
+
+
+def _load(body: bytes | bytearray) -> Json | None:
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # engines take what orjson does not: NaN, a lone half of a surrogate pair
+        if len(body) > SECOND_TRY:
+            return None
+        try:
+            found = json.loads(body.decode("utf-8", "surrogatepass"))
+        except (ValueError, RecursionError):
+            return None
+    return found if isinstance(found, dict) else None
+
+
+def _text(found: Json) -> _Text:
+    text = _Text()
+    system = found.get("instructions") or found.get("system")
+    if system:
+        text.add("system", _plain(system))
+    messages = found.get("messages")
+    if messages is None:
+        messages = found.get("input")
+    if isinstance(messages, list):
+        for message in messages:
+            if isinstance(message, dict):
+                text.add(_string(message.get("role")), _plain(message.get("content")))
+            else:
+                text.add("user", _plain(message))
+    elif isinstance(messages, str):
+        text.add("user", messages)
+    else:
+        _prompt(text, found.get("prompt", found.get("inputs")))
+    return text
+
+
+def _prompt(text: _Text, prompt: object) -> None:
+    """A completion's prompt: text, token ids, or a list of either."""
+    if isinstance(prompt, str):
+        text.add("user", prompt)
+    elif isinstance(prompt, list) and prompt:
+        if isinstance(prompt[0], int):
+            text.tokens += len(prompt)
+            text.chars += 4 * len(prompt)
+            return
+        text.prompts = len(prompt)
+        for one in prompt:
+            if isinstance(one, str):
+                text.add("user", one)
+            elif isinstance(one, list):
+                text.tokens += len(one)
+                text.chars += 4 * len(one)
+
+
+def _plain(content: object) -> str:
+    """The text of a message: its content, or the text parts of it."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return ""
+
+
+def _cap(found: Json) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens"):
+        value = _integer(found.get(name))
+        if value is not None and value > 0:
+            return value
+    return None
+
+
+def _json_mode(found: Json) -> bool:
+    wanted = found.get("response_format")
+    if wanted is None and isinstance(text := found.get("text"), dict):
+        wanted = text.get("format")
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    return kind in ("json_object", "json_schema") or bool(
+        found.get("guided_json") or found.get("structured_outputs")
+    )
+
+
+def _integer(found: object) -> int | None:
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def _string(found: object) -> str:
+    return found if isinstance(found, str) else ""

@@ -1,0 +1,282 @@
+"""Shell: one request from entry to exit.
+
+    Relay(gate, upstream, keys, limits, refused)    an ASGI callable; assign `relay.keys` to reload the keys
+    Entry(relay, app)                               the ASGI callable for uvicorn, with http=guard(...)
+
+One coroutine owns the request: key, path, body, place, instance, answer, report. It is cancelled when the
+client leaves, wherever it waits; the way out is the same for success, error and cancel. The status is
+committed with the first byte of the body, so that an instance which dies before it can be replaced by
+another, once.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from joulegate.units import Seconds
+from router import openai_api
+from router.client import EXTENSION, ClientExchange
+from router.dialects import Tap
+from router.errors import (
+    GatewayBusy,
+    GatewayError,
+    MethodNotAllowed,
+    NoSuchModel,
+    UpstreamDown,
+    UpstreamError,
+    translate,
+)
+from router.head import Header, check_path, relayed, response_head
+from router.intake import Call, message, request_id, understand
+from router.keys import Keys
+from router.limits import RelayLimits
+from router.ports import Caller, Ending, Gate, Reply, Report, Slot, Upstream
+from router.sinks import EventSink, PlainSink
+from router.verdict import ending_of, ending_of_failure, try_another
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+KEEP = 256 * 1024  # bytes of an answer that is not a stream, to find its usage in
+MODELS = "/v1/models"
+STOPPING = GatewayBusy("the gateway is stopping", retry_after=1.0)
+logger = logging.getLogger("joulegate.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An attempt that ended before its first byte: nothing was sent to the client yet."""
+
+    report: Report
+    error: GatewayError | None  # or the instance's own answer:
+    head: bytes = b""
+    body: bytes = b""
+
+
+class Relay:
+    def __init__(
+        self,
+        gate: Gate,
+        upstream: Upstream,
+        keys: Keys,
+        limits: RelayLimits,
+        refused: Callable[[GatewayError], None],
+    ) -> None:
+        """`refused` is told of every error the client got that no slot's report shows."""
+        self.gate = gate
+        self.upstream = upstream
+        self.keys = keys
+        self.limits = limits
+        self.refused = refused
+        self._ids = (f"{secrets.randbits(64):016x}{number:016x}" for number in itertools.count())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        now = Seconds(time.monotonic())
+        client: ClientExchange = scope["extensions"][EXTENSION]
+        client.own()
+        sent_id = request_id(scope["headers"], next(self._ids))
+        try:
+            await self._serve(client, scope, sent_id, now)
+        except GatewayError as error:
+            self.refused(error)
+            client.answer(error, [(b"x-request-id", sent_id.encode())])
+        except asyncio.CancelledError:
+            # nobody waits for this task: it ends here, whoever cancelled it
+            if not client.gone and not client.started:
+                client.answer(STOPPING, [(b"x-request-id", sent_id.encode())])
+        finally:
+            client.disown()
+
+    async def _serve(self, client: ClientExchange, scope: Scope, sent_id: str, now: Seconds) -> None:
+        headers: list[Header] = scope["headers"]
+        method: str = scope["method"]
+        caller = self.keys.caller(headers)
+        if scope["path"] == MODELS or scope["path"].startswith(MODELS + "/"):
+            self._models(client, scope["path"], method, caller)
+            return
+        path = check_path(scope["raw_path"])
+        body = await client.read_body(self.limits.body)
+        query: bytes = scope["query_string"]
+        call = understand(method, path, query, headers, body, caller, sent_id, now)
+        refusal = await self._place(client, call)
+        if refusal is None:
+            return
+        if refusal.error is not None:
+            client.answer(refusal.error, [(b"x-request-id", sent_id.encode())])
+            return
+        client.begin(refusal.report.status, refusal.head, len(refusal.body))
+        client.write(refusal.body)
+        client.finish()
+
+    def _models(self, client: ClientExchange, path: str, method: str, caller: Caller) -> None:
+        if method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{method} is not supported here")
+        cards = [card for card in self.gate.models() if not caller.models or card.id in caller.models]
+        wanted = path[len(MODELS) + 1 :]
+        if wanted:
+            cards = [card for card in cards if card.id == wanted]
+            if not cards:
+                raise NoSuchModel(f"the model '{wanted}' does not exist", param="model")
+        body = openai_api.model_card(cards[0]) if wanted else openai_api.model_list(cards)
+        client.begin(200, response_head(200, [(b"content-type", b"application/json")], ()), len(body))
+        client.write(body)
+        client.finish()
+
+    async def _place(self, client: ClientExchange, call: Call) -> Refusal | None:
+        """Ask one instance, then at most one more."""
+        async with self.gate.admit(call.request) as slot:
+            first = await self._attempt(client, call, slot)
+        if first is None or not try_another(first.report.ending, first.error, call.repeatable):
+            return first
+        again = self.gate.again(slot, first.report)
+        if again is None:
+            return first
+        try:
+            async with again as second_slot:
+                return await self._attempt(client, call, second_slot)
+        except GatewayError as error:
+            logger.info("no second instance", extra={"request": call.request.id, "why": error.message})
+            return first
+
+    async def _attempt(self, client: ClientExchange, call: Call, slot: Slot) -> Refusal | None:
+        """Ask the slot's instance; None: the client has its answer, or as much as there was of it.
+
+        Closes the slot, whatever happens.
+        """
+        report = Report(Ending.CLIENT_LEFT, 0)
+        try:
+            outcome = await self._exchange(client, call, slot)
+            if isinstance(outcome, Refusal):
+                report = outcome.report
+                return outcome
+            report = outcome
+            return None
+        except (UpstreamError, GatewayBusy) as error:
+            report = Report(ending_of_failure(error), 0, error=error.message)
+            return Refusal(report, error)
+        finally:
+            slot.close(report)
+
+    async def _exchange(self, client: ClientExchange, call: Call, slot: Slot) -> Report | Refusal:
+        endpoint = slot.endpoint
+        request = message(call, endpoint)
+        async with self.upstream.exchange(
+            endpoint,
+            request.pieces,
+            head_only=call.request.method == "HEAD",
+            repeatable=call.repeatable,
+            sent=lambda: slot.sent(Seconds(time.monotonic())),
+        ) as reply:
+            begun = True
+            if call.request.generative:
+                begun = await reply.begun()
+                if not begun and reply.status == 200:
+                    raise UpstreamDown(f"{endpoint.name}: an empty answer")
+            if reply.status >= 400:
+                refusal = await self._refusal(call, slot, reply)
+                if refusal is not None:
+                    return refusal
+            return await self._pass_on(client, call, slot, reply, request.strip)
+
+    async def _refusal(self, call: Call, slot: Slot, reply: Reply) -> Refusal | None:
+        """An error answer, read whole and put into OpenAI's shape; None: too long for that."""
+        body = await reply.read(self.limits.error_body)
+        if body is None:
+            return None
+        status = reply.status
+        report = Report(ending_of(status, body), status, error=body[:200].decode("utf-8", "replace"))
+        headers = list(reply.headers)
+        encoded = any(name == b"content-encoding" for name, _ in headers)
+        if call.dialect.translates and call.request.method != "HEAD" and not encoded:
+            translated = translate(status, body)
+            if translated is not None:
+                body = translated
+                headers = [pair for pair in headers if pair[0] != b"content-type"]
+                headers.append((b"content-type", b"application/json"))
+        return Refusal(report, None, response_head(status, headers, extra_headers(call, slot)), body)
+
+    async def _pass_on(
+        self, client: ClientExchange, call: Call, slot: Slot, reply: Reply, strip: bool
+    ) -> Report:
+        """The status is committed: from here on an error can only be said inside the answer."""
+        head = response_head(reply.status, reply.headers, extra_headers(call, slot))
+        sink: EventSink | PlainSink
+        if is_event_stream(reply):
+            sink = EventSink(client, slot, Tap(call.dialect, strip))
+            client.begin(reply.status, head, None)
+        else:
+            sink = PlainSink(client, KEEP if call.request.generative else 0)
+            client.begin(reply.status, head, reply.length)
+        if not call.request.generative:
+            client.flush()
+        client.feeder = reply
+        if client.flow.write_paused:
+            reply.pause()
+        status = reply.status
+        try:
+            await reply.pump(sink)
+        except UpstreamError as error:
+            sink.broken(error)
+            return finished(ending_of_failure(error), status, sink, error.message)
+        except asyncio.CancelledError:
+            if not client.gone:
+                sink.broken(STOPPING)
+            return finished(Ending.CLIENT_LEFT, status, sink, "")
+        finally:
+            client.feeder = None
+        sink.end()
+        if sink.failed:
+            return finished(Ending.UPSTREAM_ERROR, status, sink, sink.failed)
+        return finished(ending_of(status, b""), status, sink, "")
+
+
+def finished(ending: Ending, status: int, sink: EventSink | PlainSink, error: str) -> Report:
+    usage = sink.usage()
+    return Report(
+        ending=ending,
+        status=status,
+        prompt_tokens=usage.prompt,
+        completion_tokens=usage.completion,
+        cached_tokens=usage.cached,
+        events=sink.count,
+        error=error,
+        first_output=sink.first_output,
+        last_output=sink.last_output,
+    )
+
+
+def is_event_stream(reply: Reply) -> bool:
+    """An encoded stream cannot be read: it is passed on as it is."""
+    events = False
+    for name, value in reply.headers:
+        if name == b"content-type":
+            events = value.startswith(b"text/event-stream")
+        elif name == b"content-encoding":
+            return False
+    return events
+
+
+def extra_headers(call: Call, slot: Slot) -> list[Header]:
+    found = [(name.encode(), value.encode()) for name, value in slot.headers.items()]
+    found.append((b"x-request-id", call.request.id.encode()))
+    return found
+
+
+class Entry:
+    """The OpenAI routes past the app's middleware, everything else to the app."""
+
+    def __init__(self, relay: App, app: App) -> None:
+        self.relay = relay
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and relayed(scope["path"]):
+            await self.relay(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)

@@ -1,0 +1,79 @@
+"""Pure: server-sent events in a stream of bytes that may be cut anywhere.
+
+Events end at an empty line; line ends are LF, CRLF or CR. Bytes are never rebuilt: an event is the bytes
+between two ends, its own end included.
+"""
+
+import re
+from collections.abc import Iterator
+
+ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
+END = re.compile(rb"\n\n|\n\r\n|\r\r")
+LINE_END = re.compile(rb"\r\n|\n|\r")
+HOLD_LIMIT = 64 * 1024  # bytes of one unfinished event
+
+
+class Cutter:
+    """Cuts a stream where events end, so that only whole events are passed on.
+
+    An event longer than HOLD_LIMIT is passed on in pieces: `inside` says that the last byte out was not an
+    end.
+    """
+
+    __slots__ = ("_held", "inside")
+
+    def __init__(self) -> None:
+        self._held = b""
+        self.inside = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What may be passed on now."""
+        held = self._held
+        if not held and data.endswith(ENDS):
+            self.inside = False
+            return data
+        end = last_end(data, 0) if not held else last_end(data := held + data, max(0, len(held) - 2))
+        if end < 0:
+            if len(data) <= HOLD_LIMIT:
+                self._held = data
+                return b""
+            self._held = b""
+            self.inside = True
+            return data
+        self._held = data[end:]
+        self.inside = False
+        return data[:end]
+
+    def rest(self) -> bytes:
+        """What is left of an event that never ended."""
+        held, self._held = self._held, b""
+        return held
+
+
+def last_end(data: bytes, start: int) -> int:
+    """Where the last event that ends in `data` ends, looking from `start`; -1: none does."""
+    best = -1
+    for end in ENDS:
+        found = data.rfind(end, start)
+        if found >= 0:
+            best = max(best, found + len(end))
+    return best
+
+
+def events(data: bytes) -> Iterator[bytes]:
+    """The events in `data`; the last one may lack its end."""
+    start = 0
+    for end in END.finditer(data):
+        yield data[start : end.end()]
+        start = end.end()
+    if start < len(data):
+        yield data[start:]
+
+
+def payload(event: bytes) -> bytes:
+    """The `data` of an event; b"" for comments and for events without data."""
+    lines = []
+    for line in LINE_END.split(event):
+        if line.startswith(b"data:"):
+            lines.append(line[6:] if line[5:6] == b" " else line[5:])
+    return b"\n".join(lines)

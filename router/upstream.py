@@ -1,0 +1,229 @@
+"""Shell: kept connections to instances.
+
+    pool = UpstreamPool(UpstreamLimits())
+    async with pool.exchange(endpoint, message, head_only=False, repeatable=True) as reply: ...
+    await pool.aclose()
+
+A connection is kept only after an answer that was read to its exact end and that allows it; one that brings a
+byte nobody asked for is dropped. Kept ones are used last-in first-out and expire before the engine's own 5 s.
+The name of a host is resolved anew for every new connection.
+
+A kept connection may be closed by the engine just as we write (keep-alive race). The request is sent once
+more, on a fresh connection to the same instance, when all of this holds: the connection had been used
+before, it ended within `race` seconds of our write, not one byte of an answer came, and the caller says
+that it may be repeated (generation, GET and HEAD: nothing but the answer is lost).
+"""
+
+import asyncio
+import errno
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from router.connection import Connection
+from router.errors import GatewayBusy, UpstreamDown, UpstreamError, UpstreamSilent
+from router.limits import UpstreamLimits
+from router.ports import Endpoint
+
+OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+Key = tuple[str, int, str | None]
+
+
+class UpstreamPool:
+    """Implements `router.ports.Upstream`. Made inside a running event loop or before it."""
+
+    def __init__(self, limits: UpstreamLimits) -> None:
+        self.limits = limits
+        self._idle: dict[Key, deque[Connection]] = {}
+        self._busy: set[Connection] = set()
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def exchange(
+        self,
+        endpoint: Endpoint,
+        message: Sequence[bytes | memoryview],
+        *,
+        head_only: bool,
+        repeatable: bool,
+        sent: Callable[[], None],
+    ) -> "Exchange":
+        return Exchange(self, endpoint, message, head_only, repeatable, sent)
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._busy) + sum(len(kept) for kept in self._idle.values())
+
+    @property
+    def busy_connections(self) -> int:
+        return len(self._busy)
+
+    async def aclose(self) -> None:
+        """Close every connection; running exchanges fail with UpstreamDown."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection in [*self._busy, *(c for kept in self._idle.values() for c in kept)]:
+            connection.close()
+        self._idle.clear()
+        await asyncio.sleep(0)  # lets the transports close
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """Close what is kept to an instance (drained, moved or gone)."""
+        for connection in self._idle.pop(_key(endpoint), ()):
+            connection.close()
+
+    def reload_tls(self) -> None:
+        """Read CA files again for new connections."""
+        self._contexts.clear()
+
+    def take(self, endpoint: Endpoint) -> Connection | None:
+        """A kept connection, fresh enough to be alive."""
+        kept = self._idle.get(_key(endpoint))
+        oldest = time.monotonic() - self.limits.keep_alive
+        while kept:
+            connection = kept.pop()
+            if connection.usable and connection.idle_since > oldest:
+                self._busy.add(connection)
+                return connection
+            connection.close()
+        return None
+
+    async def connect(self, endpoint: Endpoint) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            context = self._context(endpoint)
+            async with asyncio.timeout(self.limits.connect):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(loop, self.limits),
+                    endpoint.host,
+                    endpoint.port,
+                    ssl=context,
+                    server_hostname=endpoint.host if context else None,
+                )
+        except TimeoutError as error:
+            raise UpstreamDown(f"{endpoint.name}: no connection in time", unsent=True) from error
+        except OSError as error:
+            if error.errno in OUR_FAULT:
+                raise GatewayBusy("the gateway is out of connections", retry_after=1.0) from error
+            raise UpstreamDown(f"{endpoint.name}: cannot connect ({error})", unsent=True) from error
+        if self._closed:
+            connection.close()
+            raise UpstreamDown("the gateway is stopping", unsent=True)
+        self._busy.add(connection)
+        self._watch(loop)
+        return connection
+
+    def release(self, endpoint: Endpoint, connection: Connection) -> None:
+        """Keep a connection whose answer has ended well, else close it."""
+        self._busy.discard(connection)
+        if not connection.usable or self._closed:
+            connection.close()
+            return
+        connection.idle_since = time.monotonic()
+        key = _key(endpoint)
+        kept = self._idle.get(key)
+        if kept is None:
+            kept = self._idle[key] = deque()
+        kept.append(connection)
+
+    def _context(self, endpoint: Endpoint) -> ssl.SSLContext | None:
+        if not endpoint.tls:
+            return None
+        ca_file = endpoint.ca_file or ""
+        context = self._contexts.get(ca_file)
+        if context is None:
+            context = self._contexts[ca_file] = ssl.create_default_context(cafile=ca_file or None)
+        return context
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is None and not self._closed:
+            limits = self.limits
+            period = max(0.02, min(0.5, limits.head / 4, limits.silence / 4, limits.keep_alive / 4))
+            self._timer = loop.call_later(period, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Fail what has been silent for too long, close what has been idle for too long."""
+        self._timer = None
+        now = time.monotonic()
+        for connection in list(self._busy):
+            if connection.deadline < now:
+                connection.fail(UpstreamSilent("the instance did not answer in time"))
+        oldest = now - self.limits.keep_alive
+        for key, kept in list(self._idle.items()):
+            while kept and (kept[0].idle_since <= oldest or not kept[0].usable):
+                kept.popleft().close()
+            if not kept:
+                del self._idle[key]
+        if self._busy or self._idle:
+            self._watch(loop)
+
+
+def _key(endpoint: Endpoint) -> Key:
+    return endpoint.host, endpoint.port, (endpoint.ca_file or "") if endpoint.tls else None
+
+
+class Exchange:
+    """One request and its answer: `async with` sends, and yields the connection as the Reply."""
+
+    __slots__ = ("connection", "endpoint", "head_only", "message", "pool", "repeatable", "sent")
+
+    def __init__(
+        self,
+        pool: UpstreamPool,
+        endpoint: Endpoint,
+        message: Sequence[bytes | memoryview],
+        head_only: bool,
+        repeatable: bool,
+        sent: Callable[[], None],
+    ) -> None:
+        self.pool = pool
+        self.endpoint = endpoint
+        self.message = message
+        self.head_only = head_only
+        self.repeatable = repeatable
+        self.sent = sent
+        self.connection: Connection | None = None
+
+    async def __aenter__(self) -> Connection:
+        kept = self.pool.take(self.endpoint)
+        self.connection = connection = kept or await self.pool.connect(self.endpoint)
+        try:
+            return await self._ask(connection)
+        except UpstreamError:
+            raced = kept is not None and self.repeatable and connection.raced
+            self._drop()
+            if not raced:
+                raise
+        except BaseException:
+            self._drop()
+            raise
+        self.connection = connection = await self.pool.connect(self.endpoint)
+        try:
+            return await self._ask(connection)
+        except BaseException:
+            self._drop()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.connection is not None:
+            self.pool.release(self.endpoint, self.connection)
+            self.connection = None
+
+    async def _ask(self, connection: Connection) -> Connection:
+        connection.send(self.message, self.head_only)
+        self.sent()
+        await connection.head()
+        return connection
+
+    def _drop(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.pool.release(self.endpoint, self.connection)
+            self.connection = None

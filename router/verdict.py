@@ -1,0 +1,42 @@
+"""Pure: what an answer's status, or its failure, says about the instance, and what is tried next."""
+
+from router.errors import GatewayBusy, GatewayError, UpstreamError, UpstreamSilent
+from router.ports import Ending
+
+BUSY = frozenset({408, 429, 529})
+# vLLM's queue limit answers 503 with a text of this kind, a dead engine with another
+BUSY_WORDS = (b"busy", b"overloaded", b"different instance", b"try again")
+ANOTHER = frozenset({Ending.UPSTREAM_BUSY, Ending.UPSTREAM_DOWN, Ending.UPSTREAM_ERROR})
+
+
+def ending_of(status: int, body: bytes) -> Ending:
+    """How a whole answer ends its request. 424 is TGI's word for a generation that failed."""
+    if status < 400:
+        return Ending.OK
+    if status in BUSY:
+        return Ending.UPSTREAM_BUSY
+    if status == 503 and any(word in body for word in BUSY_WORDS):
+        return Ending.UPSTREAM_BUSY
+    if status >= 500 or status == 424:
+        return Ending.UPSTREAM_ERROR
+    return Ending.CLIENT_ERROR
+
+
+def ending_of_failure(error: GatewayError) -> Ending:
+    if isinstance(error, UpstreamSilent):
+        return Ending.TIMEOUT
+    if isinstance(error, GatewayBusy):
+        return Ending.REFUSED
+    return Ending.UPSTREAM_DOWN
+
+
+def try_another(ending: Ending, error: GatewayError | None, repeatable: bool) -> bool:
+    """Whether another instance may be asked, before the first byte of an answer.
+
+    A request that is not repeatable only goes elsewhere if this instance has surely not begun it.
+    """
+    if ending not in ANOTHER:
+        return False
+    if repeatable or ending is Ending.UPSTREAM_BUSY:
+        return True
+    return isinstance(error, UpstreamError) and error.unsent
