@@ -21,10 +21,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.gateway import gateway, gateway_text
 from benchmarks.processes import DidNotStart, cpu_seconds, free_ports, rss_mb, running, wait_until_ready
-from benchmarks.proxies import API_KEY, CONTESTANTS, ROOT, Place, Proxy
+from benchmarks.proxies import API_KEY, PEERS, ROOT, Place, Proxy
 
 PEER = "vllm-router"
+CONTESTANTS = PEERS | {"joulegate": gateway, "joulegate-text": gateway_text}
 GOALS = {
     "request_ratio": 0.9,
     "chunk_ratio": 0.9,
@@ -190,7 +192,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--gap-ms", type=float, help="between chunks; default: 6,400 chunks/s in all")
     parser.add_argument("--prompt-bytes", type=int, default=1000)
-    default = ["direct", "nginx", PEER]
+    default = ["direct", "nginx", PEER, "joulegate"]
     parser.add_argument("--proxies", nargs="+", choices=list(CONTESTANTS), default=default)
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Shell: who is measured: each started over the same engines with what a user would turn on, nothing more."""
+"""Shell: whom the gateway is measured against, each with what a user would turn on and nothing more."""
 
 import os
 import subprocess
@@ -73,15 +73,13 @@ def nginx(place: Place) -> Proxy:
     return Proxy("nginx", port, place.start("nginx", argv, "/health", port).pid)
 
 
-def peer(package: str, version: str) -> Path:
+def peer(requirement: str) -> Path:
     """Folder of the commands of a peer from PyPI, in an environment of its own outside the tree."""
-    venv = CACHE / f"{package}-{version}"
+    venv = CACHE / requirement.replace("==", "-").replace("[", "-").replace("]", "")
     mark = venv / ".complete"
     if not mark.exists():
-        sys.stderr.write(f"installing {package} {version} into {venv}\n")
+        sys.stderr.write(f"installing {requirement} into {venv}\n")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
-        name, _, extra = package.partition("+")
-        requirement = f"{name}[{extra}]=={version}" if extra else f"{name}=={version}"
         pip = [str(venv / "bin/python"), "-m", "pip", "install", "--quiet", requirement]
         done = subprocess.run(pip, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -94,7 +92,7 @@ def rust_router(name: str, version: str, place: Place) -> Proxy:
     """vllm-router and its parent sglang-router share their options. Round robin is their cheapest policy."""
     port, metrics = free_ports(2)
     module = {"vllm-router": "vllm_router", "sglang-router": "sglang_router"}[name]
-    argv = [str(peer(name, version) / "python"), "-m", f"{module}.launch_router"]
+    argv = [str(peer(f"{name}=={version}") / "python"), "-m", f"{module}.launch_router"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)]
     level = {"vllm-router": "warning", "sglang-router": "warn"}[name]
     argv += ["--policy", "round_robin", "--log-level", level, "--worker-startup-check-interval", "1"]
@@ -119,12 +117,12 @@ def litellm(place: Place) -> Proxy:
     )
     file = place.folder / "litellm.yaml"
     file.write_text("model_list:\n" + entries + "litellm_settings:\n  telemetry: false\n")
-    argv = [str(peer("litellm+proxy", "1.109.0") / "litellm"), "--config", str(file)]
+    argv = [str(peer("litellm[proxy]==1.100.0") / "litellm"), "--config", str(file)]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     return Proxy("litellm", port, place.start("litellm", argv, "/health/liveliness", port).pid)
 
 
-CONTESTANTS: dict[str, Callable[[Place], Proxy]] = {
+PEERS: dict[str, Callable[[Place], Proxy]] = {
     "direct": direct,
     "nginx": nginx,
     "vllm-router": vllm_router,
