@@ -22,14 +22,14 @@ def serve(
     config: Annotated[Path, typer.Option("--config", "-c", help="gateway.yaml.")],
 ) -> None:
     """Run the gateway until SIGTERM; SIGHUP reads the file again."""
-    from joulegate.logs import set_up
+    from joulegate.logs import logging_to
     from joulegate.settings.gateway import Gateway
     from joulegate.settings.load import load
     from router.serve import serve_gateway
 
     settings = load(config, Gateway)
-    set_up(settings.log.level, settings.log.format)
-    serve_gateway(settings, config)
+    with logging_to(settings.log.format, settings.log.level):
+        serve_gateway(settings, config)
 
 
 def status(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
@@ -40,9 +40,9 @@ def status(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson 
         return
     from rich.console import Console
 
-    from router.status_view import table
+    from router.status_view import view
 
-    Console().print(table(picture))
+    Console().print(view(picture))
 
 
 def reload(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:

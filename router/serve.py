@@ -57,6 +57,7 @@ def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
     def stopping() -> None:
         runtime.fleet.draining = True
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a probe would drown every other
     signal.signal(signal.SIGHUP, hang_up)
     if runtime.keys.is_open:
         log.warning("no API keys: everybody who reaches this port may use the models")

@@ -1,53 +1,75 @@
-"""Pure: `joulegate status` as a table."""
+"""Pure: `joulegate status` for a terminal."""
 
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 Json = dict[str, Any]
+COLUMNS = ("instance", "state", "running", "waiting", "target MHz", "MHz", "W", "saved")
 
 
-def table(picture: Json) -> Table:
-    """One row an instance, under a row for its pool."""
-    view = Table(title=f"gateway {picture['gateway']}", title_justify="left", header_style="bold")
-    for name, right in (("", False), ("state", False), ("running", True), ("waiting", True)):
-        view.add_column(name, justify="right" if right else "left")
-    for name in ("TTFT p99", "TPOT p99", "clock MHz", "W"):
-        view.add_column(name, justify="right")
-    view.add_column("because")
+def view(picture: Json) -> RenderableType:
+    """A table a pool, the governors' latest sentences, then the agents."""
+    parts: list[RenderableType] = []
     for model in picture["models"]:
         for pool in model["pools"]:
-            _pool(view, model["name"], pool)
-    for agent in picture["agents"]:
-        state = "up" if agent["up"] else f"[red]down[/red]: {agent['problem']}"
-        view.add_row(f"agent {agent['name']}", state)
-    return view
+            parts.append(_pool(model["name"], pool))
+    parts += [_agent(agent) for agent in picture["agents"]]
+    return Group(*parts)
 
 
-def _pool(view: Table, model: str, pool: Json) -> None:
-    mode = f"paused: {pool['paused']}" if pool["paused"] else pool["mode"]
-    view.add_row(
-        f"[bold]{model} / {pool['name']}[/bold]",
-        mode,
-        str(pool["running"]),
-        str(pool["queued"]),
-        _ms(pool["ttft_p99_s"]),
-        _ms(pool["tpot_p99_s"]),
+def _pool(model: str, pool: Json) -> RenderableType:
+    mode = f"paused ({pool['paused']})" if pool["paused"] else pool["mode"]
+    title = Text.assemble(
+        (f"{model} / {pool['name']}", "bold"),
+        f"  {mode}  {pool['queued']} queued",
+        f"  TTFT p99 {_ms(pool['ttft_p99_s'])} of {_promised(pool)}",
+        f"  TPOT p99 {_ms(pool['tpot_p99_s'])} of {_ms(pool['objectives']['tpot_s'])}",
     )
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
     for instance in pool["instances"]:
-        target, clock = instance["target_mhz"], instance["clock_mhz"]
-        view.add_row(
-            f"  {instance['name']}",
-            instance["why_not"] or instance["health"],
-            str(instance["running"]),
-            str(instance["engine_waiting"] if instance["engine_waiting"] is not None else "?"),
-            "",
-            "",
-            f"{target or 'default'} / {clock or '?'}",
-            "?" if instance["watts"] is None else f"{instance['watts']:.0f}",
-            instance["clocks_left_alone"] or instance["decision"],
-        )
+        table.add_row(*_cells(instance))
+    sentences = [
+        Text(f"  {instance['clocks_left_alone'] or instance['decision']}", style="dim")
+        for instance in pool["instances"]
+        if instance["clocks_left_alone"] or instance["decision"]
+    ]
+    return Group(title, table, *sentences)
+
+
+def _cells(instance: Json) -> list[str]:
+    joules, baseline = instance["joules"], instance["baseline_joules_estimated"]
+    saved = f"{100 * (1 - joules / baseline):.0f} % est." if baseline > 0 else ""
+    return [
+        instance["name"],
+        instance["why_not"] or instance["health"],
+        str(instance["running"]),
+        _or(instance["engine_waiting"]),
+        _or(instance["target_mhz"], "default"),
+        _or(instance["clock_mhz"]),
+        _or(None if instance["watts"] is None else round(instance["watts"])),
+        saved,
+    ]
+
+
+def _agent(agent: Json) -> Text:
+    if not agent["up"]:
+        return Text.assemble(f"agent {agent['name']}: ", ("down", "red"), f" ({agent['problem']})")
+    lease = "holds the lease" if agent["lease"] else "no lease"
+    return Text(f"agent {agent['name']}: up, {len(agent['gpus'])} GPUs, {lease}")
+
+
+def _promised(pool: Json) -> str:
+    return "/".join(f"{t * 1e3:.0f}" for t in pool["objectives"]["ttft_s"]) + " ms"
 
 
 def _ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e3:.0f} ms"
+    return "?" if seconds is None else f"{seconds * 1e3:.0f} ms"
+
+
+def _or(value: object, otherwise: str = "?") -> str:
+    return otherwise if value is None else str(value)
