@@ -3,16 +3,19 @@
 closed   N connections, each sends its next request when the last is answered
 paced    Poisson arrivals at a rate over N connections; latency counts from when a request was due
 stream   N connections, each reads one SSE stream after the other and counts its events
+cancel   N at a time, each opens a connection, asks for a stream and leaves at its first byte
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import cast
 
@@ -20,6 +23,8 @@ import httptools
 import uvloop
 
 from benchmarks.fake_upstream import MODEL
+
+PROMPTS = 256  # different ones, so that no proxy lives off having seen a body before
 
 
 @dataclass(slots=True)
@@ -39,12 +44,12 @@ class Tally:
 
 
 class Client(asyncio.Protocol):
-    """One connection that sends the same request again and again; `on_done` decides when."""
+    """One connection that sends one request after the other; `on_done` decides when."""
 
     def __init__(
-        self, request: bytes, tally: Tally, on_done: Callable[["Client"], None], events: int
+        self, requests: Iterator[bytes], tally: Tally, on_done: Callable[["Client"], None], events: int
     ) -> None:
-        self.request = request
+        self.requests = requests
         self.tally = tally
         self.on_done = on_done
         self.events = events  # that a whole stream has; 0: not a stream
@@ -63,7 +68,7 @@ class Client(asyncio.Protocol):
         self.due = due
         self.busy = True
         self.body = []
-        self.transport.write(self.request)
+        self.transport.write(next(self.requests))
 
     def data_received(self, data: bytes) -> None:
         self.tally.bytes += len(data)
@@ -104,12 +109,40 @@ class Client(asyncio.Protocol):
             self.tally.fail(f"{events} events of {self.events}, ends {body[-40:]!r}")
 
 
-def request_bytes(options: argparse.Namespace) -> bytes:
-    """A chat completion whose prompt has `--prompt-bytes` characters."""
-    text = ("Explain what a pipeline stall is. " * (options.prompt_bytes // 34 + 1))[: options.prompt_bytes]
-    messages = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": text}]
+class Leaver(asyncio.Protocol):
+    """Asks for a stream and is gone once it starts."""
+
+    def __init__(self, request: bytes, tally: Tally) -> None:
+        self.request = request
+        self.tally = tally
+        self.gone = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        if not data.startswith(b"HTTP/1.1 200"):
+            self.tally.fail(f"answer {data[:200]!r}")
+        self.tally.requests += 1
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+
+def requests(options: argparse.Namespace) -> Iterator[bytes]:
+    """Chat completions whose prompts have `--prompt-bytes` characters and begin differently, in turn."""
+    return itertools.cycle([request_bytes(options, number) for number in range(PROMPTS)])
+
+
+def request_bytes(options: argparse.Namespace, number: int) -> bytes:
+    text = f"Question {number}. " + "Explain what a pipeline stall is. " * (options.prompt_bytes // 34 + 1)
+    user = {"role": "user", "content": text[: options.prompt_bytes]}
+    messages = [{"role": "system", "content": "You are brief."}, user]
     body = {"model": MODEL, "messages": messages, "max_tokens": 256, "temperature": 0.7}
-    if options.mode == "stream":
+    if options.mode in {"stream", "cancel"}:
         body["stream"] = True
     payload = json.dumps(body).encode()
     key = f"authorization: Bearer {options.api_key}\r\n" if options.api_key else ""
@@ -124,11 +157,11 @@ async def connect(
     options: argparse.Namespace, tally: Tally, on_done: Callable[[Client], None]
 ) -> list[Client]:
     loop = asyncio.get_running_loop()
-    request = request_bytes(options)
+    turns = requests(options)
     events = options.chunks if options.mode == "stream" else 0
 
     def client() -> Client:
-        return Client(request, tally, on_done, events)
+        return Client(turns, tally, on_done, events)
 
     pairs = [
         await loop.create_connection(client, "127.0.0.1", options.port) for _ in range(options.connections)
@@ -193,10 +226,27 @@ async def paced(options: argparse.Namespace, tally: Tally) -> None:
     await asyncio.wait_for(all_back.wait(), 30)
 
 
+async def cancel(options: argparse.Namespace, tally: Tally) -> None:
+    loop = asyncio.get_running_loop()
+    turns = requests(options)
+    end = perf_counter() + options.duration
+
+    async def leave_again() -> None:
+        while perf_counter() < end:
+            made = partial(Leaver, next(turns), tally)
+            _, leaver = await loop.create_connection(made, "127.0.0.1", options.port)
+            await asyncio.wait_for(leaver.gone, 30)
+
+    await asyncio.gather(*(leave_again() for _ in range(options.connections)))
+
+
+MODES = {"closed": closed, "paced": paced, "stream": closed, "cancel": cancel}
+
+
 async def run(options: argparse.Namespace) -> Tally:
     tally = Tally()
     started = perf_counter()
-    await (paced if options.mode == "paced" else closed)(options, tally)
+    await MODES[options.mode](options, tally)
     tally.latencies.sort()
     report = asdict(tally) | {"seconds": perf_counter() - started, **percentiles(tally.latencies)}
     del report["latencies"]
@@ -215,7 +265,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("mode", choices=["closed", "paced", "stream"])
+    parser.add_argument("mode", choices=list(MODES))
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--duration", type=float, default=4.0, help="seconds")

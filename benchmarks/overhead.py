@@ -179,6 +179,12 @@ def show(figures: dict[str, dict[str, float]], against: dict[str, float | None],
             console.print(f"{name} {value:g} (goal <= {GOALS[name]:g}: {verdict})")
 
 
+def raise_file_limit() -> None:
+    """A thousand streams need two sockets each; children inherit the limit."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def talk(message: str) -> None:
     sys.stderr.write(message + "\n")
 
@@ -208,8 +214,7 @@ def main() -> None:
         gap_ms=options.gap_ms or max(10.0, options.streams * 1000 / 6400),
         prompt_bytes=options.prompt_bytes,
     )
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     try:
         samples = compare(options.proxies, plan)
     except (DidNotStart, Failed) as error:

@@ -121,3 +121,8 @@ def rss_mb(root: int) -> float:
     """Resident memory of the whole tree, in MB."""
     pages = sum(int(fields[21]) for pid in tree(root) if (fields := stat_fields(pid)))
     return pages * PAGE / 1e6
+
+
+def open_files(root: int) -> int:
+    """Descriptors the whole tree holds: sockets above all."""
+    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in tree(root))
