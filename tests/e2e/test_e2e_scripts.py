@@ -1,0 +1,48 @@
+"""The scripts of the tree: what they say to a wrong call, and that they are quick when nothing is to do."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(ROOT / argv[0]), *argv[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize(
+    "argv", [("scripts/install", "--bogus"), ("scripts/bench", "bogus"), ("scripts/bench",)]
+)
+def test_a_wrong_call_is_an_error_with_help(argv: tuple[str, ...]) -> None:
+    done = run(*argv)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "help: " in done.stderr
+
+
+@pytest.mark.parametrize("script", ["install", "test", "bench"])
+def test_a_script_says_how_it_is_called(script: str) -> None:
+    done = run(f"scripts/{script}", "--help")
+    assert done.returncode == 0
+    assert f"scripts/{script}" in done.stdout
+
+
+def test_bench_names_what_there_is() -> None:
+    listed = run("scripts/bench", "--help").stderr
+    assert "overhead" in listed
+    assert "soak" in listed
+
+
+def test_every_script_is_executable_and_stops_at_the_first_failure() -> None:
+    scripts = [p for p in (ROOT / "scripts").iterdir() if p.is_file() and p.suffix != ".sh"]
+    for script in [*scripts, ROOT / "scripts/engines/install", ROOT / ".ci/run"]:
+        assert script.stat().st_mode & 0o111, script
+        assert "set -euo pipefail" in script.read_text(), script
