@@ -1,0 +1,211 @@
+"""Shell: the two sides of the demo as processes: emulated fleet, agent with its watchdog, gateway.
+
+Each side is written as the YAML files an operator would write, so that what the demo runs can be run by hand.
+Every child dies with this process: on Linux the kernel sees to it (PR_SET_PDEATHSIG), whatever ends us.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from joulegate.errors import UserError
+from simulator.fetch import fetch_json
+
+POOLS = {"short": ("SS", "SM", "MS", "MM"), "medium": ("SL", "ML", "LS"), "long": ("LM", "LL")}
+MODEL = "llama-3.1-8b"
+INSTANCES_PER_POOL = 2
+READY_WITHIN = 60.0  # seconds; the processes import at the same time on what may be a small machine
+PR_SET_PDEATHSIG = 1
+EMULATOR_NICE = -10
+STOP_WITHIN = 5.0  # seconds for clocks to be given back
+
+
+@dataclass(slots=True)
+class Side:
+    """One fleet with its gateway. `folder` holds its settings, its plant and its logs."""
+
+    name: str
+    mode: str  # of its gateway's pools
+    folder: Path
+    profile: Path
+    ports: Sequence[int]  # one for each instance, then the gateway's
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports[-1]}"
+
+    @property
+    def engines(self) -> list[str]:
+        """Base URLs of the instances."""
+        return [f"http://127.0.0.1:{port}" for port in self.ports[:-1]]
+
+    def write(self) -> None:
+        """Write fleet.yaml, agent.yaml and gateway.yaml."""
+        for name, document in (
+            ("fleet", self._fleet()),
+            ("agent", self._agent()),
+            ("gateway", self._gateway()),
+        ):
+            with (self.folder / f"{name}.yaml").open("w") as file:
+                YAML().dump(document, file)
+
+    async def start(self) -> None:
+        """Start all three and wait until the gateway can serve. Raises UserError with the log's end."""
+        self._spawn("emulate", "-c", "fleet.yaml")
+        await self._until("emulator", f"{self.engines[0]}/emulator/stats")
+        self._spawn("agent", "-c", "agent.yaml", "--with-watchdog")
+        self._spawn("serve", "-c", "gateway.yaml")
+        await self._until("gateway", f"{self.url}/readyz")
+
+    def stop(self) -> None:
+        """Gateway first, so that it gives its clocks back; then the rest."""
+        for process in reversed(self.processes):
+            process.terminate()
+            try:
+                process.wait(STOP_WITHIN)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _spawn(self, *words: str) -> None:
+        with (self.folder / f"{words[0]}.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "joulegate", *words],
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on, in order
+                    preexec_fn=_punctual if words[0] == "emulate" else _die_with_parent,
+                )
+            )
+
+    async def _until(self, what: str, url: str) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + READY_WITHIN
+        while loop.time() < end:
+            if any(process.poll() is not None for process in self.processes):
+                break
+            if await fetch_json(url) is not None:
+                return
+            await asyncio.sleep(0.1)
+        raise UserError(f"the {self.name} {what} did not start\n{self._last_words()}", status=1)
+
+    def _last_words(self) -> str:
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
+
+    def _names(self) -> list[tuple[str, str]]:
+        return [(pool, f"{pool}-{i}") for pool in POOLS for i in range(INSTANCES_PER_POOL)]
+
+    def _fleet(self) -> dict[str, Any]:
+        names = self._names()
+        return {
+            "version": 1,
+            "seed": 1,  # the same hidden parameters on both sides
+            "nodes": [
+                {
+                    "name": self.name,
+                    "plant": str(self.folder / "node.plant"),
+                    "gpus": len(names),
+                    "profile": str(self.profile),
+                }
+            ],
+            "instances": [
+                {
+                    "name": name,
+                    "port": self.ports[i],
+                    "model": MODEL,
+                    "profile": str(self.profile),
+                    "gpus": [f"{self.name}/{i}"],
+                }
+                for i, (_, name) in enumerate(names)
+            ],
+        }
+
+    def _agent(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "node": self.name,
+            "device": {"kind": "emulated", "plant": str(self.folder / "node.plant")},
+            "allow_writes": True,
+            "listen": {"unix": str(self.folder / "agent.sock")},
+            "watchdog": {"socket": str(self.folder / "watchdog.sock")},
+            "state_dir": str(self.folder / "state"),
+        }
+
+    def _gateway(self) -> dict[str, Any]:
+        numbered = {name: i for i, (_, name) in enumerate(self._names())}
+        return {
+            "version": 1,
+            "listen": {"port": self.ports[-1]},
+            "models": [
+                {
+                    "name": MODEL,
+                    "pools": [
+                        {
+                            "name": pool,
+                            "types": list(types),
+                            "mode": self.mode,
+                            "instances": [
+                                self._instance(name, numbered[name])
+                                for of, name in self._names()
+                                if of == pool
+                            ],
+                        }
+                        for pool, types in POOLS.items()
+                    ],
+                }
+            ],
+            "agents": [{"name": self.name, "url": f"unix:{self.folder / 'agent.sock'}"}],
+            "control": {"holdback_pct": 0},  # the other fleet is the baseline here
+        }
+
+    def _instance(self, name: str, index: int) -> dict[str, Any]:
+        return {
+            "name": name,
+            "url": self.engines[index],
+            "emulated": True,
+            "agent": self.name,
+            "gpus": [f"GPU-{self.name}-{index}"],
+            "profile": str(self.profile),
+        }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on now."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() == 1:  # the parent went before the line above
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _punctual() -> None:
+    """The emulator keeps time for everybody else: where we may, it goes before them."""
+    _die_with_parent()
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, EMULATOR_NICE)
