@@ -19,7 +19,7 @@ import orjson
 
 from joulegate.settings.locate import is_secret, masked
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 HIDDEN = "********"
 
 

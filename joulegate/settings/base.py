@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
+from pydantic.config import JsonDict
 
 Route = tuple[str | int, ...]  # keys and list indices from the top of the file to a value
 
@@ -38,7 +39,8 @@ class File(Section):
     )
 
 
-PARTIAL = "partial"  # in a field's metadata: what its section leaves out is taken from another section
+# as json_schema_extra of a field: what its section leaves out is taken from another section
+PARTIAL: JsonDict = {"x-partial": True}
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ CutPair = Annotated[tuple[int, int], AfterValidator(_ascending)]
 class Types(Section):
     """Where short ends and long begins, in tokens."""
 
-    input_cuts: CutPair = (256, 1024)
-    output_cuts: CutPair = (100, 350)
+    input_cuts: CutPair = Field(default=(256, 1024), description="Tokens of the prompt.")
+    output_cuts: CutPair = Field(default=(100, 350), description="Tokens of the answer, as predicted.")
 
     @property
     def cuts(self) -> Cuts:
@@ -48,8 +48,8 @@ class ObjectiveSettings(Section):
     """What is promised to a request. The absolute ones hold per request, at the 99th percentile."""
 
     ttft_ms: TtftMs = TtftMs()
-    tpot_ms: Positive = 100
-    e2e_ms: Positive | None = None
+    tpot_ms: Positive = Field(default=100, description="Per output token after the first.")
+    e2e_ms: Positive | None = Field(default=None, description="Arrival to the last token; null: none.")
     max_slowdown: Annotated[float, Field(ge=1)] | None = Field(
         default=1.2,
         description="TPOT and median E2E against maximum clock; null: only the absolute objectives bind.",
@@ -83,7 +83,7 @@ class Instance(Section):
     emulated: bool = Field(
         default=False, description="Served by `joulegate emulate`; told the lengths of a replay."
     )
-    tensor_parallel: Count = 1
+    tensor_parallel: Count = Field(default=1, description="GPUs it spans; all of them get one clock.")
     agent: Label | None = Field(
         default=None, description="Name of the agent on its node; null: clocks are unknown."
     )
@@ -125,11 +125,16 @@ class Pool(Section):
     types: tuple[TypeName, ...] = Field(
         default=ALL_TYPES, min_length=1, description="Input size, then output size; default: all nine."
     )
-    objectives: Annotated[ObjectiveSettings, PARTIAL] = Field(
-        default=ObjectiveSettings(), description="Only what differs from the gateway's objectives."
+    objectives: ObjectiveSettings = Field(
+        default=ObjectiveSettings(),
+        description="Only what differs from the gateway's own.",
+        json_schema_extra=PARTIAL,
     )
-    mode: Literal["observe", "advise", "static", "enforce"] = "advise"
-    static_clock_mhz: Count | None = None
+    mode: Literal["observe", "advise", "static", "enforce"] = Field(
+        default="advise",
+        description="observe: measure; advise: also decide; static: one clock; enforce: set every decision.",
+    )
+    static_clock_mhz: Count | None = Field(default=None, description="The clock of mode: static.")
     overload: Literal["queue", "shed"] = Field(
         default="queue",
         description="A request that cannot meet its objective: last in the queue, or 429 at once.",
@@ -194,7 +199,7 @@ class Agent(Section):
 class Control(Section):
     """The control tick."""
 
-    tick_ms: float = Field(default=250, ge=50, le=5000)
+    tick_ms: float = Field(default=250, ge=50, le=5000, description="Between two decisions.")
     lease_ttl_s: float = Field(
         default=2, ge=1, le=30, description="Clocks return to default this long after a crash."
     )

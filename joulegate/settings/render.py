@@ -1,10 +1,9 @@
-"""Pure: settings as text: values in force with their origin, a schema for editors, a table for people."""
+"""Pure: settings as text: values in force with their origin, a schema for editors."""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
@@ -12,15 +11,6 @@ from joulegate.settings.base import PARTIAL, Route
 from joulegate.settings.locate import Document, masked
 
 HIDDEN = "********"
-_TYPE_NAMES = {
-    "number": "number",
-    "integer": "whole number",
-    "boolean": "true or false",
-    "string": "text",
-    "object": "mapping",
-    "null": "null",
-}
-Node = dict[str, Any]  # of a JSON schema
 Tree = dict[str | int, "Tree | Entry"]
 
 
@@ -46,7 +36,7 @@ def _leaves(value: object, path: Route) -> Iterator[tuple[Route, object]]:
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             inner = getattr(value, name)
-            if PARTIAL in field.metadata and isinstance(inner, BaseModel):
+            if field.json_schema_extra == PARTIAL and isinstance(inner, BaseModel):
                 yield from _set_only(inner, (*path, name))
             else:
                 yield from _leaves(inner, (*path, name))
@@ -147,66 +137,3 @@ def _for_editors(schema: object) -> object:
         about = {key: renamed.pop(key) for key in ("default", "description") if key in renamed}
         return {"anyOf": [renamed, {"type": "string", "pattern": r"\$\{"}], **about}
     return renamed
-
-
-def settings_table(model: type[BaseModel]) -> list[str]:
-    """A Markdown table of every setting: path, what it takes, its default, what it means."""
-    schema = model.model_json_schema(mode="validation")
-    rows = ["| setting | takes | default | |", "|---|---|---|---|"]
-    for path, node, required in _rows(schema, schema, ""):
-        default = "required" if required else f"`{json.dumps(node.get('default'), ensure_ascii=False)}`"
-        rows.append(f"| `{path}` | {_takes(node, schema)} | {default} | {node.get('description', '')} |")
-    return rows
-
-
-def _rows(node: Node, root: Node, prefix: str) -> Iterator[tuple[str, Node, bool]]:
-    for name, field in node.get("properties", {}).items():
-        path = f"{prefix}{name}"
-        inner = _section(field, root)
-        if inner is None:
-            yield path, field, name in node.get("required", ())
-            continue
-        section, suffix = inner
-        yield from _rows(section, root, f"{path}{suffix}.")
-
-
-def _section(field: Node, root: Node) -> tuple[Node, str] | None:
-    """The section a field holds, and `[]` or `.NAME` when it holds several."""
-    for option in (field, *field.get("anyOf", ()), *field.get("allOf", ())):
-        if "$ref" in option:
-            target = root["$defs"][option["$ref"].rpartition("/")[2]]
-            return (target, "") if "properties" in target else None
-        for key, suffix in (("items", "[]"), ("additionalProperties", ".NAME")):
-            inner = option.get(key)
-            if isinstance(inner, dict) and (found := _section(inner, root)):
-                return found[0], suffix + found[1]
-    return None
-
-
-def _takes(node: Node, root: Node) -> str:
-    if "$ref" in node:
-        return _takes(root["$defs"][node["$ref"].rpartition("/")[2]], root)
-    if "anyOf" in node:
-        return " or ".join(dict.fromkeys(_takes(option, root) for option in node["anyOf"]))
-    if "const" in node:
-        return f"`{node['const']}`"
-    if "enum" in node:
-        return ", ".join(f"`{choice}`" for choice in node["enum"])
-    if node.get("type") == "array":
-        places = node.get("prefixItems")
-        return f"list of {len(places)}" if places else f"list of {_takes(node.get('items', {}), root)}"
-    return _simple(node)
-
-
-def _simple(node: Node) -> str:
-    if node.get("format") in {"path", "file-path"}:
-        return "path"
-    if node.get("format") == "password":
-        return "secret"
-    name = _TYPE_NAMES.get(str(node.get("type")), "value")
-    low, high, above = (node.get(key) for key in ("minimum", "maximum", "exclusiveMinimum"))
-    if low is not None and high is not None:
-        return f"{name}, {low:g} to {high:g}"
-    if low is not None:
-        return f"{name}, at least {low:g}"
-    return name if above is None else f"{name}, above {above:g}"

@@ -116,10 +116,9 @@ def test_every_example_passes_and_names_its_schema(file: Path, capsys: pytest.Ca
     assert Draft7Validator(schema).is_valid(YAML(typ="safe").load(file))
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("schema/*.json")), ids=lambda p: p.stem)
-def test_a_shipped_schema_is_what_the_command_prints(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["config", "schema", file.stem], COMMANDS) == 0
-    assert capsys.readouterr().out == file.read_text(), f"joulegate config schema {file.stem} > {file}"
+def test_schema_prints_what_editors_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "schema", "gateway"], COMMANDS) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((CONFIGS / "schema/gateway.json").read_text())
 
 
 def test_the_schema_refuses_what_the_loader_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,317 @@
+"""What ships for deployment fits the program: compose, image, Prometheus, Grafana, Kubernetes."""
+
+import functools
+import importlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pytest
+import typer
+from pydantic import BaseModel, ConfigDict, Field
+from ruamel.yaml import YAML
+
+from joulegate.cli import COMMANDS
+from joulegate.settings import locate
+from joulegate.settings.load import load_with_places
+from joulegate.settings.registry import kind_of, model_of
+from router.observe import COUNTERS, GAUGES, HISTOGRAMS
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+PROFILES = ("emulated", "single", "pools")
+GPUS = {"GPU_SHORT": "GPU-a", "GPU_MEDIUM": "GPU-b", "GPU_LONG": "GPU-c"}  # what an operator puts into .env
+METRIC = re.compile(r"\bjoulegate_\w+")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Condition(Strict):
+    condition: Literal["service_started", "service_healthy", "service_completed_successfully"]
+
+
+class Healthcheck(Strict):
+    test: list[str] = Field(min_length=2)
+    interval: str
+    timeout: str
+    retries: int
+    start_period: str = "0s"
+
+
+class Device(Strict):
+    driver: Literal["nvidia"]
+    count: Literal["all"] | int | None = None
+    device_ids: list[str] | None = None
+    capabilities: list[Literal["gpu", "utility"]]
+
+
+class Reservations(Strict):
+    devices: list[Device]
+
+
+class Resources(Strict):
+    reservations: Reservations
+
+
+class Placement(Strict):
+    resources: Resources
+
+
+class Build(Strict):
+    context: str
+    dockerfile: str
+
+
+class Logging(Strict):
+    driver: Literal["json-file"]
+    options: dict[str, str]
+
+
+class Network(Strict):
+    aliases: list[str]
+
+
+class Service(Strict):
+    """The part of the compose specification that docker-compose.yml uses."""
+
+    image: str
+    build: Build | None = None
+    profiles: list[str] = []
+    command: list[str] = []
+    entrypoint: list[str] = []
+    environment: dict[str, str | None] = {}
+    volumes: list[str] = []
+    ports: list[str] = []
+    networks: dict[str, Network] = {}
+    network_mode: Literal["none"] | None = None
+    depends_on: dict[str, Condition] = {}
+    healthcheck: Healthcheck | None = None
+    deploy: Placement | None = None
+    restart: Literal["always", "unless-stopped"]
+    init: bool = False
+    read_only: bool = False
+    tmpfs: list[str] = []
+    cap_drop: list[str] = []
+    cap_add: list[str] = []
+    security_opt: list[str] = []
+    user: str | None = None
+    pid: str | None = None
+    shm_size: str | None = None
+    stop_grace_period: str | None = None
+    logging: Logging
+
+    @property
+    def ours(self) -> bool:
+        return self.image.startswith("joulegate:")
+
+
+class DriverOptions(Strict):
+    type: str
+    device: str
+    o: str
+
+
+class Volume(Strict):
+    driver_opts: DriverOptions | None = None
+
+
+class Compose(BaseModel):
+    """Keys that begin with x- hold what anchors share."""
+
+    name: str
+    services: dict[str, Service]
+    volumes: dict[str, Volume | None]
+
+
+@pytest.fixture(scope="module")
+def compose() -> Compose:
+    document = locate.read("docker-compose.yml", (ROOT / "docker-compose.yml").read_text(), {})
+    assert document.problems == []
+    assert isinstance(document.value, dict)
+    assert all(key in Compose.model_fields or key.startswith("x-") for key in document.value)
+    return Compose.model_validate(document.value)
+
+
+def in_profile(compose: Compose, profile: str) -> dict[str, Service]:
+    return {n: s for n, s in compose.services.items() if not s.profiles or profile in s.profiles}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_has_all_it_refers_to(compose: Compose, profile: str) -> None:
+    services = in_profile(compose, profile)
+    for service in services.values():
+        assert set(service.depends_on) <= set(services)
+        assert service.pid is None or service.pid.removeprefix("service:") in services
+        named = {v.partition(":")[0] for v in service.volumes if not v.startswith("./")}
+        assert named <= set(compose.volumes)
+        for volume in (v for v in service.volumes if v.startswith("./")):
+            assert (ROOT / volume.partition(":")[0]).exists(), volume
+    gateways = [s for s in services.values() if s.command[:1] == ["serve"]]
+    assert len(gateways) == 1
+    assert gateways[0].networks["default"].aliases == ["gateway"]
+    assert {"watchdog", "agent"} <= {s.command[0] for s in services.values() if s.command}
+
+
+def test_every_service_is_in_a_profile_that_is_described(compose: Compose) -> None:
+    assert {p for s in compose.services.values() for p in s.profiles} == set(PROFILES)
+
+
+def stand_in(function: Callable[..., object]) -> Callable[..., object]:
+    """Takes the arguments of a command and does nothing."""
+
+    @functools.wraps(function)
+    def recorded(**arguments: object) -> None:
+        assert arguments
+
+    return recorded
+
+
+def test_every_command_line_is_one_the_program_takes(compose: Compose) -> None:
+    checked = [s for s in compose.services.values() if s.ours and s.command]
+    for service in checked:
+        words, *arguments = service.command
+        module, _, name = COMMANDS[words].target.partition(":")
+        app = typer.Typer(add_completion=False)
+        app.command()(stand_in(getattr(importlib.import_module(module), name)))
+        app(arguments, standalone_mode=False)
+    assert {s.command[0] for s in checked} == {"serve", "agent", "watchdog", "emulate"}
+
+
+def test_every_mounted_settings_file_is_good(compose: Compose) -> None:
+    for name, service in compose.services.items():
+        if not service.ours or not service.command:
+            continue
+        inside = service.command[service.command.index("-c") + 1]
+        file = outside(service, inside)
+        environment = {key: value or "" for key, value in service.environment.items()}
+        environment |= {key: value for key, value in GPUS.items() if key in environment}
+        document = locate.read(str(file), file.read_text(), environment)
+        settings = load_with_places(file, model_of(kind_of(document)), environment).settings
+        assert settings.version == 1, name
+
+
+def outside(service: Service, path: str) -> Path:
+    """The file of the tree that a container sees at `path`."""
+    for volume in service.volumes:
+        source, target, *_ = volume.split(":")
+        if PurePosixPath(path).is_relative_to(target) and source.startswith("./"):
+            return ROOT / source / PurePosixPath(path).relative_to(target)
+    raise AssertionError(f"{path} is not mounted")
+
+
+def test_only_agent_and_watchdog_of_real_gpus_are_root(compose: Compose) -> None:
+    privileged = {"gpu-agent", "watchdog"}
+    for name, service in compose.services.items():
+        if not service.ours:
+            continue
+        assert service.cap_drop == ["ALL"]
+        assert service.read_only
+        assert "no-new-privileges:true" in service.security_opt
+        assert (service.user is not None) == (name in privileged)
+        assert service.cap_add == (["SYS_ADMIN"] if name in privileged else [])
+        if name in privileged:
+            assert service.environment["NVIDIA_DRIVER_CAPABILITIES"] == "utility"
+            assert service.network_mode == "none"
+    stages = (DEPLOY / "Dockerfile").read_text()
+    assert re.findall(r"^USER (.*)$", stages, re.MULTILINE) == ["10001:10001"]
+
+
+def test_agent_and_watchdog_outlive_each_other(compose: Compose) -> None:
+    """Both join the process namespace of a third container; the end of process 1 would be the end of all."""
+    for profile in PROFILES:
+        services = in_profile(compose, profile)
+        pair = [s for s in services.values() if s.command[:1] in (["agent"], ["watchdog"])]
+        holders = {s.pid for s in pair}
+        assert len(pair) == 2
+        assert len(holders) == 1
+        holder = services[str(holders.pop()).removeprefix("service:")]
+        assert holder.entrypoint == ["sleep", "infinity"]
+        assert all(s.restart == "always" for s in pair)
+        sockets = [{v.split(":")[1] for v in s.volumes} for s in pair]
+        assert all({"/run/joulegate", "/var/lib/joulegate"} <= mounted for mounted in sockets)
+
+
+def test_ports_are_published_on_this_machine_only(compose: Compose) -> None:
+    published = [port for service in compose.services.values() for port in service.ports]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_image_holds_every_package() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for package in COMMANDS.values():
+        assert package.target.partition(".")[0] in allowed
+    assert {"configs", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "control"} <= allowed
+
+
+def declared() -> set[str]:
+    names = {f"{name}_total" for name in COUNTERS} | set(GAUGES) | {"joulegate_build_info"}
+    return names | {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "count", "sum")}
+
+
+def yaml_of(path: Path) -> Any:
+    return YAML(typ="safe", pure=True).load(path)
+
+
+def test_prometheus_scrapes_names_that_exist(compose: Compose) -> None:
+    known = set(compose.services)
+    known |= {a for s in compose.services.values() for n in s.networks.values() for a in n.aliases}
+    scraped = [
+        name
+        for job in yaml_of(DEPLOY / "prometheus/prometheus.yml")["scrape_configs"]
+        for source in job["dns_sd_configs"]
+        for name in source["names"]
+    ]
+    assert "gateway" in scraped
+    assert set(scraped) <= known
+
+
+def test_rules_use_metrics_that_exist_and_explain_themselves() -> None:
+    rules = [r for g in yaml_of(DEPLOY / "prometheus/rules.yml")["groups"] for r in g["rules"]]
+    anchors = headings(ROOT / "docs/troubleshooting.md")
+    for rule in rules:
+        assert set(METRIC.findall(rule["expr"])) <= declared(), rule
+        if "alert" in rule:
+            assert {"summary", "description", "runbook_url"} <= set(rule["annotations"])
+            assert rule["labels"]["severity"] in {"warning", "critical"}
+            page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+            assert page == "docs/troubleshooting.md"
+            assert anchor in anchors, anchor
+    tested = (DEPLOY / "prometheus/rules_test.yml").read_text()
+    assert all(r["record"] in tested for r in rules if "record" in r)
+
+
+def headings(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    dashboard = json.loads((DEPLOY / "grafana/dashboards/joulegate.json").read_text())
+    variables = {v["name"]: v for v in dashboard["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    for panel in dashboard["panels"]:
+        assert panel["title"]
+        assert panel["description"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        for target in panel["targets"]:
+            used = set(METRIC.findall(target["expr"]))
+            assert used, panel["title"]
+            assert used <= declared(), panel["title"]
+            assert "rate(" not in target["expr"] or "[$__rate_interval]" in target["expr"]
+
+
+def test_grafana_finds_its_data_source_and_dashboards(compose: Compose) -> None:
+    grafana = compose.services["grafana"]
+    [source] = yaml_of(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    [provider] = yaml_of(DEPLOY / "grafana/provisioning/dashboards/joulegate.yml")["providers"]
+    assert outside(grafana, provider["options"]["path"]) == DEPLOY / "grafana/dashboards"
+    home = grafana.environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert outside(grafana, str(home)).is_file()
