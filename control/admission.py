@@ -2,16 +2,17 @@
 
 Theory of operation. Each pool has one queue, earliest deadline first; deadline = arrival + TTFT objective.
 An engine takes prompts in the order it gets them, so order can only be kept here: `assign` sends no more
-than the engine is about to need (`prompt_window` tokens beyond the chunk it works on) and never more
+than the engine is about to need (`prompt_window`, a share of the tightest TTFT objective) and never more
 sequences than it has slots. A short prompt that must be answered in 250 ms then passes a long one that may
 take 2 s.
 
 Slots are learned, since vLLM does not publish them: the most sequences seen running while some waited;
 before that has been seen, a small assumption that grows with what has been seen running.
 
-A request that cannot be answered in time even at maximum clock is *lost*: it goes behind all others (or is
-refused, if the pool sheds), because keeping it in order would only make others late. A full pool's requests
-spill to pools at least as large in both dimensions, never to smaller ones (papers §1.7).
+A request that cannot be answered in time even at maximum clock is *lost*: it gets a second, later deadline
+(or is refused, if the pool sheds), because keeping it first would make others late, and keeping it last
+would let it starve. A full pool's requests spill to pools at least as large in both dimensions, never to
+smaller ones (papers §1.7).
 
 `assign(pools, instances, ...)` is one pass: it grants and refuses until nothing more fits, changes the
 books for each grant (so that the next pick sees it), and returns everything it did. Every event re-runs it:
@@ -30,13 +31,15 @@ from control.state import Flight, Instance, PoolRules
 from joulegate.units import Seconds
 
 ASSUMED_SLOTS = 16
+NEVER = 1e12  # seconds: a deadline that nothing reaches
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
     """Constants of admission."""
 
-    prompt_window: float = 1.0  # chunks of prompt tokens an engine may hold before it gets more
+    prompt_window: float = 0.05  # share of the tightest TTFT that the prompts in an engine may take
+    second_chance: float = 1.5  # TTFT objectives after which a lost request is due instead
     fairness: Seconds = Seconds(0.05)  # deadlines this close count as equal between tenants
     max_queued: int = 10_000  # per pool; beyond it a request is refused at once
     max_wait: Seconds = Seconds(600.0)  # a request that waited so long is refused
@@ -70,52 +73,51 @@ class PoolQueue:
     """Requests of one pool that have no instance yet."""
 
     rules: PoolRules
-    in_time: list[tuple[tuple[float, float], int, Flight]] = field(default_factory=list)  # by deadline
-    lost: list[tuple[tuple[float, float], int, Flight]] = field(default_factory=list)  # by arrival
+    waiting: list[tuple[tuple[float, float], int, Flight]] = field(default_factory=list)  # in order
     tokens: float = 0.0  # uncached prompt tokens queued
     tenants: Counter[str] = field(default_factory=Counter)  # tokens in flight or promised by tenant
     _serial: int = 0
 
     def __len__(self) -> int:
-        return len(self.in_time) + len(self.lost)
+        return len(self.waiting)
 
     def push(self, flight: Flight, admission: AdmissionRules) -> None:
         self._serial += 1
-        key = (float(flight.arrived), 0.0)
-        if admission.edf:
-            key = (flight.deadline // admission.fairness, float(self.tenants[flight.tenant]))
-        insort(self.in_time, (key, self._serial, flight))
+        due = flight.deadline if admission.edf else flight.arrived
+        insort(self.waiting, (self._key(flight, due, admission), self._serial, flight))
         self.tokens += flight.uncached_tokens
 
     def remove(self, flight: Flight) -> bool:
         """Take out a request that left (cancelled); False if it is not here."""
-        for queue in (self.in_time, self.lost):
-            for i, entry in enumerate(queue):
-                if entry[2] is flight:
-                    del queue[i]
-                    self.tokens -= flight.uncached_tokens
-                    return True
+        for i, entry in enumerate(self.waiting):
+            if entry[2] is flight:
+                del self.waiting[i]
+                self.tokens -= flight.uncached_tokens
+                return True
         return False
 
     def in_order(self) -> tuple[Flight, ...]:
-        return tuple(entry[2] for entry in (*self.in_time, *self.lost))
+        return tuple(entry[2] for entry in self.waiting)
 
     def head(self) -> Flight | None:
-        if self.in_time:
-            return self.in_time[0][2]
-        return self.lost[0][2] if self.lost else None
+        return self.waiting[0][2] if self.waiting else None
 
     def pop(self) -> Flight:
-        flight = (self.in_time or self.lost).pop(0)[2]
+        flight = self.waiting.pop(0)[2]
         self.tokens -= flight.uncached_tokens
         return flight
 
-    def lose(self) -> Flight:
-        """Move the head behind everybody else."""
-        _, serial, flight = self.in_time.pop(0)
+    def lose(self, admission: AdmissionRules) -> Flight:
+        """The head cannot be in time any more: give it a later deadline, so that it delays nobody who can."""
+        _, serial, flight = self.waiting.pop(0)
         flight.lost = True
-        insort(self.lost, ((flight.arrived, 0.0), serial, flight))
+        due = flight.arrived + admission.second_chance * flight.ttft
+        insort(self.waiting, (self._key(flight, due, admission), serial, flight))
         return flight
+
+    def _key(self, flight: Flight, due: float, admission: AdmissionRules) -> tuple[float, float]:
+        """Deadlines in slots of `fairness`; within one, the tenant with the least work in flight first."""
+        return min(due, NEVER) // admission.fairness, float(self.tenants[flight.tenant])
 
 
 def assign(
@@ -163,7 +165,7 @@ def _grant(
 
 def takes_prompts(instance: Instance, rules: AdmissionRules) -> bool:
     """Whether the engine is about to need more prompt tokens than it holds."""
-    return instance.book.queued_tokens < rules.prompt_window * instance.limits.chunk_budget
+    return instance.book.queued_tokens < instance.prompt_window
 
 
 def _targets(
@@ -183,18 +185,17 @@ def _targets(
 def _drop_lost(
     queue: PoolQueue, targets: Sequence[Sequence[Instance]], rules: AdmissionRules, now: Seconds
 ) -> list[Reject]:
-    """Mark what cannot be in time any more; refuse it if the pool sheds, and what waited too long."""
+    """Mark what cannot be in time any more; refuse it if the pool sheds, or once it waited too long."""
     rejects: list[Reject] = []
     everyone = [i for tier in targets for i in tier if i.ready]
-    while rules.edf and queue.in_time and is_lost(queue.in_time[0][2], everyone, now):
-        flight = queue.lose()
+    while rules.edf and (head := queue.head()) is not None and not head.lost and is_lost(head, everyone, now):
+        flight = queue.lose(rules)
         if queue.rules.shed:
             queue.remove(flight)
             rejects.append(Reject(flight, "its TTFT objective is out of reach", backlog(queue, everyone)))
-    while queue.lost and now - queue.lost[0][2].arrived > rules.max_wait:
-        flight = queue.lost[0][2]
-        queue.remove(flight)
-        rejects.append(Reject(flight, "waited too long", backlog(queue, everyone)))
+    while (head := queue.head()) is not None and now - head.arrived > rules.max_wait:
+        queue.pop()
+        rejects.append(Reject(head, "waited too long", backlog(queue, everyone)))
     return rejects
 
 

@@ -1,9 +1,9 @@
 """Pure: what has been arriving: rate, tokens, and how many prompt tokens land in one control window.
 
-Theory of operation. Raising happens when a request arrives, so the harm a slow clock can do is bounded by the work
-that lands before the raise acts: one control window. The p-quantile of uncached prompt tokens per window over the
-last 100 s is that work; p is learned (control.headroom). Means are over the same horizon, exponentially
-weighted where a law needs a trend instead of a distribution.
+Theory of operation. Raising happens when a request arrives, so the harm a slow clock can do is bounded by
+the work that lands before the raise acts: one control window. The p-quantile of uncached prompt tokens per
+window over the last 100 s is that work; p is learned (control.headroom). Means are over the same horizon,
+exponentially weighted where a law needs a trend instead of a distribution.
 """
 
 from bisect import bisect_left, insort

@@ -16,13 +16,14 @@ slowdown is kept where it costs least: slow clocks at low load, where few reques
 load, where delay compounds. Price 0 is the energy optimum.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import exp
 
 from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz
 
-ROUNDS = 6  # of the fixed point; it contracts by lambda o dt/dB, under 0.5 below saturation
+ROUNDS = 4  # of the fixed point; it contracts by lambda o dt/dB, under 0.5 below saturation
 STRIDE = 6  # coarse search over every sixth clock, then the neighbours of the best
 
 
@@ -67,9 +68,17 @@ def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, fac
 
 
 def cheapest(
-    model: EngineModel, demand: Demand, chunk: int, price: float = 0.0, factor: float = 1.0
+    model: EngineModel,
+    demand: Demand,
+    chunk: int,
+    price: float = 0.0,
+    factor: float = 1.0,
+    near: MegaHertz | None = None,
 ) -> MegaHertz:
-    """The clock with the least watts + price * requests in the system; the highest if no clock is stable."""
+    """The clock with the least watts + price * requests in the system; the highest if no clock is stable.
+
+    `near`: where it was a moment ago; then only a few clocks around it are tried.
+    """
     clocks = model.clocks
 
     def cost(i: int) -> float:
@@ -77,12 +86,36 @@ def cheapest(
         return steady.watts + price * steady.in_system if steady.in_system < float("inf") else float("inf")
 
     last = len(clocks) - 1
-    coarse = [*range(last, -1, -STRIDE)]
-    costs = {i: cost(i) for i in coarse}
-    best = min(coarse, key=lambda i: costs[i])
-    near = [i for i in range(max(0, best - STRIDE + 1), min(last, best + STRIDE - 1) + 1) if i not in costs]
-    costs |= {i: cost(i) for i in near}
-    return clocks[min(costs, key=lambda i: (costs[i], -i))]
+    if near is None:
+        tried = {i: cost(i) for i in range(last, -1, -STRIDE)}
+        at = min(tried, key=lambda i: (tried[i], -i))
+        steps = range(-STRIDE + 1, STRIDE)
+    else:
+        tried, at = {}, bisect_left(clocks, near)
+        steps = range(-2 * STRIDE, 2 * STRIDE + 1, STRIDE // 2)
+    tried |= {i: cost(i) for i in {min(last, max(0, at + step)) for step in steps} if i not in tried}
+    return clocks[min(tried, key=lambda i: (tried[i], -i))]
+
+
+def going_price(model: EngineModel, demand: Demand, chunk: int, stretch: float, factor: float = 1.0) -> float:
+    """The price at which requests stay `stretch` times as long in the system as at maximum clock.
+
+    Watts saved per request more in the system, at the clock where that ratio is reached. 0 if nothing is
+    saved.
+    """
+    clocks = model.clocks
+    best = settle(model, demand, clocks[-1], chunk, factor)
+    if best.in_system == float("inf"):
+        return 0.0
+
+    def within(clock: MegaHertz) -> bool:
+        return settle(model, demand, clock, chunk, factor).in_system <= stretch * best.in_system
+
+    at = min(len(clocks) - 1, max(1, bisect_left(clocks, True, key=within)))
+    low, high = at - 1, min(len(clocks) - 1, at + STRIDE)
+    slow, fast = (settle(model, demand, clocks[i], chunk, factor) for i in (low, high))
+    longer = slow.in_system - fast.in_system
+    return max(0.0, (fast.watts - slow.watts) / longer) if 0.0 < longer < float("inf") else 0.0
 
 
 def _prompt_batch(demand: Demand, chunk: int) -> tuple[float, float]:

@@ -20,9 +20,10 @@ granted before.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 from control.projection import Dues, Load, Pace, Stretch, drain, dues, ends_met
 from control.state import NO_ROOM, Flight, Instance, Room
@@ -90,6 +91,7 @@ class Decision:
     at_clock: Room
     at_max: Room
     at: Seconds
+    prompt_rate: float | None = None  # prompt tokens per second it takes in at this clock
 
 
 def choose(
@@ -213,17 +215,13 @@ def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHe
     if case.instance.book.flights or case.due.tokens or outlook.floor is not None:
         best = (floor, Reason.LOAD)
     for reason, test in _TESTS.items():
-        i = _lowest(case, test)
+        if test(case, best[0]):
+            continue
+        i = bisect_left(clocks, True, lo=bisect_left(clocks, best[0]), key=partial(test, case))
         if i == len(clocks):
             return clocks[-1], Reason.OVERLOAD
-        if clocks[i] > best[0]:
-            best = (clocks[i], reason)
+        best = (clocks[i], reason)
     return best
-
-
-def _lowest(case: _Case, test: Callable[[_Case, MegaHertz], bool]) -> int:
-    """Index of the lowest clock that passes; len(clocks) if none does."""
-    return bisect_left(case.model.clocks, True, key=lambda clock: test(case, clock))
 
 
 def _steps_in_time(case: _Case, clock: MegaHertz) -> bool:
@@ -295,22 +293,23 @@ def _decision(case: _Case, clock: MegaHertz, reason: Reason) -> Decision:
         at_clock=_room(case, pace),
         at_max=_room(case, case.fastest),
         at=case.now,
+        prompt_rate=case.load.chunk / pace.iteration(case.load.chunk),
     )
 
 
 def _room(case: _Case, pace: Pace) -> Room:
     """How many sequences and prompt tokens this instance may have at this pace."""
-    book, load = case.instance.book, case.load
-    most = case.instance.slots
+    load, most = case.load, case.instance.slots
     each = load.context / load.decoding if load.decoding else 0.0
-
-    def too_slow(b: int) -> bool:
-        return pace.of(b, b * each, 0.0) * case.guard > case.step_limit
-
-    decoding = bisect_left(range(1, most + 1), True, key=too_slow)
+    limit = case.step_limit / case.guard
+    full = pace.of(most, most * each, 0.0)
+    decoding = most
+    if full > limit:  # iteration time is convex in the batch: the chord over-states it in between
+        slack = max(0.0, limit - pace.step)
+        decoding = int(load.decoding + (most - load.decoding) * slack / (full - pace.step))
     left = min(case.objectives.ttft) / case.guard - pace.step
     tokens = load.chunk * left / max(1e-9, pace.iteration(load.chunk))
-    return Room(decoding=max(decoding, book.running), prompt_tokens=max(0.0, tokens), at=case.now)
+    return Room(decoding=decoding, prompt_tokens=max(0.0, tokens), at=case.now)
 
 
 def _sentence(case: _Case, clock: MegaHertz, pace: Pace, reason: Reason) -> str:

@@ -32,6 +32,7 @@ class Flight:
     session: str = ""
     dispatched: Seconds | None = None
     first_token: Seconds | None = None
+    last_token: Seconds | None = None
     tokens_out: float = 0.0
     lost: bool = False  # cannot meet its TTFT objective any more, even at maximum clock
 
@@ -69,6 +70,7 @@ class LoadBook:
     __slots__ = (
         "context",
         "decoding",
+        "ended",
         "flights",
         "held",
         "promised",
@@ -80,6 +82,7 @@ class LoadBook:
     def __init__(self) -> None:
         self.flights: dict[str, Flight] = {}
         self.prompts: dict[str, Flight] = {}  # sent, first token not seen; in the engine's own order (FCFS)
+        self.ended: list[Flight] = []  # answered at least in part; whoever learns from them empties it
         self.decoding = 0
         self.context = 0.0  # tokens read per decode step
         self.held = 0.0  # tokens in KV, prompts counted whole from the moment they are sent
@@ -111,6 +114,7 @@ class LoadBook:
             self.decoding += 1
             self.context += flight.input_tokens
         flight.tokens_out += tokens
+        flight.last_token = now
         self.context += tokens
         self.held += tokens
 
@@ -118,6 +122,8 @@ class LoadBook:
         """The one exit; closing twice does nothing."""
         if self.flights.pop(flight.id, None) is None:
             return
+        if flight.last_token is not None:
+            self.ended.append(flight)
         self.held -= flight.input_tokens + flight.tokens_out
         self.promised -= flight.input_tokens + flight.output_q90
         if self.prompts.pop(flight.id, None) is not None:
@@ -182,6 +188,7 @@ class Instance:
     model: EngineModel | None  # None: no profile and nothing learned, so clocks stay at default
     ready: bool = True  # in rotation
     gauges: Gauges | None = None
+    prompt_window: float = 2048.0  # it gets no more prompts while it holds so many prompt tokens
     slots: int = 16  # sequences it may hold, as learned (admission.learned_slots)
     correction: float = 1.0  # observed / predicted iteration time, smoothed
     clock: MegaHertz | None = None  # ceiling in force; None: driver default

@@ -1,0 +1,170 @@
+"""Pure: the laws of one model's fleet put together: what gateway and simulator call.
+
+Theory of operation. A request comes (`arrive`), is seen to make progress (`LoadBook.progress`), and leaves
+(`close`). In between the queues are worked off (`assign`) whenever something frees room, and each instance
+gets a clock every tick (`tick`), or at once when what was sent to it leaves the headroom granted with its
+last decision (`exceeded`). What the laws learn (how bursty arrivals are, what the load is, how much
+headroom is needed) is kept here, per pool; nothing here knows about bytes, sockets or clocks of the wall.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from control.admission import AdmissionRules, Outcome, PoolQueue, assign, refuse
+from control.arrivals import Arrivals
+from control.floor import Demand, cheapest, going_price
+from control.governor import Decision, GovernorRules, Memory, Outlook, choose
+from control.pick import Rng
+from control.prices import PriceRules, Prices
+from control.state import Flight, Instance, PoolRules
+from control.twin import Twin
+from joulegate.units import MegaHertz, Seconds
+
+TWIN_PATIENCE = 60.0  # seconds that the twin waits for a request to end before it goes on without it
+FIRST_STRETCH = 1.25  # time in system over that at maximum clock, until the price has been learned
+FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
+
+
+@dataclass(slots=True, eq=False)
+class PoolState:
+    """What is learned about one pool."""
+
+    queue: PoolQueue
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    urgent: Arrivals = field(default_factory=Arrivals)  # requests of the tightest TTFT objectives only
+    quantile: float = 0.5  # p of the burst that headroom is kept for
+    prices: Prices = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prices = Prices(PriceRules(), self.queue.rules.objectives)
+
+
+@dataclass(slots=True, eq=False)
+class Steered:
+    """What is remembered about one instance between decisions."""
+
+    instance: Instance
+    memory: Memory = field(default_factory=Memory)
+    decision: Decision | None = None
+    floor: MegaHertz | None = None
+    floor_at: float = -1e9
+    prompt_share: float = 0.0
+    twin: Twin | None = None
+    unordered: list[tuple[float, int, Flight]] = field(default_factory=list)  # ended, a heap by arrival
+    twinned_to: float = -1e9  # arrival of the last request the twin has seen
+
+
+class Steering:
+    """The fleet of one model. Not thread-safe; every method is synchronous."""
+
+    def __init__(
+        self,
+        pools: Sequence[PoolRules],
+        instances: Sequence[Instance],
+        admission: AdmissionRules,
+        governor: GovernorRules,
+        rng: Rng,
+        share: float = 1.0,
+    ) -> None:
+        self.pools = {rules.name: PoolState(PoolQueue(rules)) for rules in pools}
+        self.steered = {i.name: Steered(i) for i in instances}
+        self.admission = admission
+        self.governor = governor
+        self.share = share
+        self._rng = rng
+
+    @property
+    def queues(self) -> Mapping[str, PoolQueue]:
+        return {name: state.queue for name, state in self.pools.items()}
+
+    @property
+    def queued(self) -> int:
+        return sum(len(state.queue) for state in self.pools.values())
+
+    def arrive(self, flight: Flight, pool: str, now: Seconds) -> Outcome:
+        """A request for `pool`; what it and others are granted or refused."""
+        state = self.pools[pool]
+        state.arrivals.add(flight.uncached_tokens, flight.output_q50, now)
+        if flight.ttft <= 2.0 * min(state.queue.rules.objectives.ttft):
+            state.urgent.add(flight.uncached_tokens, flight.output_q50, now)
+        refused = refuse(state.queue, flight, self._of(pool), self.admission)
+        if refused is not None:
+            return Outcome(rejects=(refused,))
+        state.queue.push(flight, self.admission)
+        return self.assign(now)
+
+    def assign(self, now: Seconds) -> Outcome:
+        """Work off the queues; call it whenever room may have come free."""
+        instances = [s.instance for s in self.steered.values()]
+        return assign(self.queues, instances, self.admission, self._rng, now, self.share)
+
+    def exceeded(self, instance: Instance) -> bool:
+        """Whether what was sent to it leaves the headroom of its last decision."""
+        book, room = instance.book, instance.at_clock
+        return book.running > room.decoding or book.queued_tokens > room.prompt_tokens
+
+    def tick(self, instance: Instance, now: Seconds) -> Decision:
+        """Choose the clock of one instance; `instance` carries the decision's headroom afterwards."""
+        steered = self.steered[instance.name]
+        state = self.pools[instance.pool]
+        self._learn(steered, state, now)
+        outlook = self._outlook(steered, state, now)
+        objectives = state.queue.rules.objectives
+        decision, steered.memory = choose(instance, outlook, objectives, self.governor, steered.memory, now)
+        steered.decision = decision
+        instance.at_clock, instance.at_max = decision.at_clock, decision.at_max
+        if decision.prompt_rate is not None:
+            tightest = min(state.queue.rules.objectives.ttft)
+            instance.prompt_window = self.admission.prompt_window * tightest * decision.prompt_rate
+        return decision
+
+    def _of(self, pool: str) -> list[Instance]:
+        return [s.instance for s in self.steered.values() if s.instance.pool == pool and s.instance.ready]
+
+    def _outlook(self, steered: Steered, state: PoolState, now: Seconds) -> Outlook:
+        peers = self._of(steered.instance.pool) or [steered.instance]
+        rank = peers.index(steered.instance) if steered.instance in peers else 0
+        state.urgent.roll(now)
+        if now - steered.floor_at >= FLOOR_EVERY:
+            self._look_at_load(steered, state, len(peers), now)
+        return Outlook(
+            burst_tokens=state.urgent.quantile(state.quantile) / len(peers),
+            floor=steered.floor,
+            prompt_share=steered.prompt_share,
+            queued=state.queue.in_order()[rank :: len(peers)],
+        )
+
+    def _look_at_load(self, steered: Steered, state: PoolState, peers: int, now: Seconds) -> None:
+        """Once a second: the floor of the load, with the share of it that this instance gets."""
+        model, limits = steered.instance.model, steered.instance.limits
+        tokens, output = state.arrivals.means(now)
+        if model is None or output <= 0.0:
+            return
+        rate = state.arrivals.rate(now) / peers
+        demand = Demand(rate, tokens, tokens, output)
+        prices, factor = state.prices, steered.instance.correction
+        if prices.start is None:
+            prices.start = going_price(model, demand, limits.chunk_budget, FIRST_STRETCH, factor)
+        steered.floor = cheapest(model, demand, limits.chunk_budget, prices.price, factor, near=steered.floor)
+        steered.floor_at = now
+
+    def _learn(self, steered: Steered, state: PoolState, now: Seconds) -> None:
+        """Feed the twin with what ended, in order of arrival, and the prices with what the twin says."""
+        instance, book = steered.instance, steered.instance.book
+        if instance.model is None:
+            book.ended.clear()
+            return
+        if steered.twin is None:
+            steered.twin = Twin(instance.model, instance.limits.chunk_budget, instance.slots)
+        for flight in book.ended:
+            heappush(steered.unordered, (flight.arrived, id(flight), flight))
+        book.ended.clear()
+        oldest = min((f.arrived for f in book.flights.values()), default=now)
+        until = max(oldest, now - TWIN_PATIENCE)
+        while steered.unordered and steered.unordered[0][0] < until:
+            arrived, _, flight = heappop(steered.unordered)
+            if arrived >= steered.twinned_to:
+                steered.twinned_to = arrived
+                for twinned in steered.twin.add(flight):
+                    state.prices.observe(twinned)

@@ -1,0 +1,125 @@
+"""Pure: the same requests on an engine that stays at maximum clock: what would have happened anyway.
+
+Theory of operation. "Was this miss our doing?" and "how much slower are we?" need the world in which clocks
+were never lowered. The twin is one engine of the same model at its highest clock, first come first served,
+fed with the requests that ended (their true lengths are known then), in order of arrival. It works in
+stretches like `control.projection`: with prompts waiting it runs one iteration with a chunk of them,
+otherwise all steps until the next completion or arrival at once. About six model calls a request.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import ceil
+
+from control.state import Flight
+from joulegate.domain import Batch, EngineModel
+from joulegate.units import Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Twinned:
+    """One request in the twin; seconds from its arrival."""
+
+    flight: Flight
+    ttft: Seconds
+    e2e: Seconds
+
+
+@dataclass(slots=True, eq=False)
+class _Prompt:
+    flight: Flight
+    tokens: int
+    done: int = 0
+
+
+class Twin:
+    """Feed with `add` in order of arrival; what has ended by then comes out."""
+
+    def __init__(self, model: EngineModel, chunk: int, slots: int) -> None:
+        self._model = model
+        self._clock = model.clocks[-1]
+        self._chunk = chunk
+        self._slots = slots
+        self._time = 0.0
+        self._step = 0
+        self._context = 0.0
+        self._serial = 0
+        self._prompts: deque[_Prompt] = deque()
+        self._decoding: list[
+            tuple[int, int, float, Flight]
+        ] = []  # (last step, serial, first token at, flight)
+        self._ended: list[Twinned] = []
+
+    def add(self, flight: Flight) -> list[Twinned]:
+        """`flight` has ended, so its output length is known. Runs the twin up to its arrival."""
+        self._run(flight.arrived)
+        self._prompts.append(_Prompt(flight, max(1, flight.uncached_tokens)))
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _run(self, until: float) -> None:
+        while self._time < until:
+            if self._prompts and len(self._decoding) < self._slots:
+                self._iterate()
+            elif self._decoding:
+                self._stretch(until)
+            else:
+                self._time = until
+
+    def _iterate(self) -> None:
+        """One iteration with as many prompt tokens as fit."""
+        left = self._chunk - len(self._decoding)
+        tokens, attention = 0, 0.0
+        first: list[Flight] = []
+        while self._prompts and left > 0:
+            head = self._prompts[0]
+            take = min(left, head.tokens - head.done)
+            attention += take * (head.done + 0.5 * take)
+            head.done += take
+            tokens += take
+            left -= take
+            if head.done < head.tokens:
+                break
+            first.append(self._prompts.popleft().flight)
+        batch = Batch(len(self._decoding), self._context, tokens, attention)
+        self._time += self._model.iteration_time(batch, self._clock)
+        self._count(1)
+        for flight in first:
+            self._begin(flight)
+
+    def _stretch(self, until: float) -> None:
+        """Decode steps until the next completion, or until the iteration in which `until` lies."""
+        batch = len(self._decoding)
+        steps = max(1, self._decoding[0][0] - self._step)
+        load = Batch(batch, self._context + 0.5 * batch * steps)
+        step_time = self._model.iteration_time(load, self._clock)
+        steps = max(1, min(steps, ceil((until - self._time) / step_time)))
+        self._time += steps * step_time
+        self._count(steps)
+
+    def _begin(self, flight: Flight) -> None:
+        output = max(1, round(flight.tokens_out))
+        if output == 1:
+            self._end(flight, self._time)
+            return
+        self._serial += 1
+        self._context += flight.input_tokens + 1
+        heappush(self._decoding, (self._step + output - 1, self._serial, self._time, flight))
+
+    def _count(self, steps: int) -> None:
+        self._step += steps
+        self._context += steps * len(self._decoding)
+        for flight, first in self._done():
+            self._context -= flight.input_tokens + max(1, round(flight.tokens_out))
+            self._end(flight, first)
+
+    def _done(self) -> Iterator[tuple[Flight, float]]:
+        while self._decoding and self._decoding[0][0] <= self._step:
+            _, _, first, flight = heappop(self._decoding)
+            yield flight, first
+
+    def _end(self, flight: Flight, first: float) -> None:
+        ttft, e2e = Seconds(first - flight.arrived), Seconds(self._time - flight.arrived)
+        self._ended.append(Twinned(flight, ttft, e2e))
