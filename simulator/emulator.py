@@ -22,6 +22,7 @@ from joulegate.units import Seconds, Watts
 from simulator.emulator_http import App, Connection
 from simulator.emulator_instance import LATENESS_BOUNDS, LiveEngine
 from simulator.emulator_text import OutputLengths
+from simulator.emulator_tgi import TgiApp
 from simulator.emulator_vllm import VllmApp, VllmSettings
 from simulator.histogram import Histogram
 from simulator.perturb import perturbed
@@ -117,6 +118,10 @@ def _instance(
         )
     engine = LiveEngine(profile, mine, _noise(fleet.noise_pct / 100.0, seed), loop)
     lengths = OutputLengths(fleet.output_length.median_tokens, fleet.output_length.sigma, fleet.seed)
+    if settings.engine == "tgi":
+        limit = settings.max_concurrent_requests
+        tgi = TgiApp(engine, settings.model, settings.max_model_len, limit, lengths, stats)
+        return Instance(settings, engine, tgi)
     ids = random.Random(seed ^ time.time_ns())
     app = VllmApp(
         engine,

@@ -12,6 +12,7 @@ from statistics import NormalDist
 
 CHARACTERS_PER_TOKEN = 4
 MESSAGE_TOKENS = 4
+TRUE_OUTPUT_TOKENS = b"x-joulegate-true-output-tokens"  # header: how long the output is to be
 CONVERSATION_TOKENS = 3
 WORDS = (b" the", b" low", b" sun", b" and", b" one", b" far", b" sky")  # CHARACTERS_PER_TOKEN each
 

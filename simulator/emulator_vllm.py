@@ -13,7 +13,7 @@ import orjson
 from simulator.emulator_http import Exchange, Request
 from simulator.emulator_instance import LiveEngine, LiveJob
 from simulator.emulator_metrics import VllmState, vllm_page
-from simulator.emulator_text import OutputLengths
+from simulator.emulator_text import TRUE_OUTPUT_TOKENS, OutputLengths
 from simulator.emulator_vllm_body import (
     Ask,
     Rejection,
@@ -30,7 +30,6 @@ BUSY = (
     "The engine is currently busy and cannot accept new requests. "
     "Please try again later or on a different instance."
 )
-TRUE_OUTPUT_TOKENS = b"x-joulegate-true-output-tokens"
 
 
 @dataclass(frozen=True, slots=True)
