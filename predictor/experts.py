@@ -2,8 +2,8 @@
 
 Classes are pooled geometrically: p(c) is proportional to exp(b_c + sum_e w_e log p_e(c)), and the weights
 follow the gradient of the log-loss after each completion (the mixer of context-mixing compression:
-M. Mahoney, "Adaptive weighing of context models for lossless data compression", 2005). Weights are kept apart by how much
-evidence the finest level has. Quantiles are averaged; weights fall with an expert's recent pinball loss.
+M. Mahoney, "Adaptive weighing of context models for lossless data compression", 2005). They are kept apart by
+how much evidence the finest level has. Quantiles are averaged; weight falls with recent pinball loss.
 """
 
 from collections.abc import Sequence
@@ -71,6 +71,13 @@ class QuantilePool:
             PINBALL_DECAY * loss + pinball(self.tau, log_tokens, q)
             for loss, q in zip(self.losses, said, strict=True)
         ]
+        self._weigh()
+
+    def restore(self, losses: list[float]) -> None:
+        self.losses = losses
+        self._weigh()
+
+    def _weigh(self) -> None:
         best = min(self.losses)
         raw = [exp(PINBALL_SHARPNESS * (best - loss)) for loss in self.losses]
         scale = 1.0 / sum(raw)

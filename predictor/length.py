@@ -19,6 +19,7 @@ from zlib import crc32
 
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
 from predictor.experts import Classes, QuantilePool, learn_pool, logs, pooled
+from predictor.experts_rls import LeastSquares
 from predictor.history import LEVELS, VOICES, Estimate, KeyTable, Level, estimates, join, learn
 from predictor.length_drift import Drift
 from predictor.length_survival import remaining
@@ -44,6 +45,7 @@ class ModelState:
     drift: Drift = field(default_factory=Drift)
     swaps: int = 0  # how often another model was noticed behind the name
     offset: float = 0.0  # added to log q90
+    line: LeastSquares | None = None  # over the text's features, where text is read
 
 
 class HistoryPredictor:

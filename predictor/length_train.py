@@ -1,0 +1,223 @@
+"""Shell: train the text prior (scikit-learn), then rehearse the predictor on the same rows, out of fold.
+
+The prior's targets are log tokens above the usual of their stream, averaged over the answers to one prompt.
+In the rehearsal each row is read by a prior that was not fitted on its prompt, so that the line and the pool
+learn to trust the prior as much as it deserves on prompts it has not seen.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import Ridge
+
+from joulegate.domain import Cuts, LengthQuery
+from predictor.artifact import Artifact, data_hash
+from predictor.features import HEAD, NAMES, TAIL, numbers_of, templates_of, words_of
+from predictor.length_data import Row, alias
+from predictor.length_prior import SLOTS, TextPrior, Trees, slots_of
+from predictor.length_state import prior_arrays, state_arrays
+from predictor.length_text import FEATURES, Reading, Start, TextPredictor
+
+FOLDS = 5
+RIDGE = 2.0
+TREES, LEAVES = 60, 15  # what can be served in tens of microseconds
+LEARNING_RATE = 0.1
+CAPACITY = 2_000_000  # rows while rehearsing: nothing is forgotten
+LINE_VARIANCE = 0.33  # of a line's weights before a model is known
+BIAS_VARIANCE = 5.0
+Floats = NDArray[np.float64]
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Each distinct prompt once: what is read of it, and its target."""
+
+    ids: list[str]
+    words: list[list[str]]
+    numbers: Floats  # (n, len(NAMES))
+    targets: Floats  # log tokens above the usual
+    weights: Floats  # square root of how many answers it has
+    folds: NDArray[np.int64]
+
+
+def trained(rows: Sequence[Row], prior_only: bool, progress: Progress) -> Artifact:
+    """Fit the prior, rehearse, and say in the header what it was learned from."""
+    prompts = _prompts(rows)
+    progress(0.1, "prior")
+    prior, scores = _fit_out_of_fold(prompts, progress)
+    progress(0.6, "rehearsal")
+    predictor = _rehearsed(rows, prior, _readings(rows, prompts, scores), progress)
+    start = _start_after(predictor)
+    models, state = state_arrays(predictor)
+    header = {
+        "rows": len(rows),
+        "prompts": len(prompts.ids),
+        "sources": _by_source(rows),
+        "features": list(NAMES),
+        "characters": [HEAD, TAIL],
+        "data_sha256": data_hash(f"{r.prompt_id} {r.sample.output_tokens}\n".encode() for r in rows),
+        "score_correlation": float(np.corrcoef(scores[:, 1], prompts.targets)[0, 1]),
+        "output_tokens_range": [
+            min(r.sample.output_tokens for r in rows),
+            max(r.sample.output_tokens for r in rows),
+        ],
+        "models": [] if prior_only else models,
+    }
+    arrays = prior_arrays(prior, start)
+    if prior_only:
+        state = {"row_keys": np.zeros(0, np.int64), "row_values": np.zeros(0, np.float32)}
+    return Artifact(header, {**arrays, **state})
+
+
+def _by_source(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = {}
+    for row in rows:
+        entry = found.setdefault(row.stream.source, {"rows": 0, "licence": row.licence})
+        entry["rows"] = int(str(entry["rows"])) + 1
+    return found
+
+
+def _prompts(rows: Sequence[Row]) -> Prompts:
+    lengths: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        lengths[alias(row.stream)].append(log(row.sample.output_tokens + 1.0))
+    usual = {stream: sum(values) / len(values) for stream, values in lengths.items()}
+    above: dict[str, list[float]] = defaultdict(list)
+    query: dict[str, LengthQuery] = {}
+    for row in rows:
+        above[row.prompt_id].append(log(row.sample.output_tokens + 1.0) - usual[alias(row.stream)])
+        query[row.prompt_id] = row.sample.query
+    ids = list(above)
+    words = [words_of(query[i]) for i in ids]
+    return Prompts(
+        ids,
+        words,
+        np.array([numbers_of(query[i], w) for i, w in zip(ids, words, strict=True)]),
+        np.array([sum(above[i]) / len(above[i]) for i in ids]),
+        np.array([sqrt(len(above[i])) for i in ids]),
+        np.arange(len(ids)) % FOLDS,
+    )
+
+
+def _fit_out_of_fold(prompts: Prompts, progress: Progress) -> tuple[TextPrior, Floats]:
+    """The prior fitted on everything, and for each prompt the two scores of one that did not see it."""
+    table = _table(prompts.words)
+    scores = np.zeros((len(prompts.ids), 2))
+    for fold in range(FOLDS):
+        inside = prompts.folds == fold
+        scores[inside, 0] = _ridge(table, prompts, ~inside).predict(table[inside])
+    for fold in range(FOLDS):
+        inside = prompts.folds == fold
+        stacked = np.column_stack([prompts.numbers, scores[:, 0]])
+        scores[inside, 1] = _boosted(stacked, prompts, ~inside).predict(stacked[inside])
+        progress(0.1 + 0.1 * fold, f"prior, fold {fold + 1} of {FOLDS}")
+    everything = np.ones(len(prompts.ids), bool)
+    ridge = _ridge(table, prompts, everything)
+    boosted = _boosted(np.column_stack([prompts.numbers, scores[:, 0]]), prompts, everything)
+    return TextPrior(ridge.coef_.tolist(), float(ridge.intercept_), flat(boosted)), scores
+
+
+def _table(words: Sequence[Sequence[str]]) -> csr_array:
+    """One row a prompt: its slots, at unit length."""
+    indices, data, pointers = [], [], [0]
+    for prompt in words:
+        slots = sorted(slots_of(prompt))
+        indices += slots
+        data += [len(slots) ** -0.5] * len(slots)
+        pointers.append(len(indices))
+    return csr_array((data, indices, pointers), shape=(len(words), SLOTS))
+
+
+def _ridge(table: csr_array, prompts: Prompts, inside: NDArray[np.bool_]) -> Ridge:
+    return Ridge(alpha=RIDGE).fit(
+        table[inside], prompts.targets[inside], sample_weight=prompts.weights[inside]
+    )
+
+
+def _boosted(x: Floats, prompts: Prompts, inside: NDArray[np.bool_]) -> HistGradientBoostingRegressor:
+    model = HistGradientBoostingRegressor(
+        max_iter=TREES,
+        max_leaf_nodes=LEAVES,
+        learning_rate=LEARNING_RATE,
+        min_samples_leaf=20,
+        random_state=0,
+    )
+    return model.fit(x[inside], prompts.targets[inside], sample_weight=prompts.weights[inside])
+
+
+def flat(model: HistGradientBoostingRegressor) -> Trees:
+    """scikit-learn's trees as plain lists; they have no categorical columns and meet no missing values."""
+    roots: list[int] = []
+    feature: list[int] = []
+    threshold: list[float] = []
+    left: list[int] = []
+    right: list[int] = []
+    for (tree,) in model._predictors:
+        offset = len(feature)
+        roots.append(offset)
+        for node in tree.nodes:
+            leaf = bool(node["is_leaf"])
+            feature.append(-1 if leaf else int(node["feature_idx"]))
+            threshold.append(float(node["value"] if leaf else node["num_threshold"]))
+            left.append(offset + int(node["left"]))
+            right.append(offset + int(node["right"]))
+    return Trees(roots, feature, threshold, left, right, float(np.ravel(model._baseline_prediction)[0]))
+
+
+class Rehearsal(TextPredictor):
+    """Reads prompts as they were read out of fold."""
+
+    readings: Mapping[tuple[str, str], Reading]
+
+    def read(self, query: LengthQuery) -> Reading:
+        return self.readings[query.text_head, query.text_tail]
+
+
+def _readings(rows: Sequence[Row], prompts: Prompts, scores: Floats) -> dict[tuple[str, str], Reading]:
+    place = {prompt: i for i, prompt in enumerate(prompts.ids)}
+    out = {}
+    for row in rows:
+        query, i = row.sample.query, place[row.prompt_id]
+        features = [*prompts.numbers[i].tolist(), *scores[i].tolist()]
+        out[query.text_head, query.text_tail] = Reading(templates_of(query, prompts.words[i]), features)
+    return out
+
+
+def _rehearsed(
+    rows: Sequence[Row],
+    prior: TextPrior,
+    readings: Mapping[tuple[str, str], Reading],
+    progress: Progress,
+) -> TextPredictor:
+    predictor = Rehearsal(Cuts(), prior, untrained_start(), CAPACITY)
+    predictor.readings = readings
+    for place, row in enumerate(rows):
+        query = row.sample.query
+        predictor.observe(query, predictor.predict(query), row.sample.output_tokens)
+        if place % 1000 == 0:
+            progress(0.6 + 0.4 * place / len(rows), f"rehearsal, {place} of {len(rows)}")
+    return predictor
+
+
+def untrained_start() -> Start:
+    """Broad: the usual length is 150 tokens give or take a lot, the classes equally likely."""
+    weights = np.zeros((4, FEATURES))
+    weights[:, 0] = (log(150.0), 1 / 3, 1 / 3, 1 / 3)
+    variance = np.full(FEATURES, LINE_VARIANCE)
+    variance[0] = BIAS_VARIANCE
+    voices = len(TextPredictor.voices)
+    return Start(weights, variance, 1.0, (1.4 / voices,) * voices)
+
+
+def _start_after(predictor: TextPredictor) -> Start:
+    """A new model starts with the mean pool of the models rehearsed; its line starts broad."""
+    start = untrained_start()
+    pools = np.mean([np.mean(state.pools, axis=0) for state in predictor.models.values()], axis=0)
+    return Start(start.weights, start.variance, start.spread, tuple(pools.tolist()))
