@@ -248,6 +248,58 @@ def test_the_image_holds_every_package() -> None:
     assert {"configs", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "control"} <= allowed
 
 
+def manifests() -> list[Any]:
+    files = sorted((DEPLOY / "k8s").glob("*.yaml"))
+    return [document for file in files for document in YAML(typ="safe", pure=True).load_all(file)]
+
+
+def pod_specs() -> list[Any]:
+    return [m["spec"]["template"]["spec"] for m in manifests() if "template" in m.get("spec", {})]
+
+
+def test_kubernetes_pods_mount_what_they_name_and_run_commands_that_exist() -> None:
+    settings = {m["metadata"]["name"]: m["data"] for m in manifests() if m["kind"] == "ConfigMap"}
+    for spec in pod_specs():
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for container in spec["containers"]:
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            assert set(mounts.values()) <= set(volumes)
+            words, option, path = container["args"]
+            assert words in COMMANDS
+            assert option == "-c"
+            source = volumes[mounts[str(PurePosixPath(path).parent)]]["configMap"]["name"]
+            assert PurePosixPath(path).name in settings[source]
+            limits = container["securityContext"]
+            assert limits["capabilities"]["drop"] == ["ALL"]
+            assert limits["readOnlyRootFilesystem"]
+            assert limits["allowPrivilegeEscalation"] is False
+
+
+def test_kubernetes_settings_are_good(tmp_path: Path) -> None:
+    """Paths of the image and of secrets are moved to where they can be looked at."""
+    checked = 0
+    for manifest in manifests():
+        for name, text in manifest.get("data", {}).items():
+            for secret in re.findall(r"/run/secrets/[\w./-]+", text):
+                file = tmp_path / secret.lstrip("/")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+            text = text.replace("/run/secrets", f"{tmp_path}/run/secrets")
+            text = text.replace("/usr/share/joulegate", str(ROOT / "configs"))
+            (tmp_path / name).write_text(text)
+            model = model_of(name.removesuffix(".yaml"))
+            load_with_places(tmp_path / name, model, {"NODE_NAME": "gpu-node-1"})
+            checked += 1
+    assert checked == 2
+
+
+def test_kubernetes_agent_and_watchdog_share_their_processes() -> None:
+    [spec] = [spec for spec in pod_specs() if len(spec["containers"]) > 1]
+    assert spec["shareProcessNamespace"] is True
+    mounted = [{mount["mountPath"] for mount in c["volumeMounts"]} for c in spec["containers"]]
+    assert all({"/run/joulegate", "/var/lib/joulegate"} <= paths for paths in mounted)
+
+
 def declared() -> set[str]:
     names = {f"{name}_total" for name in COUNTERS} | set(GAUGES) | {"joulegate_build_info"}
     return names | {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "count", "sum")}
