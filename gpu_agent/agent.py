@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import uvicorn
 
 from gpu_agent.access import Client, Known
 from gpu_agent.deadman import Deadman
-from gpu_agent.drivers import driver_for, managed
+from gpu_agent.drivers import driver_for, managed, monotonic
 from gpu_agent.http_api import Api
 from gpu_agent.metrics import exposition
 from gpu_agent.node import Grace, Node
@@ -56,7 +56,15 @@ class Companion:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: clocks come first when we are told to stop."""
+    """uvicorn that says when it listens and leaves signals to us: clocks come first when told to stop."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -83,6 +91,7 @@ def build(settings: AgentSettings) -> Node:
         StateFile(settings.state_dir) if settings.allow_writes else None,
         Grace(Seconds(settings.restore_jitter_ms / 1000.0), Seconds(watchdog.grace_ms / 1000.0)),
         random.SystemRandom().random,
+        monotonic,
     )
 
 
@@ -91,7 +100,10 @@ async def _serve(node: Node, settings: AgentSettings, companion: Companion | Non
     sockets = [_listener(settings.listen)]
     name = settings.node or socket.gethostname()
     api = Api(node, name, _known(settings.listen), lambda: exposition(node))
-    server = _Server(_config(api, settings.listen))
+    ready = {"node": name, "address": _address(sockets[0])}
+    server = _Server(
+        _config(api, settings.listen), lambda: log.info("agent ready", extra=ready | _summary(node))
+    )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -101,7 +113,6 @@ async def _serve(node: Node, settings: AgentSettings, companion: Companion | Non
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_housekeeping(node, companion, stop))
             tasks.create_task(_until(stop, node, api, server))
-            log.info("agent ready", extra={"node": name, "address": _address(sockets[0])} | _summary(node))
             await server.serve(sockets)
             stop.set()
     finally:

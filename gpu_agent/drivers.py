@@ -1,5 +1,6 @@
 """Shell: the driver that agent.yaml names, and the GPUs it is told to manage."""
 
+import time
 from dataclasses import replace
 
 from gpu_agent.ceilings import limits_for
@@ -11,11 +12,15 @@ from joulegate.settings.agent import AgentSettings, EmulatedDevice
 from joulegate.units import MegaHertz, Seconds
 
 
+def monotonic() -> Seconds:
+    return Seconds(time.monotonic())
+
+
 def driver_for(settings: AgentSettings) -> Driver:
     """Not opened yet. Raises UserError when the driver's Python package is missing."""
     device = settings.device
     if isinstance(device, EmulatedDevice):
-        return EmulatedDriver(device.plant)
+        return EmulatedDriver(device.plant, monotonic)
     try:
         from gpu_agent.nvml import NvmlDriver
     except ModuleNotFoundError as error:
@@ -48,6 +53,7 @@ def managed(settings: AgentSettings, driver: Driver) -> list[ManagedGpu]:
                 gpu.clocks, clocks.min_mhz, clocks.max_mhz, clocks.site_lock_mhz, Seconds(clocks.dwell_s)
             ),
             policy,
+            monotonic,
         )
         for gpu in _chosen(found, settings.device.gpus)
     ]

@@ -1,6 +1,7 @@
 """Shell: the plant as a driver."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from gpu_agent.device import (
@@ -30,8 +31,9 @@ ERRORS: dict[int, type[DeviceError]] = {
 class EmulatedDriver:
     """`Driver` over a plant file. Errors injected there come out as NVML's would."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], Seconds]) -> None:
         self._path = path
+        self._clock = clock
         self._gpus: dict[str, PlantGpu] = {}
         self._plant: Plant | None = None
         self._generation = 0
@@ -54,7 +56,7 @@ class EmulatedDriver:
         )
 
     def read(self, uuid: str) -> Reading:
-        gpu, now = self._gpu(uuid, Call.CLOCK), Seconds(time.monotonic())
+        gpu, now = self._gpu(uuid, Call.CLOCK), self._clock()
         for call in (Call.POWER, Call.TEMPERATURE, Call.REASONS, Call.PROCESSES):
             _check(gpu, call)
         counts = gpu.error(Call.ENERGY) != NvmlReturn.NOT_SUPPORTED
@@ -72,12 +74,12 @@ class EmulatedDriver:
     def lock(self, uuid: str, low: MegaHertz, high: MegaHertz) -> None:
         gpu = self._gpu(uuid, Call.LOCK)
         time.sleep(gpu.write_seconds)
-        gpu.lock(low, high, Seconds(time.monotonic()))
+        gpu.lock(low, high, self._clock())
 
     def reset(self, uuid: str) -> None:
         gpu = self._gpu(uuid, Call.RESET)
         time.sleep(gpu.write_seconds)
-        gpu.reset(Seconds(time.monotonic()))
+        gpu.reset(self._clock())
 
     def cap(self, uuid: str) -> Watts:
         return self._gpu(uuid, Call.POWER).cap

@@ -1,8 +1,7 @@
 """Shell: one GPU under management: its plan, its guard, its meter, and every write to it."""
 
 import logging
-import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from gpu_agent import ceilings, energy, guard, site_state
@@ -39,7 +38,9 @@ class Cause:
 class ManagedGpu:
     """`apply` and `fail_up` are the only ways to a write. Used under the node's lock."""
 
-    def __init__(self, driver: Driver, info: Inventory, limits: Limits, policy: Policy) -> None:
+    def __init__(
+        self, driver: Driver, info: Inventory, limits: Limits, policy: Policy, clock: Callable[[], Seconds]
+    ) -> None:
         self.info = info
         self.uuid = info.uuid
         self.limits = limits
@@ -51,6 +52,7 @@ class ManagedGpu:
         self.write_seconds: Seconds | None = None  # how long the last write took
         self._driver = driver
         self._policy = policy
+        self._clock = clock
         self._meter = energy.Meter()
         self._reading: Reading | None = None
         self._obstacle = info.obstacle
@@ -108,16 +110,16 @@ class ManagedGpu:
         self._restore(before, was_held, cause)
 
     def release_target(self, cause: Cause) -> None:
-        """The lease is over: back to the site's state, if it is not there already."""
+        """Its lease is over: back to the site's state if it is not there. Boosts end by themselves."""
         before, was_held = self.plan.applied, self.held
-        self.plan = replace(self.plan, target=None, boosts=())
+        self.plan = replace(self.plan, target=None)
         if was_held:
             self._restore(before, was_held, cause)
 
     def note(self, event: Event, why: str = "") -> None:
         """Step the guard."""
         before = self.guard.state
-        self.guard = guard.step(self.guard, event, _now(), why)
+        self.guard = guard.step(self.guard, event, self._clock(), why)
         if self.guard.state is not before:
             log.warning(
                 "guard",
@@ -135,7 +137,7 @@ class ManagedGpu:
         except DeviceError as error:
             self.fault = str(error)
             return
-        now = _now()
+        now = self._clock()
         self.fault, self._reading = None, reading
         self._meter = energy.read(self._meter, reading, now)
         self._foreign = foreign(reading.processes, self._policy.own_processes)
@@ -204,27 +206,27 @@ class ManagedGpu:
 
     def _restore(self, before: Ceiling, was_held: bool, cause: Cause) -> None:
         try:
-            started = _now()
+            started = self._clock()
             site_state.restore(self._driver, self.uuid, self.limits)
         except DeviceError as error:
             self.plan = replace(self.plan, unsure=True)
             self.fault = str(error)
             log.error("restore failed", extra={"gpu": self.uuid, "why": str(error)})
             return
-        self.write_seconds = Seconds(_now() - started)
-        self.plan = ceilings.written(self.plan, self.limits.site_lock, _now())
+        self.write_seconds = Seconds(self._clock() - started)
+        self.plan = ceilings.written(self.plan, self.limits.site_lock, self._clock())
         if was_held:
             self.changes["up"] += 1
             self._audit(before, self.limits.site_lock, cause)
 
     def _write(self, ceiling: Ceiling) -> None:
-        started = _now()
+        started = self._clock()
         if ceiling is None:
             self._driver.reset(self.uuid)
         else:
             self._driver.lock(self.uuid, self.limits.floor_clock, ceiling)
-        self.write_seconds = Seconds(_now() - started)
-        self.plan = ceilings.written(self.plan, ceiling, _now())
+        self.write_seconds = Seconds(self._clock() - started)
+        self.plan = ceilings.written(self.plan, ceiling, self._clock())
 
     def _refused(self, error: DeviceError) -> None:
         """Learn from a refused write whether it is worth trying again."""
@@ -239,7 +241,3 @@ class ManagedGpu:
             "clock ceiling",
             extra={"gpu": self.uuid, "before": before, "after": after, "who": cause.who, "why": cause.why},
         )
-
-
-def _now() -> Seconds:
-    return Seconds(time.monotonic())

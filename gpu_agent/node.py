@@ -9,10 +9,10 @@ site's state, after a jitter drawn for each lease.
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Protocol
 
 from gpu_agent import lease as leases
 from gpu_agent.ceilings import level
@@ -21,7 +21,6 @@ from gpu_agent.guard import Event
 from gpu_agent.lease import Granted, Lease, Refused
 from gpu_agent.managed import Cause, ManagedGpu
 from gpu_agent.state_file import Memory, StateFile
-from gpu_agent.watchdog_link import WatchdogLink
 from joulegate.units import MegaHertz, Seconds
 from joulegate.wire import BoostRequest, GpuInfo, GpuState, SyncRequest
 
@@ -45,15 +44,30 @@ class Grace:
     watchdog: Seconds
 
 
+class Link(Protocol):
+    """The way to the watchdog: `gpu_agent.watchdog_link`."""
+
+    problem: str
+
+    def arm(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool = True) -> bool: ...
+
+    def disarm(self) -> None: ...
+
+    def gone(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
 class Node:
     def __init__(
         self,
         driver: Driver,
         gpus: Sequence[ManagedGpu],
-        link: WatchdogLink,
+        link: Link,
         memory: StateFile | None,
         grace: Grace,
         rng: Callable[[], float],
+        clock: Callable[[], Seconds],
     ) -> None:
         """`memory` None: this agent only watches; its leases set nothing. `rng`: uniform in [0, 1)."""
         self.gpus = {gpu.uuid: gpu for gpu in gpus}
@@ -67,6 +81,7 @@ class Node:
         self._token = memory.memory.token if memory else 0
         self._grace = grace
         self._rng = rng
+        self._clock = clock
         self._jitter = Seconds(0.0)
         self._groups: set[frozenset[str]] = set()
         self._wakes_at = inf
@@ -151,7 +166,7 @@ class Node:
     def expire(self) -> float:
         """Restore what must be restored by now; when to look again. The dead-man thread's only call."""
         with self.changed:
-            now = _now()
+            now = self._clock()
             over = self.lease.expires + self._jitter if self.lease is not None else inf
             if now >= over and self.lease is not None:
                 holder, self.lease, over = self.lease.holder, None, inf
@@ -173,9 +188,9 @@ class Node:
     def observe(self, fresh: Seconds = Seconds(0.0)) -> None:
         """Read every GPU, unless that was done within `fresh`. A library that broke is opened again, once."""
         with self.changed:
-            if self.released or _now() - self._observed_at < fresh:
+            if self.released or self._clock() - self._observed_at < fresh:
                 return
-            self._observed_at = _now()
+            self._observed_at = self._clock()
             for attempt in (1, 2):
                 try:
                     for gpu in self.gpus.values():
@@ -291,14 +306,14 @@ class Node:
 
     def _apply(self, group: Sequence[ManagedGpu], cause: Cause) -> None:
         """Up at once; down all together or, if one may not yet, not at all. One failure takes all up."""
-        now = _now()
+        now = self._clock()
         only_up = any(gpu.waits(now) for gpu in group)
         if not all([self._write(gpu, cause, only_up) for gpu in group]):
             for gpu in group:
                 gpu.release_target(Cause(cause.who, "a GPU of the group failed"))
 
     def _write(self, gpu: ManagedGpu, cause: Cause, only_up: bool) -> bool:
-        due = gpu.due(_now())
+        due = gpu.due(self._clock())
         if due is None or gpu.why_not_writable is not None or self.released:
             return True
         (ceiling,) = due
@@ -329,6 +344,7 @@ class Node:
             log.warning("opening the driver again", extra={"why": str(error)})
             try:
                 self._driver.open()
+                self.fail_up("the driver was opened again: what holds is unknown")
                 return
             except DeviceError as again:
                 error = Broken(str(again))
@@ -360,7 +376,3 @@ class Node:
     def _wake_by(self, when: Seconds) -> None:
         if when < self._wakes_at:
             self.changed.notify_all()
-
-
-def _now() -> Seconds:
-    return Seconds(time.monotonic())

@@ -1,0 +1,381 @@
+"""What requests, failures and time do to the clocks of a node."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gpu_agent.lease import Lease, Refused
+from gpu_agent.managed import Cause
+from gpu_agent.node import Node, NoLease, UnknownGpu
+from gpu_agent.plant_layout import Call, NvmlReturn
+from gpu_agent.state_file import read
+from joulegate.units import MegaHertz, Seconds
+from joulegate.wire import BoostRequest, SyncRequest
+from tests.gpu_agent.conftest import GRACE, JITTER, Bench
+
+FREE = [None, None, None, None]
+
+
+def sync(
+    bench: Bench,
+    node: Node,
+    targets: dict[str, int | None],
+    lease: int | None = None,
+    holder: str = "gw",
+    groups: tuple[tuple[str, ...], ...] = (),
+) -> Lease | Refused:
+    request = SyncRequest(holder=holder, lease=lease, targets=targets, groups=groups, ttl_s=2.0)
+    return node.sync(request, "test", bench.clock())
+
+
+def lock(bench: Bench, node: Node, targets: dict[str, int | None]) -> Lease:
+    lease = sync(bench, node, targets)
+    assert isinstance(lease, Lease)
+    return lease
+
+
+def boost(bench: Bench, node: Node, floors: dict[str, int], seconds: float = 1.0) -> None:
+    request = BoostRequest(holder="other", floors=floors, duration_s=seconds)
+    node.boost(request, "test", bench.clock())
+
+
+def test_a_ceiling_is_a_lock_from_the_lowest_clock_up(bench: Bench) -> None:
+    lock(bench, bench.node(), {"GPU-0": 1201})
+    assert (bench.gpu(0).request.low, bench.gpu(0).request.high) == (210, 1215)
+
+
+def test_the_watchdog_knows_the_deadline_and_the_disk_the_names_before_the_lock(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200, "GPU-2": 900})
+    assert bench.watchdog.deadline == pytest.approx(lease.expires + 0.5 * JITTER + GRACE)
+    assert bench.watchdog.gpus == {"GPU-0", "GPU-2"}
+    assert read(bench.path.parent).locked == {"GPU-0", "GPU-2"}
+    assert read(bench.path.parent).token == lease.token == 1
+
+
+def test_an_unchanged_ceiling_is_not_written_again(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    writes = bench.gpu(0).request.count
+    for _ in range(20):
+        bench.clock.advance(0.25)
+        sync(bench, node, {"GPU-0": 1200}, lease.token)
+        node.observe()
+    assert bench.gpu(0).request.count == writes
+    assert bench.watchdog.deadline is not None
+    assert bench.watchdog.deadline > bench.clock()
+
+
+def test_an_unrenewed_lease_gives_every_clock_back_after_its_jitter(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200, "GPU-1": 1200})
+    due = lease.expires + 0.5 * JITTER
+    bench.clock.now = Seconds(due - 0.001)
+    assert node.expire() == pytest.approx(due)
+    assert bench.ceilings() == [1200, 1200, None, None]
+    bench.clock.now = Seconds(due)
+    node.expire()
+    assert bench.ceilings() == FREE
+    assert bench.watchdog.deadline is None
+    assert node.expirations == 1
+    node.tidy()
+    assert read(bench.path.parent).locked == frozenset()
+
+
+def test_a_holder_that_comes_back_late_must_ask_anew_and_tokens_never_repeat(bench: Bench) -> None:
+    node = bench.node()
+    first = lock(bench, node, {"GPU-0": 1200})
+    bench.clock.advance(2.0)
+    late = sync(bench, node, {"GPU-0": 900}, first.token)
+    assert isinstance(late, Refused)
+    assert bench.ceilings()[0] == 1200  # its own jitter still runs, and nothing was lowered
+    second = lock(bench, node, {})
+    assert second.token == first.token + 1
+    assert bench.ceilings() == FREE
+    again = bench.node()
+    again.recover()
+    bench.clock.advance(10.0)
+    assert lock(bench, again, {}).token == second.token + 1
+    assert again.restarts == 1
+
+
+def test_anybody_may_raise_and_only_the_holder_may_lower(bench: Bench) -> None:
+    node = bench.node()
+    lock(bench, node, {"GPU-0": 1200, "GPU-1": 1200, "GPU-2": 1200})
+    answer = sync(bench, node, {"GPU-0": 1500, "GPU-1": 900, "GPU-2": None, "GPU-3": 900}, holder="other")
+    assert isinstance(answer, Refused)
+    assert answer.holder == "gw"
+    assert bench.ceilings() == [1500, 1200, None, None]
+
+
+def test_a_boost_needs_no_lease_lifts_at_once_and_ends_by_itself(bench: Bench) -> None:
+    node = bench.node()
+    boost(bench, node, {"GPU-0": 1500})
+    assert bench.ceilings() == FREE
+    lease = lock(bench, node, {"GPU-0": 900})
+    assert bench.ceilings()[0] == 1500
+    bench.clock.advance(0.9)
+    boost(bench, node, {"GPU-0": 1800}, seconds=0.5)
+    assert bench.ceilings()[0] == 1800
+    bench.clock.advance(0.6)
+    sync(bench, node, {}, lease.token)
+    assert bench.ceilings()[0] == 1800  # the boost is over, the dwell is not
+    bench.clock.advance(0.5)
+    sync(bench, node, {}, lease.token)
+    assert bench.ceilings()[0] == 900
+
+
+def test_without_a_watchdog_nothing_is_lowered_and_what_is_low_goes_up(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    bench.watchdog.problem = "it does not answer"
+    answer = sync(bench, node, {"GPU-0": 1100, "GPU-1": 900}, lease.token)
+    assert isinstance(answer, Lease)  # the lease lives, the clocks do not go down
+    assert bench.ceilings() == FREE
+    node.observe()
+    assert [state.fault for state in node.states()][:2] == ["it does not answer"] * 2
+    bench.watchdog.problem = ""
+    bench.clock.advance(1.0)
+    sync(bench, node, {"GPU-0": 1200}, lease.token)
+    assert bench.ceilings()[0] == 1200
+    assert node.states()[0].fault is None
+
+
+def test_a_watchdog_that_goes_away_between_two_renewals_is_noticed(bench: Bench) -> None:
+    node = bench.node()
+    lock(bench, node, {"GPU-0": 1200})
+    bench.watchdog.problem = "closed"
+    node.tidy()
+    assert bench.ceilings() == FREE
+
+
+def test_when_the_disk_is_full_no_lease_is_granted_and_nothing_is_lowered(
+    bench: Bench, tmp_path: Path
+) -> None:
+    node = bench.node()
+    (tmp_path / "agent.new").mkdir()  # the file that would replace the old one cannot be made
+    with pytest.raises(NoLease):
+        sync(bench, node, {"GPU-0": 1200})
+    assert bench.ceilings() == FREE
+
+
+def test_when_the_disk_fills_up_a_live_lease_goes_on_but_no_further_gpu_is_locked(
+    bench: Bench, tmp_path: Path
+) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    (tmp_path / "agent.new").mkdir()
+    sync(bench, node, {"GPU-0": 1200}, lease.token)
+    assert bench.ceilings()[0] == 1200
+    sync(bench, node, {"GPU-1": 1200}, lease.token)
+    assert bench.ceilings() == FREE
+
+
+def test_one_failed_write_takes_the_whole_group_up(bench: Bench) -> None:
+    node = bench.node()
+    bench.gpu(2).fail(Call.LOCK, NvmlReturn.TIMEOUT)
+    sync(bench, node, {f"GPU-{i}": 1200 for i in range(4)}, groups=(("GPU-0", "GPU-1"), ("GPU-2", "GPU-3")))
+    assert bench.ceilings() == [1200, 1200, None, None]
+
+
+def test_a_group_goes_down_together_or_waits_together(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    bench.clock.advance(0.5)
+    both: dict[str, int | None] = {"GPU-0": 900, "GPU-1": 900}
+    sync(bench, node, both, lease.token)
+    assert bench.ceilings()[:2] == [1200, None]
+    bench.clock.advance(0.5)
+    sync(bench, node, both, lease.token)
+    assert bench.ceilings()[:2] == [900, 900]
+
+
+def test_a_lost_gpu_does_not_stop_the_others(bench: Bench) -> None:
+    node = bench.node()
+    bench.gpu(1).lose()
+    lease = lock(bench, node, {"GPU-0": 1200, "GPU-3": 900})
+    node.observe()
+    states = node.states()
+    assert bench.ceilings() == [1200, None, None, 900]
+    assert [state.fault is None for state in states] == [True, False, True, True]
+    sync(bench, node, {"GPU-1": 600}, lease.token)
+    assert bench.ceilings() == [1200, None, None, 900]
+
+
+def test_a_gpu_lost_while_locked_is_freed_as_soon_as_it_answers(bench: Bench) -> None:
+    node = bench.node()
+    lock(bench, node, {"GPU-0": 1200})
+    bench.gpu(0).lose()
+    bench.clock.advance(3.0)
+    node.expire()
+    assert bench.ceilings()[0] == 1200
+    assert "GPU-0" in bench.watchdog.gpus  # not disarmed: the watchdog would take over
+    bench.clock.advance(0.2)
+    assert node.expire() == pytest.approx(bench.clock() + 0.2)
+    bench.gpu(0).heal()
+    bench.clock.advance(0.2)
+    node.expire()
+    assert bench.ceilings() == FREE
+
+
+def test_a_driver_reload_is_survived(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    bench.plant.reload_driver(bench.clock())
+    node.observe()
+    assert all(state.fault is None for state in node.states())
+    bench.clock.advance(2.1)
+    lease = lock(bench, node, {"GPU-0": 1100})
+    assert lease.token == 2
+    assert bench.ceilings()[0] == 1110
+
+
+def test_a_write_into_a_broken_library_fails_up_and_recovers(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    bench.plant.break_handles()
+    bench.clock.advance(1.0)
+    sync(bench, node, {"GPU-0": 1100}, lease.token)
+    bench.clock.advance(1.0)
+    node.expire()
+    assert bench.ceilings() == FREE
+
+
+def test_no_permission_means_watch_only_and_nothing_is_tried_again(bench: Bench) -> None:
+    node = bench.node()
+    bench.gpu(0).deny_writes()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    assert bench.ceilings() == FREE
+    assert node.infos()[0].writable is False
+    assert "error 4" in (node.infos()[0].why_not_writable or "")
+    bench.gpu(0).heal()
+    sync(bench, node, {"GPU-0": 1200}, lease.token)
+    assert bench.gpu(0).request.count == 0
+
+
+def test_a_clock_above_its_ceiling_is_told_again_then_given_up(bench: Bench) -> None:
+    node = bench.node()
+    bench.gpu(0).stick(MegaHertz(1980))
+    lease = lock(bench, node, {"GPU-0": 1200})
+    writes = bench.gpu(0).request.count
+    bench.clock.advance(0.2)
+    node.observe()
+    assert bench.gpu(0).request.count == writes + 1
+    assert bench.gpu(0).request.high == 1200
+    bench.clock.advance(0.2)
+    node.observe()
+    assert bench.gpu(0).request.high is None
+    assert (node.states()[0].fault or "").startswith("safe")
+    bench.gpu(0).heal()
+    bench.clock.advance(5.0)
+    lease = lock(bench, node, {"GPU-0": 1200})
+    assert bench.gpu(0).request.high is None
+    bench.clock.advance(31.0)
+    node.observe()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    assert bench.gpu(0).request.high == 1200
+    assert lease.token == 3
+
+
+def test_a_throttling_gpu_may_go_up_but_not_down(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    bench.gpu(0).throttle(MegaHertz(900), reasons=0x20)
+    bench.clock.advance(1.5)
+    node.observe()
+    assert node.states()[0].reasons == ("thermal",)
+    sync(bench, node, {"GPU-0": 1000}, lease.token)
+    assert bench.gpu(0).request.high == 1200
+    sync(bench, node, {"GPU-0": 1500}, lease.token)
+    assert bench.gpu(0).request.high == 1500
+
+
+def test_a_foreign_process_makes_a_gpu_watch_only_and_frees_it(bench: Bench) -> None:
+    own = frozenset({Path(f"/proc/{os.getpid()}/comm").read_text().strip()})
+    node = bench.node(own_processes=own)
+    bench.gpu(0).processes = [os.getpid()]
+    node.observe()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    assert bench.ceilings()[0] == 1200
+    bench.gpu(0).processes = [os.getpid(), 1]
+    node.observe()
+    assert bench.ceilings()[0] is None
+    assert (node.infos()[0].why_not_writable or "").startswith("foreign_process: 1")
+    bench.clock.advance(1.5)
+    sync(bench, node, {"GPU-0": 1200}, lease.token)
+    assert bench.ceilings()[0] is None
+
+
+def test_an_agent_that_only_watches_writes_nothing_and_says_so(bench: Bench) -> None:
+    node = bench.node(allow_writes=False)
+    node.recover()
+    lock(bench, node, {"GPU-0": 1200})
+    boost(bench, node, {"GPU-0": 1500})
+    bench.clock.advance(5.0)
+    node.expire()
+    node.shut("end")
+    assert [gpu.request.count for gpu in bench.plant.gpus] == [0, 0, 0, 0]
+    assert "only watches" in (node.infos()[0].why_not_writable or "")
+    assert bench.watchdog.arms == 0
+
+
+def test_a_restart_finds_left_over_locks_and_frees_them(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock(bench, bench.node(), {"GPU-0": 1200, "GPU-2": 900})
+    bench.gpu(3).lock(MegaHertz(210), MegaHertz(600), bench.clock())  # somebody else's
+    again = bench.node()
+    again.recover()
+    assert bench.ceilings() == [None, None, None, 600]
+    assert [r.__dict__["gpus"] for r in caplog.records if "earlier run" in r.message] == [["GPU-0", "GPU-2"]]
+    assert read(bench.path.parent).locked == frozenset()
+
+
+def test_a_site_lock_is_the_state_to_return_to(bench: Bench) -> None:
+    node = bench.node(site_lock=1500)
+    node.recover()
+    assert bench.ceilings() == [1500] * 4
+    bench.clock.advance(1.0)
+    lock(bench, node, {"GPU-0": 1200, "GPU-1": 1900})
+    assert bench.ceilings() == [1200, 1500, 1500, 1500]
+    bench.clock.advance(3.0)
+    node.expire()
+    assert bench.ceilings() == [1500] * 4
+    assert bench.watchdog.deadline is None
+
+
+def test_releasing_frees_the_clocks_and_the_driver_until_resumed(bench: Bench) -> None:
+    node = bench.node()
+    lock(bench, node, {"GPU-0": 1200})
+    assert node.release(False, Cause("test", "upgrade")) is True
+    assert bench.ceilings() == FREE
+    assert bench.watchdog.holds_driver is False
+    lock(bench, node, {"GPU-0": 1200})
+    node.observe()
+    assert bench.ceilings() == FREE
+    assert (node.states()[0].fault or "").startswith("released")
+    bench.plant.reload_driver(bench.clock())
+    assert node.release(True, Cause("test", "done")) is False
+    bench.clock.advance(3.0)
+    lock(bench, node, {"GPU-0": 1200})
+    assert bench.ceilings()[0] == 1200
+
+
+def test_stopping_frees_everything_and_refuses_what_comes_after(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    node.shut("SIGTERM")
+    assert bench.ceilings() == FREE
+    assert bench.watchdog.deadline is None
+    with pytest.raises(NoLease):
+        sync(bench, node, {"GPU-0": 1200}, lease.token)
+    assert bench.ceilings() == FREE
+
+
+def test_unknown_gpus_are_refused_and_change_nothing(bench: Bench) -> None:
+    node = bench.node()
+    with pytest.raises(UnknownGpu, match="GPU-9"):
+        sync(bench, node, {"GPU-0": 1200, "GPU-9": 1200})
+    assert bench.ceilings() == FREE
+    assert node.lease is None
