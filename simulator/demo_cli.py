@@ -38,7 +38,7 @@ def demo(
             result = await run(demo, sides)
             out = Console()
             for text in lines(result):
-                out.print(text, highlight=False)
+                out.print(text, highlight=False, soft_wrap=True)
             if json is not None:
                 json.write_bytes(orjson.dumps(result.document(), option=orjson.OPT_INDENT_2))
             if keep:

@@ -40,7 +40,7 @@ class Side:
     folder: Path
     profile: Path
     ports: Sequence[int]  # one for each instance, then the gateway's
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # by command word
 
     @property
     def url(self) -> str:
@@ -71,7 +71,7 @@ class Side:
 
     def stop(self) -> None:
         """Gateway first, so that it gives its clocks back; then the rest."""
-        for process in reversed(self.processes):
+        for process in reversed(self.processes.values()):
             process.terminate()
             try:
                 process.wait(STOP_WITHIN)
@@ -81,23 +81,21 @@ class Side:
 
     def _spawn(self, *words: str) -> None:
         with (self.folder / f"{words[0]}.log").open("wb") as log:
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "joulegate", *words],
-                    cwd=self.folder,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on, in order
-                    preexec_fn=_punctual if words[0] == "emulate" else _die_with_parent,
-                )
+            self.processes[words[0]] = subprocess.Popen(
+                [sys.executable, "-m", "joulegate", *words],
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on, in order
+                preexec_fn=_punctual if words[0] == "emulate" else _die_with_parent,
             )
 
     async def _until(self, what: str, url: str) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + READY_WITHIN
         while loop.time() < end:
-            if any(process.poll() is not None for process in self.processes):
+            if any(process.poll() is not None for process in self.processes.values()):
                 break
             if await fetch_json(url) is not None:
                 return
