@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from benchmarks.processes import free_ports, running, wait_until_ready
-from tests.vllm.servers import API_KEY, CONTEXT, MODEL, Server, gateway_yaml, serve_argv
+from tests.vllm.servers import API_KEY, CONTEXT, JOULEGATE, MODEL, Server, gateway_yaml
 
 PYTHON = os.environ.get("JOULEGATE_VLLM_PYTHON", "")
 MODEL_FOLDER = os.environ.get("JOULEGATE_VLLM_MODEL", "")
@@ -59,7 +59,7 @@ def gateway(engines: tuple[Server, Server], tmp_path_factory: pytest.TempPathFac
     (port,) = free_ports(1)
     file = folder / "gateway.yaml"
     file.write_text(gateway_yaml(port, engines))
-    with running(serve_argv(file), folder / "log") as process:
+    with running([JOULEGATE, "serve", "-c", str(file)], folder / "log") as process:
         wait_until_ready(process, port, "/readyz", folder / "log")
         yield Server(port)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 MODEL = "tiny-llama"
 CONTEXT = 2048
 API_KEY = "sk-tester"
+JOULEGATE = str(Path(sys.executable).with_name("joulegate"))
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -40,10 +41,6 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     while not (held := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return held
-
-
-def serve_argv(file: Path) -> list[str]:
-    return [str(Path(sys.executable).with_name("joulegate")), "serve", "-c", str(file)]
 
 
 def gateway_yaml(port: int, engines: Iterable[Server]) -> str:
