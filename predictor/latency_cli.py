@@ -1,0 +1,198 @@
+"""Shell: `train latency` and `evaluate latency`."""
+
+import hashlib
+import json as jsonlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from joulegate.errors import UserError
+
+if TYPE_CHECKING:
+    from predictor.latency_data import Sweep
+    from predictor.latency_report import Report
+    from predictor.table import TableModel
+
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        "--data", help="CSV of a sweep (what `profile` writes). Several: repeat, or list.", show_default=False
+    ),
+]
+More = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files of --data.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split and of the folds.")]
+
+
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Model to write: a .json; an .npz goes beside it.")],
+    more: More = None,
+    clocks: Annotated[
+        str, typer.Option(help="Every clock the GPU supports, LOW:HIGH:STEP in MHz; default: those swept.")
+    ] = "",
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Learn iteration time and power of every engine in a sweep."""
+    import numpy as np
+
+    from predictor.latency_artifact import save
+    from predictor.latency_train import train as learn
+
+    files = [*data, *(more or ())]
+    ladder = _ladder(clocks)
+    models = []
+    for sweep in _sweeps(files):
+        sys.stderr.write(f"{sweep.engine.name}: {len(sweep.rows)} rows\n")
+        models.append(learn(sweep, ladder, np.random.default_rng(seed)).model)
+    save(out, models, _hash(files))
+    summary = [
+        {
+            "engine": model.trained.engine,
+            "rows": model.trained.rows,
+            "time_error_p95_pct": 100.0 * model.trained.time_error_p95,
+            "power_error_p95_pct": 100.0 * model.trained.power_error_p95
+            if model.trained.power_known
+            else None,
+            "residual_share": model.trained.residual_share,
+        }
+        for model in models
+    ]
+    if json:
+        _write({"model": str(out), "engines": summary})
+        return
+    for line in summary:
+        power = line["power_error_p95_pct"]
+        watts = f"power within {power:.1f} %" if power is not None else "power unknown"
+        sys.stdout.write(
+            f"{line['engine']}: {line['rows']} rows; 95 % of unseen rows: "
+            f"time within {line['time_error_p95_pct']:.1f} %, {watts}\n"
+        )
+
+
+def evaluate(
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="CSV of a sweep. Several: repeat, or list.")
+    ] = None,
+    more: More = None,
+    model: Annotated[Path | None, typer.Option(help="Score this model as it is, on all rows.")] = None,
+    few_shot: Annotated[
+        int, typer.Option(help="Learn the highest clock and this many more; predict the other clocks.")
+    ] = 0,
+    leave_one_clock_out: Annotated[
+        bool, typer.Option(help="Predict each clock from all the others.")
+    ] = False,
+    train_share: Annotated[
+        float, typer.Option(help="Share of rows learned when neither is asked for.")
+    ] = 0.9,
+    emulated: Annotated[
+        Path | None, typer.Option(help="Instead of --data: an engine profile; sweep a hidden variant of it.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of an emulated sweep.")] = 2000,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Say how well iteration time and power of rows not learned are predicted."""
+    from predictor.latency_report import Way, report
+
+    if (data is None) == (emulated is None):
+        raise UserError("one of --data and --emulated is needed")
+    if not 0.0 < train_share < 1.0:
+        raise UserError(f"--train-share {train_share}: must lie between 0 and 1")
+    sweeps = _emulated(emulated, rows, seed) if emulated else _sweeps([*(data or ()), *(more or ())])
+    if model is not None:
+        way = Way("model", model=_loaded(model))
+    elif leave_one_clock_out:
+        way = Way("leave-one-clock-out")
+    elif few_shot:
+        way = Way("few-shot", few_shot=few_shot)
+    else:
+        way = Way("split", train_share=train_share)
+    result = report(sweeps, way, seed, time.perf_counter, lambda text: sys.stderr.write(text + "\n"))
+    if json:
+        _write(asdict(result))
+    else:
+        sys.stdout.write(_table(result))
+
+
+def _sweeps(files: Sequence[Path]) -> "list[Sweep]":
+    from predictor.latency_data import merged, read_sweeps
+
+    sweeps = []
+    for file in files:
+        try:
+            with file.open(newline="") as lines:
+                found, flagged = read_sweeps(lines, str(file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: cannot be read: {error}") from error
+        if flagged:
+            sys.stderr.write(f"{file}: {flagged} flagged rows left out\n")
+        sweeps += found
+    if not sweeps:
+        raise UserError("no usable rows in the data", "every row is flagged, or the files are empty")
+    return merged(sweeps)
+
+
+def _emulated(profile: Path, rows: int, seed: int) -> "list[Sweep]":
+    from random import Random
+
+    from joulegate.engine_profile import parse_profile
+    from predictor.sweep_emulated import Blur, emulated_sweep
+
+    try:
+        document = jsonlib.loads(profile.read_bytes())
+        return [emulated_sweep(parse_profile(document), rows, Random(seed), Blur())]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{profile}: {error}", "configs/profiles holds engine profiles") from error
+
+
+def _loaded(path: Path) -> "Mapping[str, TableModel]":
+    from predictor.latency_artifact import load
+
+    return {model.trained.engine: model for model in load(path)}
+
+
+def _ladder(text: str) -> list[int]:
+    if not text:
+        return []
+    try:
+        low, high, step = (int(part) for part in text.split(":"))
+        return [*range(low, high, step), high]
+    except ValueError as error:
+        raise UserError(
+            f"--clocks {text!r}: expected LOW:HIGH:STEP in MHz", "for example 210:1980:15"
+        ) from error
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _write(document: object) -> None:
+    sys.stdout.write(jsonlib.dumps(document, indent=1) + "\n")
+
+
+def _table(result: "Report") -> str:
+    lines = [f"{result.way}, {result.n} rows predicted"]
+    power = "unknown" if result.power_mape_pct is None else f"{result.power_mape_pct:.2f} %"
+    lines += [
+        f"  iterations/s      R2 {result.r2:.4f}, mean error {result.mae_iterations_per_s:.3g}",
+        f"  iteration time    mean error {result.mape_pct:.2f} %, 95 % within {result.p95_abs_pct:.2f} %",
+        f"  inside the model's 90 % band  {100 * result.coverage_p90:.1f} %",
+        f"  power             mean error {power}",
+        f"  monotone violations {result.monotone_violations}",
+        f"  search of every clock {result.search_us:.0f} us",
+    ]
+    for name, scores in result.engines.items():
+        watts = "" if scores.power_mape_pct is None else f", power {scores.power_mape_pct:.2f} %"
+        lines.append(f"    {name}: {scores.n} rows, time {scores.mape_pct:.2f} %{watts}")
+    return "\n".join(lines) + "\n"

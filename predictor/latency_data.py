@@ -1,0 +1,180 @@
+"""Pure: rows of a sweep: what an engine was given, at which clock, and what it took.
+
+Columns (CSV; `profile` writes them, and so are published sweeps): source, gpu, stack, model, tp, phase,
+batch, context_tokens (per sequence), new_tokens (per prompt), freq_mhz, latency_ms, power_w,
+power_capped, flag, licence; optional true_latency_ms and true_power_w where the truth is known (emulated
+sweeps). By phase:
+
+    decode, decode_*   one iteration: `batch` sequences, one token each, over batch x context_tokens
+    prefill            one iteration: `batch` prompts of new_tokens each (context_tokens where that is 0)
+    mixed              one iteration: as decode, and new_tokens prompt tokens beside it
+    batch_e2e          a whole batch from its first prompt to its last token, as if it were one iteration
+    idle               no work; power only
+
+Rows with a flag are not used.
+"""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from joulegate.domain import Batch
+from joulegate.errors import UserError
+from joulegate.units import Seconds, Watts
+
+COLUMNS = (
+    "source",
+    "gpu",
+    "stack",
+    "model",
+    "tp",
+    "phase",
+    "batch",
+    "context_tokens",
+    "new_tokens",
+    "freq_mhz",
+    "latency_ms",
+    "power_w",
+    "power_capped",
+    "flag",
+    "licence",
+)
+NEEDED = ("gpu", "model", "tp", "phase", "batch", "freq_mhz", "latency_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What one model is learned for. A whole batch and one iteration are not the same thing."""
+
+    source: str
+    gpu: str
+    stack: str
+    model: str
+    tp: int
+    whole_batch: bool
+
+    @property
+    def name(self) -> str:
+        kind = " (whole batches)" if self.whole_batch else ""
+        return f"{self.gpu} {self.model} tp{self.tp}{kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    phase: str
+    batch: Batch
+    clock: float  # MHz
+    seconds: Seconds
+    watts: Watts | None  # per GPU
+    capped: bool  # the board's power limit, not the clock asked for, set the pace
+    true_seconds: Seconds | None = None
+    true_watts: Watts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Every usable row of one engine."""
+
+    engine: Engine
+    rows: tuple[Row, ...]
+    idle_watts: Watts | None
+
+
+def read_sweeps(lines: Iterable[str], name: str) -> tuple[list[Sweep], int]:
+    """(sweeps in order of appearance, rows left out because flagged). `name` is for the error.
+
+    Raises UserError naming the line and column that is wrong.
+    """
+    reader = csv.DictReader(lines)
+    missing = [column for column in NEEDED if column not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(f"{name}: no column {', '.join(missing)}", f"columns are {','.join(COLUMNS)}")
+    rows: dict[Engine, list[Row]] = {}
+    idle: dict[Engine, Watts] = {}
+    flagged = 0
+    for record in reader:
+        if (record.get("flag") or "").strip():
+            flagged += 1
+            continue
+        try:
+            engine, row = _row(record)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{name}:{reader.line_num}: {error}", "see docs/latency-model.md for the columns"
+            ) from error
+        if row.phase == "idle":
+            idle[engine] = row.watts or Watts(0.0)
+        else:
+            rows.setdefault(engine, []).append(row)
+    return [Sweep(engine, tuple(kept), idle.get(engine)) for engine, kept in rows.items()], flagged
+
+
+def merged(sweeps: Iterable[Sweep]) -> list[Sweep]:
+    """Sweeps of the same engine out of several files become one."""
+    found: dict[Engine, Sweep] = {}
+    for sweep in sweeps:
+        before = found.get(sweep.engine)
+        if before is not None:
+            idle = before.idle_watts if sweep.idle_watts is None else sweep.idle_watts
+            sweep = Sweep(sweep.engine, before.rows + sweep.rows, idle)
+        found[sweep.engine] = sweep
+    return list(found.values())
+
+
+def _row(record: Mapping[str, str]) -> tuple[Engine, Row]:
+    phase = record["phase"].strip()
+    batch = int(_number(record, "batch"))
+    context, new = _number(record, "context_tokens"), _number(record, "new_tokens")
+    engine = Engine(
+        source=record.get("source") or "",
+        gpu=record["gpu"],
+        stack=record.get("stack") or "",
+        model=record["model"],
+        tp=int(record["tp"]),
+        whole_batch=phase == "batch_e2e",
+    )
+    row = Row(
+        phase=phase,
+        batch=_work(phase, batch, context, new),
+        clock=_number(record, "freq_mhz"),
+        seconds=Seconds(_number(record, "latency_ms") / 1000.0),
+        watts=_watts(record, "power_w"),
+        capped=(record.get("power_capped") or "0").strip() not in {"0", "", "False", "false"},
+        true_seconds=_seconds(record, "true_latency_ms"),
+        true_watts=_watts(record, "true_power_w"),
+    )
+    if phase != "idle" and not (row.seconds > 0.0 and row.clock > 0.0):
+        raise ValueError("latency_ms and freq_mhz must be above 0")
+    return engine, row
+
+
+def _work(phase: str, batch: int, context: float, new: float) -> Batch:
+    if phase == "idle":
+        return Batch()
+    if phase == "prefill":
+        tokens = new or context
+        before = context if new else 0.0
+        return Batch(
+            prefill_tokens=int(batch * tokens), prefill_attention=batch * tokens * (before + tokens / 2)
+        )
+    if phase == "mixed":
+        return Batch(batch, batch * context, int(new), new * new / 2)
+    if phase == "batch_e2e" or phase.startswith("decode"):
+        return Batch(batch, batch * context)
+    raise ValueError(f"phase {phase!r} is none of decode, prefill, mixed, batch_e2e, idle")
+
+
+def _number(record: Mapping[str, str], column: str) -> float:
+    text = (record.get(column) or "0").strip()
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{column}: {text!r} is not a number") from None
+
+
+def _seconds(record: Mapping[str, str], column: str) -> Seconds | None:
+    return Seconds(_number(record, column) / 1000.0) if (record.get(column) or "").strip() else None
+
+
+def _watts(record: Mapping[str, str], column: str) -> Watts | None:
+    return Watts(_number(record, column)) if (record.get(column) or "").strip() else None

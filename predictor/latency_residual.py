@@ -1,0 +1,100 @@
+"""Pure: what the physics leaves over, learned by boosted trees (training time only: needs scikit-learn).
+
+The trees are not constrained to be monotone: constrained ones cannot flatten a prior that is too steep.
+What is served is the table they are compiled into, and that is made monotone (`predictor.table_build`).
+
+How much of the trees to believe is decided by rows they have not seen: over five folds the least absolute
+error picks the share of their advice that is taken, from none (a sweep that the physics explains) to all
+of it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.ensemble import GradientBoostingRegressor
+
+from predictor.refit import Array, Work
+
+TREES = 60
+LEAVES = 8
+LEAST_ROWS = 8  # in a leaf
+LEARNING_RATE = 0.1
+FOLDS = 5
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+WORTH = 0.99  # a share must leave less than this of the error that a smaller one leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """Log of truth over physics, as far as it is believed; and what is left of it on rows not seen."""
+
+    trees: GradientBoostingRegressor | None
+    share: float
+    error_p90: float  # of |log(observed / predicted)|
+    error_p95: float
+
+    def advice(self, work: Work, physics: Array) -> Array:
+        if self.trees is None:
+            return np.zeros(len(physics))
+        return np.asarray(self.share * self.trees.predict(features(work, physics)))
+
+
+def fit_residual(work: Work, physics: Array, observed: Array, rng: np.random.Generator) -> Residual:
+    """Learn log(observed / physics). `rng` deals rows to folds."""
+    left = np.log(observed / physics)
+    inputs = features(work, physics)
+    unseen = _out_of_fold(inputs, left, rng)
+    share = _believed(left, unseen)
+    error = np.abs(left - share * unseen)
+    p90, p95 = (float(np.quantile(error, q)) for q in (0.9, 0.95))
+    trees = _boost(inputs, left) if share else None
+    return Residual(trees, share, p90, p95)
+
+
+def features(work: Work, physics: Array) -> Array:
+    """Columns: log sizes of the work, clock share, and log of what the physics says."""
+    return np.stack(
+        [
+            np.log2(1.0 + work.batch),
+            np.log2(1.0 + work.context / np.maximum(1.0, work.batch)),
+            np.log2(1.0 + work.context),
+            np.log2(1.0 + work.tokens),
+            work.x,
+            np.log(physics),
+        ],
+        axis=1,
+    )
+
+
+def _boost(inputs: Array, left: Array) -> GradientBoostingRegressor:
+    trees = GradientBoostingRegressor(
+        loss="huber",
+        learning_rate=LEARNING_RATE,
+        n_estimators=TREES,
+        max_leaf_nodes=LEAVES,
+        max_depth=None,
+        min_samples_leaf=LEAST_ROWS,
+        random_state=0,
+    )
+    return trees.fit(inputs, left)
+
+
+def _out_of_fold(inputs: Array, left: Array, rng: np.random.Generator) -> Array:
+    unseen = np.zeros_like(left)
+    fold: npt.NDArray[np.int64] = rng.permutation(len(left)) % FOLDS
+    if len(left) < 2 * FOLDS:
+        return unseen
+    for k in range(FOLDS):
+        out = fold == k
+        unseen[out] = _boost(inputs[~out], left[~out]).predict(inputs[out])
+    return unseen
+
+
+def _believed(left: Array, unseen: Array) -> float:
+    best, lowest = 0.0, float(np.abs(left).mean())
+    for share in SHARES[1:]:
+        error = float(np.abs(left - share * unseen).mean())
+        if error < WORTH * lowest:
+            best, lowest = share, error
+    return best
