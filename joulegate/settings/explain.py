@@ -40,6 +40,7 @@ _EXPECTED = {
     "model_attributes_type": "a mapping",
     "literal_error": "one of {expected}",
     "enum": "one of {expected}",
+    "union_tag_invalid": "one of {expected_tags}",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
@@ -70,11 +71,11 @@ def problems(document: Document, model: type[BaseModel], errors: Iterable[ErrorD
     wrong: dict[Route, _At] = {}
     for error in errors:
         path = _path(document.value, error)
-        if path in known_bad:
+        if path in known_bad or _echo(error):
             continue
         if error["type"] == "extra_forbidden":
             unknown.append(path)
-        elif error["type"] == "missing":
+        elif error["type"] in {"missing", "union_tag_not_found"}:
             missing.append(path)
         else:
             _note(wrong.setdefault(path, _At(error["input"])), error)
@@ -83,8 +84,16 @@ def problems(document: Document, model: type[BaseModel], errors: Iterable[ErrorD
     return [*keys, *absent, *(_wrong_value(document, path, at) for path, at in wrong.items())]
 
 
+def _echo(error: ErrorDetails) -> bool:
+    """A list is called too short when all it has is wrong: that is said of the items already."""
+    found = error["input"]
+    return (
+        error["type"] == "too_short" and isinstance(found, list) and len(found) >= error["ctx"]["min_length"]
+    )
+
+
 def _path(value: object, error: ErrorDetails) -> Route:
-    """Where in the file: pydantic's location without the names of union members."""
+    """Where in the file: pydantic's location without the names of union members, with the key of a choice."""
     path: list[str | int] = []
     last = len(error["loc"]) - 1
     for index, part in enumerate(error["loc"]):
@@ -96,6 +105,8 @@ def _path(value: object, error: ErrorDetails) -> Route:
             case _ if index < last or error["type"] != "missing":
                 continue
         path.append(part)
+    if error["type"].startswith("union_tag"):
+        path.append(str(error["ctx"]["discriminator"]).strip("'"))
     return tuple(path)
 
 
@@ -106,8 +117,11 @@ def _note(at: _At, error: ErrorDetails) -> None:
         at.said.append(str(context.get("error", error["msg"])))
         return
     at.expected.append(template.format_map(context))
-    if error["type"] in {"literal_error", "enum"}:
-        at.choices += [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
+    listed = context.get("expected_tags") or context.get("expected")
+    if listed:
+        at.choices += [choice.strip("'") for choice in listed.replace(" or ", ", ").split(", ")]
+    if error["type"] == "union_tag_invalid":
+        at.value = context["tag"]
 
 
 def _unknown_key(document: Document, model: type[BaseModel], path: Route, missing: list[Route]) -> Problem:
@@ -172,6 +186,8 @@ def _wrong_value(document: Document, path: Route, at: _At) -> Problem:
         said.insert(0, f"expected {' or '.join(dict.fromkeys(at.expected))}, found {found}")
     unit = unit_of(str(path[-1])) if path else ""
     help_text = did_you_mean(str(at.value), at.choices)
+    if at.value is None and at.expected:
+        help_text = "write its value, or remove the line"
     if unit and isinstance(at.value, str):
         help_text = f"write the number alone: the key is in {unit}"
     return Problem(document.place(path), path, "; ".join(said), help_text)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -35,8 +35,18 @@ class Pool(Section):
             yield Fault(("name",), "nobody may be called that", "call it good")
 
 
+class Red(Section):
+    kind: Literal["red"]
+
+
+class Blue(Section):
+    kind: Literal["blue"]
+    depth: int
+
+
 class Sample(File):
     pools: list[Pool] = Field(min_length=1)
+    colour: Annotated[Red | Blue, Field(discriminator="kind")] = Red(kind="red")
     state_file: LocalPath | None = None
     profile: InputFile | None = None
 
@@ -120,6 +130,32 @@ def test_an_unknown_key_inside_a_mapping_of_sections_is_explained(tmp_path: Path
 def test_a_union_says_all_it_would_take(tmp_path: Path) -> None:
     text = "version: 1\npools: [{name: x, slots: many, objectives: {tpot_ms: 1}}]\n"
     assert "expected a whole number or one of 'auto', found 'many'" in refused(tmp_path, text)
+
+
+POOLS = "version: 1\npools: [{name: x, objectives: {tpot_ms: 1}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("colour", "expected"),
+    [
+        pytest.param(
+            "{kind: bleu}", "colour.kind: expected one of 'red', 'blue', found 'bleu'", id="no such"
+        ),
+        pytest.param("{kind: bleu}", "help: did you mean 'blue'?", id="near"),
+        pytest.param("{depth: 3}", "sample.yaml:3:9: colour.kind: is missing", id="not said"),
+        pytest.param("{kind: blue, deep: 3}", "sample.yaml:3:22: colour.deep: unknown key", id="its keys"),
+        pytest.param("", "help: write its value, or remove the line", id="nothing"),
+    ],
+)
+def test_a_choice_of_sections_is_explained(tmp_path: Path, colour: str, expected: str) -> None:
+    message = refused(tmp_path, f"{POOLS}colour: {colour}\n")
+    assert expected in message
+    assert "1 problem\n" in message
+
+
+def test_a_list_of_wrong_items_is_not_called_short(tmp_path: Path) -> None:
+    assert "at least" not in refused(tmp_path, "version: 1\npools: [3]\n")
+    assert "expected at least 1 of them, found a list of 0" in refused(tmp_path, "version: 1\npools: []\n")
 
 
 def test_repeated_keys_are_refused_at_the_second(tmp_path: Path) -> None:
