@@ -12,15 +12,15 @@ This holds while t >= F (`min(1, u_flop/u_sat)` not clipped) and P <= tdp. P is 
 K, so it is monotone: it stays under the limit between two K where it is under it.
 """
 
-from math import sqrt
+from collections.abc import Sequence
+from math import inf, sqrt
 
-from joulegate.domain import Batch
 from joulegate.engine_profile import EngineProfile
-from predictor.physics import PhysicsModel
+from predictor.physics import TDP_STEP, PhysicsModel
 
 
-class ClockCosts:
-    """Iteration costs of one profile at one clock. Seconds; joules of the whole instance (tp GPUs)."""
+class Rates:
+    """The formulas with the constants of one clock; the board's power limit ignored."""
 
     __slots__ = (
         "_attention",
@@ -35,31 +35,23 @@ class ClockCosts:
         "_mem0",
         "_p",
         "_pads",
-        "_physics",
         "_prefill",
         "_static",
-        "_tdp",
         "_tokens",
-        "_tp",
         "_u_att",
         "_u_kv",
         "_u_tok",
         "clock",
-        "e0",
         "e1",
-        "linear",
         "m1",
-        "t0",
     )
 
-    def __init__(self, physics: PhysicsModel, clock: float) -> None:
-        profile = physics.profile
+    def __init__(self, profile: EngineProfile, clock: float, pads: Sequence[int]) -> None:
         c, w, x = profile.latency, profile.power, clock / profile.max_clock
         v = max(w.vmin, 1.0 - (1.0 - w.vmin) * (1.0 - x) / (1.0 - w.knee))
         g = w.s_fixed_share + (1.0 - w.s_fixed_share) * x * v * v
         self.clock = clock
-        self._physics = physics
-        self._tp = profile.tp
+        self._pads = pads
         self._p, self._inverse_p, self._m0p = c.p, 1.0 / c.p, c.m0_s**c.p
         self._cmp0, self._cmp1, self._prefill = c.c0_s / x, c.c1_s_per_seq / x, c.pc1_s_per_token / x
         self.m1, self._attention = c.m1_s_per_ctx_token, c.pc2_s_per_token2 / x
@@ -69,36 +61,9 @@ class ClockCosts:
         self._mem0, self._u_kv = w.us_w_s, w.us_kv_s
         self._flops = profile.tp * g * w.dc_w
         self._u_tok, self._u_att = w.us_tok_s / (x * w.u_sat), w.us_att_s / (x * w.u_sat)
-        # A board at its lowest clock has nothing left to lower: no limit applies.
-        self._tdp = profile.tp * w.tdp_w if clock > profile.clocks[0] else float("inf")
         self.e1 = self._static * self.m1 + self._mem * self._u_kv
-        sizes = range(profile.engine.max_num_seqs + 1)
-        self._pads = [physics.padded(b) for b in sizes]
-        self.t0 = [self._decode_time(b) for b in sizes]
-        self.e0 = [
-            self._static * t + self._mem * self._mem0 + self._flops * self._u_tok * b
-            for b, t in zip(sizes, self.t0, strict=True)
-        ]
-        capacity = profile.engine.kv_capacity_tokens
-        self.linear = [self.is_linear(b, 0, capacity) for b in sizes]
 
-    def is_linear(self, decoding: int, low: float, high: float) -> bool:
-        """Whether t and E are linear in K for low <= K <= high."""
-        t0, e0, tdp = self.t0[decoding], self.e0[decoding], self._tdp
-        at_low, at_high = t0 + self.m1 * low, t0 + self.m1 * high
-        return (
-            at_low >= self._u_tok * decoding
-            and e0 + self.e1 * low <= tdp * at_low
-            and e0 + self.e1 * high <= tdp * at_high
-        )
-
-    def decode(self, decoding: int, context: float) -> tuple[float, float]:
-        """(seconds, joules) of an iteration without prompt tokens."""
-        if self.is_linear(decoding, context, context):
-            return self.t0[decoding] + self.m1 * context, self.e0[decoding] + self.e1 * context
-        return self._capped(decoding, context, 0, 0.0)
-
-    def mixed(self, decoding: int, context: float, tokens: int, attention: float) -> tuple[float, float]:
+    def uncapped(self, decoding: int, context: float, tokens: int, attention: float) -> tuple[float, float]:
         """(seconds, joules) of an iteration with `tokens` new prompt tokens of that attention work."""
         compute = self._cmp0 + self._cmp1 * self._pads[decoding] + self._prefill * tokens
         t: float = (self._m0p + compute**self._p) ** self._inverse_p
@@ -115,19 +80,67 @@ class ClockCosts:
             + self._mem * (self._mem0 + self._u_kv * context)
             + self._flops * (busy if busy < t else t)
         )
-        if joules <= self._tdp * t:
-            return t, joules
-        return self._capped(decoding, context, tokens, attention)
+        return t, joules
 
-    def _decode_time(self, decoding: int) -> float:
-        compute = self._cmp0 + self._cmp1 * self._pads[decoding]
-        t: float = (self._m0p + compute**self._p) ** self._inverse_p
-        return t + self._host + self._h1 * decoding + self._tokens * decoding
 
-    def _capped(self, decoding: int, context: float, tokens: int, attention: float) -> tuple[float, float]:
-        """The board lowers its own clock until the power limit holds."""
-        _, t, watts = self._physics.capped(Batch(decoding, context, tokens, attention), self.clock)
-        return t, self._tp * watts * t
+class ClockCosts(Rates):
+    """Iteration costs of one profile at one clock. Seconds; joules of the whole instance (tp GPUs).
+
+    `t0`, `e0` and `linear` are indexed by the number of decoding sequences.
+    """
+
+    __slots__ = ("_ladder", "_limit", "_profile", "e0", "linear", "t0")
+
+    def __init__(self, profile: EngineProfile, clock: float, pads: Sequence[int]) -> None:
+        super().__init__(profile, clock, pads)
+        self._profile = profile
+        self._ladder: list[Rates] = []  # of the clocks that a board above its limit steps down to
+        # A board at its lowest clock has nothing left to lower: no limit applies.
+        self._limit = profile.tp * profile.power.tdp_w if clock > profile.clocks[0] else inf
+        sizes = range(len(pads))
+        self.t0 = [self.uncapped(b, 0, 0, 0.0)[0] for b in sizes]
+        self.e0 = [
+            self._static * t + self._mem * self._mem0 + self._flops * self._u_tok * b
+            for b, t in zip(sizes, self.t0, strict=True)
+        ]
+        self.linear = [self.is_linear(b, 0, profile.engine.kv_capacity_tokens) for b in sizes]
+
+    def is_linear(self, decoding: int, low: float, high: float) -> bool:
+        """Whether t and E are linear in K for low <= K <= high."""
+        t0, e0, limit = self.t0[decoding], self.e0[decoding], self._limit
+        at_low, at_high = t0 + self.m1 * low, t0 + self.m1 * high
+        return (
+            at_low >= self._u_tok * decoding
+            and e0 + self.e1 * low <= limit * at_low
+            and e0 + self.e1 * high <= limit * at_high
+        )
+
+    def decode(self, decoding: int, context: float) -> tuple[float, float]:
+        """(seconds, joules) of an iteration without prompt tokens."""
+        if self.linear[decoding]:
+            return self.t0[decoding] + self.m1 * context, self.e0[decoding] + self.e1 * context
+        return self.mixed(decoding, context, 0, 0.0)
+
+    def mixed(self, decoding: int, context: float, tokens: int, attention: float) -> tuple[float, float]:
+        """(seconds, joules) of any iteration, within the board's power limit."""
+        t, joules = self.uncapped(decoding, context, tokens, attention)
+        rung = 0
+        while joules > self._limit * t:
+            rates = self._rung(rung)
+            t, joules = rates.uncapped(decoding, context, tokens, attention)
+            if rates.clock <= self._profile.clocks[0]:
+                break
+            rung += 1
+        return t, joules
+
+    def _rung(self, rung: int) -> Rates:
+        """The clock that a board steps down to after `rung` steps that were not enough."""
+        if rung == len(self._ladder):
+            step = TDP_STEP * self._profile.max_clock
+            above = self._ladder[-1].clock if self._ladder else self.clock
+            clock = max(float(self._profile.clocks[0]), above - step)
+            self._ladder.append(Rates(self._profile, clock, self._pads))
+        return self._ladder[rung]
 
 
 class EngineCosts:
@@ -136,13 +149,14 @@ class EngineCosts:
     def __init__(self, profile: EngineProfile) -> None:
         self.profile = profile
         self.idle_watts = profile.tp * profile.power.p_idle_w  # of the whole instance
-        self._physics = PhysicsModel(profile)
+        padded = PhysicsModel(profile).padded
+        self._pads = [padded(b) for b in range(profile.engine.max_num_seqs + 1)]
         self._by_clock: dict[float, ClockCosts] = {}
 
     def at(self, clock: float) -> ClockCosts:
         costs = self._by_clock.get(clock)
         if costs is None:
-            costs = self._by_clock[clock] = ClockCosts(self._physics, clock)
+            costs = self._by_clock[clock] = ClockCosts(self.profile, clock, self._pads)
         return costs
 
 

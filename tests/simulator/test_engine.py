@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from joulegate.domain import Batch
 from joulegate.engine_profile import EngineProfile, parse_profile
 from predictor.physics import PhysicsModel
-from simulator.costs import ClockCosts, EngineCosts
+from simulator.costs import EngineCosts
 from simulator.engine import Engine
 from simulator.jobs import Events, Job
 from tests.simulator import naive_engine as naive
@@ -179,7 +179,7 @@ def test_costs_are_the_physics_model(
         return
     physics = PhysicsModel(profile)
     _, seconds, watts = physics.capped(Batch(decoding, context, tokens, attention), mhz)
-    costs = ClockCosts(physics, mhz)
+    costs = EngineCosts(profile).at(mhz)
     got = costs.mixed(decoding, context, tokens, attention)
     assert got == pytest.approx((seconds, seconds * watts * profile.tp), rel=1e-9)
     if not tokens:
