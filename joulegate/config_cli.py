@@ -10,7 +10,7 @@ import typer
 
 from joulegate.errors import UserError
 from joulegate.settings.base import File
-from joulegate.settings.load import Loaded, SettingsError, formatted, read_document, validate
+from joulegate.settings.load import Loaded, SettingsError, formatted, open_secrets, read_document, validate
 from joulegate.settings.registry import kind_of, model_of
 from joulegate.settings.render import editor_schema, effective, yaml_lines
 
@@ -64,7 +64,7 @@ def _loaded(file: Path, kind: str | None) -> tuple[Loaded[File], str]:
 def _checked(file: Path, kind: str | None) -> tuple[str, dict[str, object]]:
     """The text and the JSON of one file's result."""
     try:
-        _, found = _loaded(file, kind)
+        loaded, found = _loaded(file, kind)
     except SettingsError as error:
         text = "\n".join(formatted(error.document, problem) for problem in error.problems)
         return text, {"file": str(file), "ok": False, "problems": _problems(error)}
@@ -72,6 +72,10 @@ def _checked(file: Path, kind: str | None) -> tuple[str, dict[str, object]]:
         problem = {"message": error.message, "help": error.help}
         text = f"{error.message}\n  help: {error.help}" if error.help else error.message
         return text, {"file": str(file), "ok": False, "problems": [problem]}
+    for path, secret in open_secrets(loaded.settings):
+        place = loaded.document.place(path)
+        where = f"{file}:{place.line}:{place.column}: {'.'.join(map(str, path))}"
+        sys.stderr.write(f"warning: {where}: every user can read {secret}\n  help: chmod o-rwx {secret}\n")
     return f"{file}: ok ({found})", {"file": str(file), "ok": True, "kind": found, "problems": []}
 
 

@@ -8,6 +8,7 @@ gateway.yaml:6:7: pools.0.objectives.tpot_mss: unknown key
 
 import logging
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,18 +86,37 @@ def validate(document: Document, model: type[M], folder: Path) -> Loaded[M]:
     return Loaded(settings, document)
 
 
-def faults(value: object, path: Route) -> Iterator[tuple[Route, Fault]]:
-    """What every section inside `value` finds wrong with itself, with the section's own path."""
+def faults(settings: Section, path: Route) -> Iterator[tuple[Route, Fault]]:
+    """What every section of `settings` finds wrong with itself, with the section's own path."""
+    for at, section in sections_in(settings, path):
+        yield from ((at, fault) for fault in section.faults())
+
+
+def open_secrets(settings: Section) -> Iterator[tuple[Route, Path]]:
+    """Files with secrets that every user of the machine can read."""
+    for at, section in sections_in(settings, ()):
+        for name in type(section).model_fields:
+            file = getattr(section, name)
+            if isinstance(file, Path) and locate.is_secret((name.removesuffix("_file"),)) and _is_open(file):
+                yield (*at, name), file
+
+
+def sections_in(value: object, path: Route) -> Iterator[tuple[Route, Section]]:
+    """`value` if it is a section, and every section inside, each with its path."""
     if isinstance(value, Section):
-        yield from ((path, fault) for fault in value.faults())
+        yield path, value
         for name in type(value).model_fields:
-            yield from faults(getattr(value, name), (*path, name))
+            yield from sections_in(getattr(value, name), (*path, name))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from faults(inner, (*path, str(key)))
+            yield from sections_in(inner, (*path, str(key)))
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from faults(inner, (*path, index))
+            yield from sections_in(inner, (*path, index))
+
+
+def _is_open(file: Path) -> bool:
+    return file.exists() and bool(file.stat().st_mode & stat.S_IRWXO)
 
 
 def _placed(document: Document, section: Route, fault: Fault) -> Problem:
@@ -133,14 +153,11 @@ def read_secret(value: SecretStr | None, file: Path | None) -> str | None:
     if file is None:
         return value.get_secret_value() if value is not None else None
     try:
-        mode = file.stat().st_mode
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read the secret file {file}: {error.strerror}") from error
-    if mode & 0o007:
-        logger.warning(
-            "secret file is open to every user", extra={"file": str(file), "mode": oct(mode & 0o777)}
-        )
+    if _is_open(file):
+        logger.warning("secret file is open to every user", extra={"file": str(file)})
     secret = text.removesuffix("\n").removesuffix("\r")
     if not secret:
         raise UserError(f"the secret file {file} is empty")

@@ -48,6 +48,19 @@ def test_check_reports_every_file(good: Path, tmp_path: Path, capsys: pytest.Cap
     assert f"cannot read {absent}" in out
 
 
+def test_check_warns_of_a_secret_that_everybody_can_read(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "admin"
+    secret.write_text("s")
+    good.write_text(GOOD.replace("admin_key: sk-admin", "admin_key_file: admin"))
+    for mode, warned in ((0o644, True), (0o640, False)):
+        secret.chmod(mode)
+        assert run(["config", "check", str(good)], COMMANDS) == 0
+        warning = f"warning: {good}:3:24: auth.admin_key_file: every user can read {secret}"
+        assert (warning in capsys.readouterr().err) == warned
+
+
 def test_check_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "gateway.yaml"
     bad.write_text(GOOD.replace("9000", "x"))
