@@ -235,6 +235,15 @@ def test_agent_and_watchdog_outlive_each_other(compose: Compose) -> None:
         assert all({"/run/joulegate", "/var/lib/joulegate"} <= mounted for mounted in sockets)
 
 
+def test_the_example_of_the_environment_is_what_compose_reads() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    read = set(re.findall(r"\$\{(\w+)", text))
+    example = re.findall(r"^(\w+)=", (DEPLOY / "compose.env.example").read_text(), re.MULTILINE)
+    assert set(example) <= read
+    assert {"GPU_SHORT", "GPU_MEDIUM", "GPU_LONG", "JOULEGATE_MODE", "JOULEGATE_ALLOW_WRITES"} <= set(example)
+    assert all(f"${{{name}:-" in text for name in read), "an unset variable must not stop another profile"
+
+
 def test_ports_are_published_on_this_machine_only(compose: Compose) -> None:
     published = [port for service in compose.services.values() for port in service.ports]
     assert published

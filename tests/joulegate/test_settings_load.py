@@ -7,7 +7,7 @@ from textwrap import dedent
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr
 
@@ -335,12 +335,14 @@ def test_an_empty_secret_file_is_refused(tmp_path: Path) -> None:
 YAML_LIKE = st.text(alphabet="ab:-[]{},&*!|>'\"#%@`$ \n\t?<0", max_size=60)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(YAML_LIKE)
 def test_no_text_makes_the_reader_throw(text: str) -> None:
     document = locate.read("x.yaml", text, {})
     assert document.problems or isinstance(document.value, dict)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(YAML_LIKE)
 def test_masking_keeps_every_width(line: str) -> None:
     assert len(locate.masked(line)) == len(line)
