@@ -171,14 +171,14 @@ class Model(Section):
         yield from repeated("pool", ((("pools", i, "name"), p.name) for i, p in enumerate(self.pools)))
         owners: dict[str, str] = {}
         for index, pool in enumerate(self.pools):
-            for position, name in enumerate(pool.types):
-                if name in owners:
-                    yield Fault(
-                        ("pools", index, "types", position),
-                        f"type {name} is in pool {owners[name]} already",
-                        "a type belongs to one pool; every pool must list its types",
-                    )
-                owners.setdefault(name, pool.name)
+            for owner in dict.fromkeys(owners[name] for name in pool.types if name in owners):
+                shared = ", ".join(name for name in pool.types if owners.get(name) == owner)
+                yield Fault(
+                    ("pools", index, "types"),
+                    f"{shared} is in pool {owner} already",
+                    "a type belongs to one pool; a pool that lists no types takes all nine",
+                )
+            owners = {**dict.fromkeys(pool.types, pool.name), **owners}
         if missing := [name for name in ALL_TYPES if name not in owners]:
             yield Fault(("pools",), f"no pool takes {', '.join(missing)}", "add them to the types of a pool")
 

@@ -71,8 +71,14 @@ AGENT = ", agent: node-1, gpus: [GPU-1]"
         pytest.param(pool("types: [SS, XX]"), "models.0.pools.0.types.1: expected one of", id="unknown type"),
         pytest.param(
             pool() + pool("types: [SL]", name="b"),
-            "gateway.yaml:10:13: models.0.pools.1.types.0: type SL is in pool a already",
+            "gateway.yaml:10:12: models.0.pools.1.types: SL is in pool a already",
             id="type in two pools",
+        ),
+        pytest.param(pool("types: [SS, SS]"), "models.0.pools: no pool takes SM", id="type twice in a pool"),
+        pytest.param(
+            pool() + pool(name="b"),
+            "models.0.pools.1.types: SS, SM, SL, MS, MM, ML, LS, LM, LL is",
+            id="both all",
         ),
         pytest.param(pool("mode: static"), "models.0.pools.0.mode: static_clock_mhz is missing", id="static"),
         pytest.param(pool("static_clock_mhz: 900"), "has no effect in mode: advise", id="clock, not static"),
