@@ -54,7 +54,8 @@ class Accounts:
         if law.pool != trip.pool.name:
             trip.pool.tally.spilled += 1
         waited = now - flight.arrived
-        trip.pool.tally.queue.add(waited)
+        trip.queued = now - trip.entered
+        trip.pool.tally.queue.add(trip.queued)
         ttft, tpot = _expected(member, waited)
         trip.record = RequestRecord(
             id=trip.request_id,
@@ -79,11 +80,19 @@ class Accounts:
         first = flight.first_token is None
         if first:
             tally.ttft.add(now - flight.arrived)
+            member.window.prompts.append(flight.uncached_tokens)
         elif trip.last is not None and events:
-            tally.itl.add((now - trip.last) / events, events)
+            gap = now - trip.last
+            tally.itl.add(gap / events, events)
+            member.window.gaps += gap
+            member.window.events += events
         trip.last = now
         member.law.book.progress(flight, events * trip.model.tokens_per_event.value, now)
         return first
+
+    def sent(self, trip: Trip, now: Seconds) -> None:
+        """The request's last byte left: the time since its arrival, less the queue, is our own cost."""
+        self._tally.overhead.add(max(0.0, now - trip.flight.arrived - trip.queued))
 
     def closed(self, trip: Trip | None, member: Member, report: Report, now: Seconds) -> None:
         """The request is over. Everything that is learned is learned from here."""

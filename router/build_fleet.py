@@ -16,6 +16,7 @@ from joulegate.settings import gateway as settings_of
 from joulegate.settings.load import read_secret
 from joulegate.units import MegaHertz, Seconds
 from predictor.length import HistoryPredictor
+from predictor.length_store import factory
 from predictor.online import Correction, CorrectionSettings
 from predictor.physics import PhysicsModel
 from router.fleet import InstanceStatus
@@ -29,11 +30,22 @@ DEFAULT_SWITCH = Seconds(0.1)  # clock-switch latency of a GPU without a profile
 def build_fleet(settings: settings_of.Gateway) -> Fleet:
     """Raises UserError for a profile that cannot be read."""
     models: dict[str, Model] = {}
+    predictor = build_predictor(settings)
     for section in settings.models:
-        model = _model(settings, section)
+        model = _model(settings, section, predictor)
         models[model.name] = model
         models.update(dict.fromkeys(section.aliases, model))
     return Fleet(models)
+
+
+def build_predictor(settings: settings_of.Gateway) -> HistoryPredictor:
+    """One for all models: it keeps them apart by name. Raises UserError for a prior that cannot be read."""
+    prior = settings.predictor.prior
+    chosen = prior if isinstance(prior, Path) else None
+    try:
+        return factory(settings.types.cuts, chosen, use_prior=prior != "none")()
+    except (OSError, ValueError) as error:
+        raise UserError(f"length prior {prior}: {error}", "joulegate train length makes one") from error
 
 
 def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> PoolRules:
@@ -45,7 +57,7 @@ def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> Pool
     )
 
 
-def _model(settings: settings_of.Gateway, section: settings_of.Model) -> Model:
+def _model(settings: settings_of.Gateway, section: settings_of.Model, predictor: HistoryPredictor) -> Model:
     members = {
         pool.name: tuple(_member(section.name, pool.name, instance) for instance in pool.instances)
         for pool in section.pools
@@ -70,7 +82,7 @@ def _model(settings: settings_of.Gateway, section: settings_of.Model) -> Model:
         cuts=cuts,
         pools={pool.name: _pool(pool, members[pool.name], steering) for pool in section.pools},
         steering=steering,
-        predictor=HistoryPredictor(cuts),
+        predictor=predictor,
         use_max_tokens=settings.predictor.use_max_tokens,
     )
 

@@ -19,6 +19,7 @@ from router.deaths import Deaths
 from router.errors import GatewayBusy, GatewayError, NoSuchModel, PoolDown, RateLimited, Shed
 from router.pools import Fleet, Member, Model, Pool, Trip
 from router.ports import Ending, ModelCard, RelayRequest, Report
+from router.rate_limits import RateLimits
 from router.ticket import Ticket
 
 MAX_RETRIES = 10.0  # a pool's retry budget never holds more
@@ -31,23 +32,25 @@ class FleetGate:
         self,
         fleet: Fleet,
         accounts: Accounts,
+        limits: RateLimits,
         retry_budget: float,
         rng: Rng,
         clock: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
         self.fleet = fleet
+        self.limits = limits
         self._accounts = accounts
         self._retry_budget = retry_budget
         self._rng = rng
-        self._clock = clock
+        self.clock = clock
         self._wake = wake
         self._serial = 0
         self._waiting: dict[str, Ticket] = {}  # by flight
         self._deaths = Deaths()
 
     def admit(self, request: RelayRequest) -> "Admission":
-        return Admission(self, request)
+        return Admission(self, request, second=False)
 
     def again(self, slot: object, report: Report) -> "Admission | None":
         if not isinstance(slot, Ticket) or slot.trip is None:
@@ -57,7 +60,7 @@ class FleetGate:
             return None
         pool.retries -= 1.0
         pool.tally.retried += 1
-        return Admission(self, slot.request)
+        return Admission(self, slot.request, second=True)
 
     def models(self) -> Sequence[ModelCard]:
         return [
@@ -112,6 +115,11 @@ class FleetGate:
                 del self._waiting[trip.flight.id]
                 trip.pool.queue.remove(trip.flight)
                 ticket.refuse(_pool_down(trip.model, trip.pool, now))
+
+    def sent(self, ticket: Ticket, now: Seconds) -> None:
+        """The request is on its way to the instance."""
+        if ticket.trip is not None:
+            self._accounts.sent(ticket.trip, now)
 
     def progressed(self, ticket: Ticket, events: int, now: Seconds) -> None:
         """Output arrived for `ticket`."""
@@ -184,7 +192,7 @@ class FleetGate:
         )
         chars = 0 if request.query.input_tokens else request.input_chars
         pool = model.pools[rules.name]
-        return Trip(model, pool, flight, query, prediction, request.id, request.stream, chars)
+        return Trip(model, pool, flight, query, prediction, request.id, request.stream, chars, self._now())
 
     def _enter_plain(self, request: RelayRequest, model: Model, now: Seconds) -> Ticket:
         """What produces no tokens is not queued: it goes to the instance with the fewest requests."""
@@ -231,20 +239,36 @@ class FleetGate:
         return kind(reason, retry_after=retry_after)
 
     def _now(self) -> Seconds:
-        return Seconds(self._clock())
+        return Seconds(self.clock())
 
 
 class Admission:
-    """`async with`: waits for a place, and gives it back however the block ends."""
+    """`async with`: waits for a place, and gives it back however the block ends.
 
-    __slots__ = ("_gate", "_request", "_ticket")
+    `second`: another attempt of a request that the key's limits have let in already.
+    """
 
-    def __init__(self, gate: FleetGate, request: RelayRequest) -> None:
+    __slots__ = ("_gate", "_request", "_second", "_ticket")
+
+    def __init__(self, gate: FleetGate, request: RelayRequest, second: bool) -> None:
         self._gate = gate
         self._request = request
+        self._second = second
         self._ticket: Ticket | None = None
 
     async def __aenter__(self) -> Ticket:
+        key, limits = self._request.caller.name, self._gate.limits
+        if self._second:
+            limits.take_again(key)
+        else:
+            limits.take(key, Seconds(self._gate.clock()))
+        try:
+            return await self._place()
+        except BaseException:
+            limits.done(key, 0)
+            raise
+
+    async def _place(self) -> Ticket:
         ticket = self._ticket = self._gate.enter(self._request)
         if ticket.member is None:
             try:
@@ -260,6 +284,7 @@ class Admission:
         if self._ticket is not None:
             ending = Ending.CLIENT_LEFT if kind is asyncio.CancelledError else Ending.UPSTREAM_ERROR
             self._ticket.close(Report(ending, 0, error=str(error or "")))
+            self._gate.limits.done(self._request.caller.name, self._ticket.tokens)
 
 
 def _longest(model: Model) -> int | None:

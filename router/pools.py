@@ -25,6 +25,17 @@ FIRST_TOKENS_PER_EVENT = 1.0
 MAX_SESSIONS = 20_000  # an instance
 
 
+@dataclass(slots=True)
+class Window:
+    """What one instance was seen to do since the last tick: what its speed is learned from."""
+
+    gaps: float = 0.0  # seconds between output events, summed over the requests that stream
+    events: int = 0  # as many gaps
+    prompts: list[int] = field(default_factory=list)  # uncached tokens of the prompts that were finished
+    since: Seconds = Seconds(0.0)
+    clock: MegaHertz | None = None  # at its start
+
+
 @dataclass(slots=True, eq=False)
 class Member:
     """One instance. `law.name` is its name."""
@@ -44,6 +55,7 @@ class Member:
     distrusted: str = ""  # why its clocks are left alone until restart
     tally: InstanceTally = field(default_factory=InstanceTally)
     energy_at: dict[str, float] = field(default_factory=dict)  # counter last seen, by GPU
+    window: Window = field(default_factory=Window)
     open: int = 0  # requests it holds, of every kind
     blind: dict[str, Flight] = field(default_factory=dict)  # not streaming: progress is estimated, not seen
     sessions: "OrderedDict[str, int]" = field(default_factory=OrderedDict)  # law.sessions, newest last
@@ -169,6 +181,8 @@ class Trip:
     request_id: str
     stream: bool
     input_chars: int  # 0: the token count was given, not guessed
+    entered: Seconds  # the queue
+    queued: float = 0.0  # seconds in it
     record: RequestRecord | None = None
     last: Seconds | None = None  # when output last arrived
 

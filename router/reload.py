@@ -17,7 +17,7 @@ from joulegate.settings.load import load
 from joulegate.units import MegaHertz
 from router.build_fleet import pool_rules
 from router.keys import Keys
-from router.runtime import Runtime, build_keys
+from router.runtime import Runtime, build_keys, build_limits
 
 APPLIED = (
     "auth.*",
@@ -81,6 +81,7 @@ class Reloader:
     def _apply(self, new: settings_of.Gateway, keys: Keys) -> None:
         runtime = self.runtime
         runtime.keys = keys
+        runtime.gate.limits = build_limits(new)
         for taker in self.keys_to:
             taker.keys = keys
         for section in new.models:

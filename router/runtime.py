@@ -30,6 +30,7 @@ from router.observe import Condition, GatewayCollector
 from router.pools import Member
 from router.ports import Caller
 from router.prober import Prober
+from router.rate_limits import KeyLimits, RateLimits
 from router.store import MemoryStore, RedisStore, Store
 from router.tally import Tally
 from router.tick import ControlTick
@@ -56,6 +57,7 @@ class Runtime:
         self.gate = FleetGate(
             self.fleet,
             accounts,
+            build_limits(settings),
             settings.retry.budget_pct / 100.0,
             random.Random().randrange,
             time.monotonic,
@@ -145,6 +147,11 @@ class Runtime:
             health.path,
             health.timeout_s,
         )
+
+
+def build_limits(settings: settings_of.Gateway) -> RateLimits:
+    limits = {key.name: KeyLimits(key.rpm, key.tpm, key.concurrency) for key in settings.auth.keys}
+    return RateLimits(limits, Seconds(time.monotonic()))
 
 
 def build_keys(settings: settings_of.Gateway) -> Keys:

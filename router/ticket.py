@@ -13,6 +13,8 @@ from router.ports import Endpoint, RelayRequest, Report
 class Owner(Protocol):
     """Whoever is told what happens to a ticket: the gate."""
 
+    def sent(self, ticket: "Ticket", now: Seconds) -> None: ...
+
     def progressed(self, ticket: "Ticket", events: int, now: Seconds) -> None: ...
 
     def closed(self, ticket: "Ticket", report: Report) -> None: ...
@@ -21,12 +23,13 @@ class Owner(Protocol):
 class Ticket:
     """Waiting until `member` is set, open until it is closed once."""
 
-    __slots__ = ("_closed", "_future", "_owner", "_refusal", "member", "request", "trip")
+    __slots__ = ("_closed", "_future", "_owner", "_refusal", "member", "request", "tokens", "trip")
 
     def __init__(self, owner: Owner, request: RelayRequest, trip: Trip | None) -> None:
         self.request = request
         self.trip = trip
         self.member: Member | None = None
+        self.tokens = 0  # input and output, as the engine reported them
         self._owner = owner
         self._future: asyncio.Future[None] | None = None
         self._refusal: GatewayError | None = None
@@ -41,7 +44,7 @@ class Ticket:
         return self._member.headers
 
     def sent(self, now: Seconds) -> None:
-        """Dispatch was counted when the place was granted; the bytes follow within the same turn."""
+        self._owner.sent(self, now)
 
     def progress(self, events: int, now: Seconds) -> None:
         if not self._closed:
@@ -50,6 +53,7 @@ class Ticket:
     def close(self, report: Report) -> None:
         if not self._closed:
             self._closed = True
+            self.tokens = (report.prompt_tokens or 0) + (report.completion_tokens or 0)
             self._owner.closed(self, report)
 
     def grant(self, member: Member) -> None:

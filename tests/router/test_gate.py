@@ -19,6 +19,7 @@ from router.fleet import Health, InstanceStatus
 from router.gate import FleetGate
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Caller, Ending, Endpoint, Engine, RelayRequest, Report
+from router.rate_limits import KeyLimits, RateLimits
 from router.tally import Tally
 
 EVERY = frozenset(RequestType(i, o) for i in Size for o in Size)
@@ -44,7 +45,8 @@ class House:
         model = Model("m", ("alias",), cuts, {"all": self.pool}, steering, HistoryPredictor(cuts), True)
         self.fleet = Fleet({"m": model, "alias": model})
         self.accounts = Accounts(self.fleet, Tally())
-        self.gate = FleetGate(self.fleet, self.accounts, 0.1, rng, lambda: self.now, self.wake)
+        limits = RateLimits({"k": KeyLimits(concurrency=1)}, Seconds(self.now))
+        self.gate = FleetGate(self.fleet, self.accounts, limits, 0.1, rng, lambda: self.now, self.wake)
 
     def wake(self) -> None:
         self.woken += 1
@@ -258,3 +260,14 @@ async def test_answers_are_passed_on_to_the_predictor_outside_the_path() -> None
         slot.close(OK)
     assert house.accounts.teach(10) == 1
     assert house.accounts.teach(10) == 0
+
+
+async def test_a_key_over_its_limit_is_refused_and_free_again_when_its_request_ends() -> None:
+    house = House()
+    request = house.request(caller=Caller(name="k"))
+    async with house.gate.admit(request) as slot:
+        with pytest.raises(RateLimited):
+            await house.gate.admit(request).__aenter__()
+        slot.close(OK)
+    async with house.gate.admit(request) as slot:
+        slot.close(OK)
