@@ -150,7 +150,7 @@ def _grant(
     grants: list[Grant] = []
     while (flight := queue.head()) is not None:
         for tier in targets:
-            open_ = [i for i in tier if takes_prompts(i, rules)]
+            open_ = [i for i in tier if takes_prompts(i, now)]
             chosen = pick(flight, open_, rng, share) if open_ else None
             if chosen is not None:
                 queue.pop()
@@ -163,9 +163,11 @@ def _grant(
     return grants
 
 
-def takes_prompts(instance: Instance, rules: AdmissionRules) -> bool:
-    """Whether the engine is about to need more prompt tokens than it holds."""
-    return instance.book.queued_tokens < instance.prompt_window
+def takes_prompts(instance: Instance, now: Seconds) -> bool:
+    """Whether the engine is about to need more prompt tokens: what it holds, less what it has done by now."""
+    book = instance.book
+    done = instance.prompt_rate * max(0.0, now - book.served_at)
+    return book.queued_tokens - done < instance.prompt_window
 
 
 def _targets(

@@ -10,10 +10,11 @@ n prompt tokens a request, the batch settles where it produces tokens as fast as
 
     watts(f) = lambda t(B, K, n) P(B, K, n) + (rho - lambda t(B, K, n)) P(B, K, 0) + (1 - rho) P_idle
 
-By Little's law B is also requests in the system, so mean E2E is B / lambda: adding `price * B` (watts per
-request in the system) trades energy against delay at the same rate at every load. That is how a limit on
-slowdown is kept where it costs least: slow clocks at low load, where few requests wait, fast ones at high
-load, where delay compounds. Price 0 is the energy optimum.
+Prompts queue for the engine as in an M/M/1 of load w = lambda t(B, K, n), w / (1 - w) of them on average.
+By Little's law B + w / (1 - w) requests in the system are lambda times the mean E2E: adding `price * B`
+(watts per request in the system) trades energy against delay at the same rate at every load. That is how a
+limit on slowdown is kept where it costs least: slow clocks at low load, where few requests wait, fast ones
+at high load, where delay compounds. Price 0 is the energy optimum.
 """
 
 from bisect import bisect_left
@@ -62,9 +63,12 @@ def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, fac
     if batch >= 4096.0:
         return unstable
     plain, with_prompt = _batches(max(1.0, batch / busy), demand, prompt)
-    prompts = min(busy, demand.rate * prompt[1] * model.iteration_time(with_prompt, clock) * factor)
+    work = demand.rate * prompt[1] * model.iteration_time(with_prompt, clock) * factor
+    if work >= 0.95:
+        return unstable
+    prompts = min(busy, work)
     watts = prompts * model.watts(with_prompt, clock) + (busy - prompts) * model.watts(plain, clock)
-    return Steady(batch, watts + (1.0 - busy) * model.idle_watts)
+    return Steady(batch + work / (1.0 - work), watts + (1.0 - busy) * model.idle_watts)
 
 
 def cheapest(

@@ -59,6 +59,7 @@ class GovernorRules:
     lowering_interval: Seconds = Seconds(1.0)
     stale_after: Seconds = Seconds(2.0)
     static_clock: MegaHertz | None = None  # mode `static`: this clock, whatever the load
+    floor: bool = True  # false: go below the floor of the load (what throttLL'eM does, to compare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,8 @@ def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHe
         return clocks[-1], Reason.SHARED
     best = (clocks[0], Reason.IDLE)
     floor = outlook.floor if outlook.floor is not None else clocks[-1]
+    if not rules.floor:
+        floor = clocks[0]
     if case.instance.book.flights or case.due.tokens or outlook.floor is not None:
         best = (floor, Reason.LOAD)
     for reason, test in _TESTS.items():

@@ -24,7 +24,7 @@ from control.state import Flight
 from control.twin import Twinned
 from joulegate.domain import Objectives
 
-WINDOW = 2000  # requests over which percentiles of the twin are taken
+WINDOW = 1000  # requests over which percentiles of the twin are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,11 @@ class PriceRules:
     late: float = 0.008  # share of first tokens that may be late beyond the twin: under the 1 % of a P99
     attainment: float = 0.003  # share of requests that may miss beyond the twin's misses
     grace: float = 1.15
-    slowdown_gain: float = 0.02
-    slowdown_margin: float = 0.02
-    lowest: float = 1e-3  # of the starting price
-    highest: float = 10.0
+    slowdown_gain: float = 0.005
+    slowdown_margin: float = 0.03
+    lowest: float = 0.03  # of the starting price: below it batches grow until bursts cost more than was saved
+    highest: float = 10.0  # misses come in bursts; a price beyond this is maximum clock for most loads
+    highest_slowdown: float = 1e4
 
 
 class Percentile:
@@ -123,7 +124,7 @@ class Prices:
         late = self._late.setdefault(name, _Late())
         late.seen += 1
         late.twin.add(there)
-        if here > max(1.0, self._rules.grace * late.twin.at(0.99)):
+        if here > max(1.0, 0.5 + 0.5 * self._rules.grace * late.twin.at(0.99)):
             late.level += self._rules.gain / max(0.1, late.seen / self._seen)
 
     def _settle(self, missed: bool, twin_missed: bool) -> None:
@@ -141,10 +142,12 @@ class Prices:
         limit = self._objectives.max_slowdown
         if limit is not None and len(self._here) >= 50:
             excess = self.slowdown / (limit - self._rules.slowdown_margin) - 1.0
-            self._slowdown = self._clamped(self._slowdown + self._rules.slowdown_gain * excess)
+            gain = max(self._rules.slowdown_gain, 0.05 / (1.0 + self._seen / 200.0))
+            level = self._slowdown + gain * excess
+            self._slowdown = self._clamped(level, self._rules.highest_slowdown)
 
-    def _clamped(self, level: float) -> float:
-        return min(log(self._rules.highest), max(log(self._rules.lowest), level))
+    def _clamped(self, level: float, highest: float = 0.0) -> float:
+        return min(log(highest or self._rules.highest), max(log(self._rules.lowest), level))
 
 
 def _ratios(flight: Flight, twinned: Twinned) -> list[tuple[str, float, float]]:

@@ -189,6 +189,7 @@ class Instance:
     ready: bool = True  # in rotation
     gauges: Gauges | None = None
     prompt_window: float = 2048.0  # it gets no more prompts while it holds so many prompt tokens
+    prompt_rate: float = 0.0  # prompt tokens per second it takes in at its clock
     slots: int = 16  # sequences it may hold, as learned (admission.learned_slots)
     correction: float = 1.0  # observed / predicted iteration time, smoothed
     clock: MegaHertz | None = None  # ceiling in force; None: driver default

@@ -33,7 +33,8 @@ class PoolState:
     queue: PoolQueue
     arrivals: Arrivals = field(default_factory=Arrivals)
     urgent: Arrivals = field(default_factory=Arrivals)  # requests of the tightest TTFT objectives only
-    quantile: float = 0.5  # p of the burst that headroom is kept for
+    instances: int = 1
+    quantile: float = 0.0  # p of the burst that headroom is kept for; 0: none
     prices: Prices = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,10 +70,18 @@ class Steering:
     ) -> None:
         self.pools = {rules.name: PoolState(PoolQueue(rules)) for rules in pools}
         self.steered = {i.name: Steered(i) for i in instances}
+        for state in self.pools.values():
+            state.instances = sum(1 for i in instances if i.pool == state.queue.rules.name)
         self.admission = admission
         self.governor = governor
         self.share = share
         self._rng = rng
+
+    def resume(self, pools: Mapping[str, "PoolState"]) -> None:
+        """Take over what another steering of the same pools has learned; requests stay where they are."""
+        for name, learned in pools.items():
+            mine = self.pools[name]
+            mine.prices = learned.prices
 
     @property
     def queues(self) -> Mapping[str, PoolQueue]:
@@ -100,9 +109,10 @@ class Steering:
         return assign(self.queues, instances, self.admission, self._rng, now, self.share)
 
     def exceeded(self, instance: Instance) -> bool:
-        """Whether what was sent to it leaves the headroom of its last decision."""
-        book, room = instance.book, instance.at_clock
-        return book.running > room.decoding or book.queued_tokens > room.prompt_tokens
+        """Whether what was sent to it, or waits for it, leaves the headroom of its last decision."""
+        book, room, pool = instance.book, instance.at_clock, self.pools[instance.pool]
+        prompts = book.queued_tokens + pool.queue.tokens / max(1, pool.instances)
+        return book.running > room.decoding or prompts > room.prompt_tokens
 
     def tick(self, instance: Instance, now: Seconds) -> Decision:
         """Choose the clock of one instance; `instance` carries the decision's headroom afterwards."""
@@ -116,6 +126,7 @@ class Steering:
         instance.at_clock, instance.at_max = decision.at_clock, decision.at_max
         if decision.prompt_rate is not None:
             tightest = min(state.queue.rules.objectives.ttft)
+            instance.prompt_rate = decision.prompt_rate
             instance.prompt_window = self.admission.prompt_window * tightest * decision.prompt_rate
         return decision
 

@@ -1,0 +1,103 @@
+"""Pure: one simulated instance: the exact engine, and what the control laws are told about it."""
+
+from control.state import Flight, Instance, Limits, LoadBook
+from joulegate.engine_profile import EngineProfile
+from joulegate.units import MegaHertz, Seconds
+from predictor.physics import PhysicsModel
+from simulator.costs import EngineCosts
+from simulator.engine import Engine
+from simulator.histogram import Histogram
+from simulator.jobs import Events, Job
+from simulator.results import bucket_bounds
+
+BIN = 10.0  # seconds of the power and instance timelines
+
+
+class GapEngine(Engine):
+    """The engine, with a histogram of the time between two tokens of a sequence."""
+
+    def __init__(self, costs: EngineCosts, clock: float, now: float) -> None:
+        super().__init__(costs, clock, now)
+        self.gaps = Histogram(bucket_bounds())
+        self._tokens_at = now
+
+    def _count_steps(self, steps: int) -> None:
+        batch = len(self._ends)
+        if batch and self._time > self._tokens_at:
+            self.gaps.observe((self._time - self._tokens_at) / steps, steps * batch)
+        self._tokens_at = self._time
+        super()._count_steps(steps)
+
+
+class Station:
+    """An engine with its scoreboard. `telemetry` is always fresh: the simulated agent never dies."""
+
+    def __init__(self, name: str, pool: str, costs: EngineCosts, now: float) -> None:
+        profile = costs.profile
+        self.profile: EngineProfile = profile
+        self.engine = GapEngine(costs, profile.max_clock, now)
+        self.started = now
+        self.law = Instance(
+            name=name,
+            pool=pool,
+            book=LoadBook(),
+            limits=limits_of(profile),
+            model=PhysicsModel(profile),
+            slots=profile.engine.max_num_seqs,
+            clock=profile.max_clock,
+            telemetry_at=Seconds(now),
+            tp=profile.tp,
+        )
+        self.jobs: dict[int, tuple[Job, Flight]] = {}
+        self.changes = 0
+        self.residency: dict[int, float] = {}
+        self._clock_at = now
+
+    def send(self, job: Job, flight: Flight, now: float) -> None:
+        """The request's bytes leave for the engine; the scoreboard was told by admission."""
+        self.jobs[job.key] = (job, flight)
+        self.engine.submit(job, now)
+
+    def advance(self, now: float) -> Events:
+        """Run the engine to `now` and put what its streams would have shown on the scoreboard."""
+        events = self.engine.advance(now)
+        book = self.law.book
+        for job in events.first_tokens:
+            flight = self.jobs[job.key][1]
+            if flight.first_token is None:
+                book.progress(flight, 1.0, Seconds(job.first_token_at))
+        for job in events.finished:
+            _, flight = self.jobs.pop(job.key)
+            book.progress(flight, job.output_tokens - flight.tokens_out, Seconds(job.finished_at))
+            book.close(flight)
+        return events
+
+    def look(self, now: float) -> None:
+        """Tokens that have streamed since the last look, request by request."""
+        book, generated = self.law.book, self.engine.generated
+        for job, flight in self.jobs.values():
+            if flight.first_token is not None:
+                fresh = generated(job) - flight.tokens_out
+                if fresh > 0:
+                    book.progress(flight, fresh, Seconds(now))
+        self.law.telemetry_at = Seconds(now)
+
+    def set_clock(self, clock: MegaHertz | None, now: float) -> None:
+        """What the agent does with a target; None: no ceiling."""
+        wanted = clock if clock is not None else self.profile.max_clock
+        if wanted != self.law.clock:
+            self.settle(now)
+            self.engine.set_clock(wanted, now)
+            self.law.clock = wanted
+            self.changes += 1
+
+    def settle(self, now: float) -> None:
+        """Count the time at the clock in force up to `now`."""
+        at = int(self.law.clock or self.profile.max_clock)
+        self.residency[at] = self.residency.get(at, 0.0) + now - self._clock_at
+        self._clock_at = now
+
+
+def limits_of(profile: EngineProfile) -> Limits:
+    engine = profile.engine
+    return Limits(engine.max_num_seqs, engine.max_num_batched_tokens, engine.kv_capacity_tokens)

@@ -1,0 +1,207 @@
+"""The governor: never slower than the objectives allow, never lower on what it does not know."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control.governor import GovernorRules, Memory, Outlook, Reason, choose
+from control.state import Flight, Gauges, Instance, Limits, LoadBook
+from joulegate.domain import Objectives, RequestType, Size
+from joulegate.engine_profile import parse_profile
+from joulegate.units import MegaHertz, Seconds
+from predictor.physics import PhysicsModel
+
+PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
+MODEL = PhysicsModel(parse_profile(json.loads((PROFILES / "h100_llama-3.1-8b_tp1.json").read_text())))
+MAX = MODEL.clocks[-1]
+LOW = MODEL.clocks[0]
+PLAIN = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, None)
+SLOWED = Objectives(PLAIN.ttft, PLAIN.tpot, None, 1.2)
+NOW = Seconds(1000.0)
+RULES = GovernorRules()
+
+
+def flight(n: int, tokens: int, out: float = 0.0, waited: float = 0.0, ttft: float = 0.4) -> Flight:
+    made = Flight(
+        id=str(n),
+        type=RequestType(Size.M, Size.M),
+        input_tokens=tokens,
+        uncached_tokens=tokens,
+        output_q50=150.0,
+        output_q90=400.0,
+        arrived=Seconds(NOW - waited),
+        ttft=Seconds(ttft),
+        tpot=Seconds(0.1),
+    )
+    made.tokens_out = 0.0
+    return made
+
+
+def instance(decoding: Sequence[int] = (), prompts: Sequence[int] = (), waited: float = 0.0) -> Instance:
+    """Sequences with so many tokens of context, prompts of so many tokens that wait."""
+    book = LoadBook()
+    for n, tokens in enumerate(decoding):
+        one = flight(n, tokens)
+        book.send(one, Seconds(NOW - 5.0))
+        book.progress(one, 1, Seconds(NOW - 4.0))
+    for n, tokens in enumerate(prompts):
+        book.send(flight(1000 + n, tokens, waited=waited), NOW)
+    return Instance("i", "p", book, Limits(256, 2048, 440_000), MODEL, slots=256, clock=MAX, telemetry_at=NOW)
+
+
+def clock(made: Instance, objectives: Objectives = PLAIN, outlook: Outlook | None = None) -> MegaHertz:
+    """What the laws ask for with nothing remembered."""
+    outlook = outlook or Outlook(floor=LOW)
+    decision, _ = choose(made, outlook, objectives, RULES, Memory(), NOW)
+    assert decision.clock is not None
+    return decision.clock
+
+
+contexts = st.lists(st.integers(1, 4000), max_size=120)
+prompts = st.lists(st.integers(1, 6000), max_size=6)
+
+
+@given(contexts, prompts, st.floats(0.0, 0.3))
+def test_every_decision_is_a_supported_clock_and_carries_its_reason(
+    decoding: list[int], waiting: list[int], waited: float
+) -> None:
+    decision, _ = choose(instance(decoding, waiting, waited), Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
+    assert decision.clock in MODEL.clocks
+    assert isinstance(decision.reason, Reason)
+    assert decision.sentence
+
+
+@given(contexts, prompts, st.integers(1, 3000), st.booleans())
+def test_more_prompts_never_give_a_lower_clock(
+    decoding: list[int], waiting: list[int], more: int, slowed: bool
+) -> None:
+    objectives = SLOWED if slowed else PLAIN
+    before = clock(instance(decoding, waiting), objectives)
+    assert clock(instance(decoding, [*waiting, more]), objectives) >= before
+
+
+@given(contexts, prompts, st.integers(1, 3000))
+def test_more_sequences_never_give_a_lower_clock(decoding: list[int], waiting: list[int], more: int) -> None:
+    assert clock(instance([*decoding, more], waiting)) >= clock(instance(decoding, waiting))
+
+
+@given(contexts, prompts, st.floats(0.0, 0.2), st.floats(0.0, 0.2))
+def test_the_longer_prompts_waited_the_higher_the_clock(
+    decoding: list[int], waiting: list[int], waited: float, longer: float
+) -> None:
+    early = clock(instance(decoding, waiting, waited))
+    assert clock(instance(decoding, waiting, waited + longer)) >= early
+
+
+@given(contexts, prompts)
+def test_the_floor_of_the_load_is_respected(decoding: list[int], waiting: list[int]) -> None:
+    floor = MODEL.clocks[40]
+    assert clock(instance(decoding, waiting), outlook=Outlook(floor=floor)) >= floor
+
+
+@given(contexts)
+def test_a_step_is_within_tpot_or_the_clock_is_at_its_maximum(decoding: list[int]) -> None:
+    decision, _ = choose(instance(decoding), Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
+    assert decision.tpot is not None
+    assert decision.tpot <= PLAIN.tpot or decision.clock == MAX
+
+
+@given(contexts.filter(bool))
+def test_a_step_is_within_the_slowdown_allowed(decoding: list[int]) -> None:
+    made = instance(decoding)
+    decision, _ = choose(made, Outlook(floor=LOW), SLOWED, RULES, Memory(), NOW)
+    at_max, _ = choose(made, Outlook(floor=MAX), SLOWED, RULES, Memory(), NOW)
+    assert decision.tpot is not None
+    assert at_max.tpot is not None
+    assert decision.tpot <= 1.2 * at_max.tpot + 1e-9
+
+
+@given(st.sampled_from(MODEL.clocks), prompts.filter(bool))
+def test_raising_is_never_delayed(held: MegaHertz, waiting: list[int]) -> None:
+    """Whatever was decided a moment ago, what the laws ask for now is there at once."""
+    made = instance((), waiting, waited=0.2)
+    wanted = clock(made)
+    just_lowered = Memory(clock=held, lowered_at=NOW, peaks=((NOW, held),))
+    decision, _ = choose(made, Outlook(floor=LOW), PLAIN, RULES, just_lowered, NOW)
+    assert decision.clock is not None
+    assert decision.clock >= wanted
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 0.6), st.sampled_from(MODEL.clocks)), min_size=2, max_size=40))
+def test_lowering_waits_for_the_dwell_and_comes_at_most_once_a_second(
+    steps: list[tuple[float, MegaHertz]],
+) -> None:
+    memory, at = Memory(), float(NOW)
+    wanted: list[tuple[float, MegaHertz]] = []
+    lowered: list[float] = []
+    held: MegaHertz | None = None
+    for wait, floor in steps:
+        at += wait
+        made = instance()
+        made.telemetry_at = Seconds(at)
+        decision, memory = choose(made, Outlook(floor=floor), PLAIN, RULES, memory, Seconds(at))
+        assert decision.clock is not None
+        wanted.append((at, floor))
+        recent = max(w for t, w in wanted if at - t <= RULES.dwell)
+        assert decision.clock >= recent
+        if held is not None and decision.clock < held:
+            lowered.append(at)
+        held = decision.clock
+    assert all(b - a >= RULES.lowering_interval for a, b in pairwise(lowered))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param({"model": None}, Reason.NO_MODEL, id="no model"),
+        pytest.param({"telemetry_at": None}, Reason.STALE, id="agent never heard"),
+        pytest.param({"telemetry_at": Seconds(NOW - 10.0)}, Reason.STALE, id="agent silent"),
+    ],
+)
+def test_without_information_clocks_stay_at_default(change: dict[str, object], reason: Reason) -> None:
+    made = instance([500] * 5)
+    for name, value in change.items():
+        setattr(made, name, value)
+    low = Memory(clock=LOW, lowered_at=NOW, peaks=((NOW, LOW),))
+    decision, memory = choose(made, Outlook(floor=LOW), PLAIN, RULES, low, NOW)
+    assert (decision.clock, decision.reason) == (None, reason)
+    assert memory.clock is None
+
+
+def test_an_unknown_load_is_served_at_maximum_clock() -> None:
+    assert clock(instance([500] * 5), outlook=Outlook(floor=None)) == MAX
+
+
+def test_a_queue_that_is_not_ours_is_served_at_maximum_clock() -> None:
+    made = instance([500] * 5)
+    made.gauges = Gauges(running=5, waiting=3, at=NOW)
+    decision, _ = choose(made, Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
+    assert (decision.clock, decision.reason) == (MAX, Reason.SHARED)
+
+
+def test_sequences_of_others_count_in_the_step() -> None:
+    ours, shared = instance([2000] * 20), instance([2000] * 20)
+    shared.gauges = Gauges(running=200, waiting=0, at=NOW)
+    tight = Objectives(PLAIN.ttft, Seconds(0.03), None, None)
+    assert clock(shared, tight) > clock(ours, tight)
+
+
+def test_static_mode_holds_its_clock_whatever_the_load() -> None:
+    rules = GovernorRules(static_clock=MegaHertz(1200))
+    decision, _ = choose(instance([500] * 200, [9000], 0.3), Outlook(), PLAIN, rules, Memory(), NOW)
+    assert (decision.clock, decision.reason) == (1200, Reason.STATIC)
+
+
+def test_an_objective_out_of_reach_gives_maximum_clock_and_says_so() -> None:
+    decision, _ = choose(instance([500], [9000], 0.39), Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
+    assert (decision.clock, decision.reason) == (MAX, Reason.OVERLOAD)
+
+
+def test_the_sentence_tells_tpot_expected_and_allowed() -> None:
+    decision, _ = choose(instance([500] * 14), Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
+    assert "of 100 expected with 14 running" in decision.sentence
