@@ -175,6 +175,9 @@ class LiveEngine:
         clock = min(gpu.clock_at(Seconds(now)) for gpu in self._gpus)
         self._engine.apply_clock(clock)
         self._due = None if self.asleep else self._engine.begin(now)
+        if self._due is None and self._engine.waiting and not self.asleep:
+            # this process is late: what has come meanwhile came after the last iteration had ended
+            self._due = self._engine.begin(time.monotonic())
         self._publish_power(self._engine.now)
 
     def _publish_power(self, now: float) -> None:
