@@ -137,9 +137,11 @@ class Pool(Section):
     static_clock_mhz: Count | None = Field(default=None, description="The clock of mode: static.")
     overload: Literal["queue", "shed"] = Field(
         default="queue",
-        description="A request that cannot meet its objective: last in the queue, or 429 at once.",
+        description="A request that cannot meet its objective: served after the others, or refused at once.",
     )
-    queue_limit: int = Field(default=1000, ge=0, description="Requests that may wait; beyond it 429.")
+    queue_limit: int = Field(
+        default=1000, ge=0, description="Requests that may wait; beyond it 503, or 429 where the pool sheds."
+    )
     timeouts: Timeouts = Timeouts()
     instances: tuple[Instance, ...] = Field(min_length=1)
 
