@@ -74,7 +74,8 @@ class Relay:
         self.keys = keys
         self.limits = limits
         self.refused = refused
-        self._ids = (f"{secrets.randbits(64):016x}{number:016x}" for number in itertools.count())
+        process = secrets.token_hex(8)
+        self._ids = (f"{process}{number:016x}" for number in itertools.count())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         now = Seconds(time.monotonic())

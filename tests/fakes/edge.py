@@ -60,8 +60,8 @@ class Edge:
 
     async def settled(self) -> None:
         """Until no request is in flight: no task, no slot, no exchange."""
-        while not self.is_idle():
-            await asyncio.sleep(0.002)  # noqa: ASYNC110 - uvicorn tells nobody when a task ends
+        while not self.is_idle():  # noqa: ASYNC110 - uvicorn tells nobody when a task ends
+            await asyncio.sleep(0.002)
 
     def is_idle(self) -> bool:
         return not (self.gate.in_flight or self.pool.busy_connections or self.server.server_state.tasks)
