@@ -11,7 +11,7 @@ from dataclasses import replace
 from control.projection import Load, Pace
 from control.state import Flight
 from joulegate.domain import LengthPrediction, LengthQuery
-from joulegate.units import Seconds
+from joulegate.units import Joules, Seconds
 from router.fleet import BUSY_PAUSE, Signal
 from router.pools import Fleet, Member, Model, Pool, RequestRecord, Trip
 from router.ports import Ending, RelayRequest, Report
@@ -49,6 +49,8 @@ class Accounts:
     def granted(self, trip: Trip, member: Member, reason: str, now: Seconds) -> None:
         """The request has a place: remember what is expected of it."""
         flight, law = trip.flight, member.law
+        member.trips[flight.id] = trip
+        member.energy.sent(flight.id, flight.uncached_tokens)
         if not trip.stream:
             member.blind[flight.id] = flight
         if law.pool != trip.pool.name:
@@ -87,7 +89,7 @@ class Accounts:
             member.window.gaps += gap
             member.window.events += events
         trip.last = now
-        member.law.book.progress(flight, events * trip.model.tokens_per_event.value, now)
+        _advance(member, flight, events * trip.model.tokens_per_event.value, now)
         return first
 
     def sent(self, trip: Trip, now: Seconds) -> None:
@@ -105,6 +107,7 @@ class Accounts:
         flight = trip.flight
         member.law.book.close(flight)
         member.blind.pop(flight.id, None)
+        member.energy.close(flight.id)
         trip.pool.tally.outcome(report.ending.value)
         self._measured(trip, report, now)
         if report.ending is Ending.OK:
@@ -198,7 +201,36 @@ def estimate(member: Member, now: Seconds) -> None:
         cap = flight.max_tokens if flight.max_tokens is not None else float("inf")
         new = min(tokens, cap) - flight.tokens_out
         if new >= 1.0:
-            law.book.progress(flight, new, now)
+            _advance(member, flight, new, now)
+
+
+def _advance(member: Member, flight: Flight, tokens: float, now: Seconds) -> None:
+    """`tokens` more came out of `flight`: the laws' book and the energy book say so."""
+    if flight.first_token is None:
+        member.energy.prefilled(flight.id, flight.uncached_tokens)
+    member.energy.decoded(flight.id, tokens)
+    member.law.book.progress(flight, tokens, now)
+
+
+def metered(member: Member, joules: Joules, tally: Tally) -> None:
+    """The GPUs' counters rose by `joules`: share them out."""
+    for name, share, part in member.energy.settle(joules, member.law.model, member.batch(), member.law.clock):
+        trip = member.trips.get(name)
+        if trip is None:
+            continue
+        trip.pool.tally.joules += part
+        key = trip.query.key
+        tally.key_joules[key] = tally.key_joules.get(key, 0.0) + part
+        if trip.record is not None:
+            trip.record.joules = share.joules
+        if share.closed:
+            del member.trips[name]
+
+
+def unmetered(member: Member) -> None:
+    """Nobody reads its GPUs' counters now: what has ended gets no joules, and is not kept for them."""
+    for name in member.energy.forget_closed():
+        member.trips.pop(name, None)
 
 
 def _prefilled(flight: Flight) -> float:

@@ -45,6 +45,13 @@ COUNTERS: Mapping[str, Declared] = {
     "joulegate_gpu_energy_joules": Declared(
         "Energy of an instance's GPUs, measured by their counters.", INSTANCE
     ),
+    "joulegate_request_energy_joules": Declared(
+        "Energy attributed to requests; measured, then shared out.", POOL
+    ),
+    "joulegate_key_energy_joules": Declared("Energy attributed to the requests of an API key.", ("key",)),
+    "joulegate_idle_energy_joules": Declared(
+        "Energy of an instance while no request did any work.", INSTANCE
+    ),
     "joulegate_energy_baseline_joules": Declared(
         "What the same work would have cost at maximum clock; estimated by the latency and power model.",
         INSTANCE,
@@ -117,6 +124,8 @@ class GatewayCollector(Collector):
             yield from _member_counters((model.name, pool.name, member.law.name), member)
         for code, count in self._tally.refusals.items():
             yield "joulegate_refusals", (code,), count
+        for key, joules in self._tally.key_joules.items():
+            yield "joulegate_key_energy_joules", (key,), joules
         yield "joulegate_lease_expirations", (), self._tally.lease_expirations
 
     def _gauges(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
@@ -165,6 +174,7 @@ def _pool_counters(labels: tuple[str, str], pool: Pool) -> Iterator[tuple[str, t
     yield "joulegate_tokens", (*labels, "prompt"), tally.prompt_tokens
     yield "joulegate_tokens", (*labels, "completion"), tally.completion_tokens
     yield "joulegate_tokens", (*labels, "cached"), tally.cached_tokens
+    yield "joulegate_request_energy_joules", labels, tally.joules
     yield "joulegate_spills", labels, tally.spilled
     yield "joulegate_retries", labels, tally.retried
 
@@ -174,6 +184,7 @@ def _member_counters(
 ) -> Iterator[tuple[str, tuple[str, ...], float]]:
     tally = member.tally
     yield "joulegate_gpu_energy_joules", labels, tally.joules
+    yield "joulegate_idle_energy_joules", labels, member.energy.idle_joules
     yield "joulegate_energy_baseline_joules", labels, tally.baseline_joules
     yield "joulegate_clock_changes", labels, tally.clock_changes
     for reason, count in tally.decisions.items():

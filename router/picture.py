@@ -45,6 +45,7 @@ def requests(fleet: Fleet, last: int) -> list[Json]:
                 "output_tokens": r.output_tokens,
                 "ttft_s": r.ttft,
                 "tpot_s": r.tpot,
+                "joules_attributed": r.joules,
             },
         }
         for r in _latest(fleet.requests, last)
@@ -125,6 +126,8 @@ def _member(member: Member, agents: Mapping[str, AgentView], now: Seconds) -> Js
         "ceiling_mhz": law.clock,
         "watts": sum(gpu.power_w for gpu in gpus) if gpus else None,
         "joules": member.tally.joules,
+        "joules_attributed": member.energy.attributed_joules,
+        "joules_idle": member.energy.idle_joules,
         "baseline_joules_estimated": member.tally.baseline_joules,
         "clock_changes": member.tally.clock_changes,
         "decision": decision.sentence if decision is not None else "",

@@ -15,6 +15,7 @@ from control.steering import Steering
 from joulegate.domain import Batch, Cuts, LengthPrediction, LengthPredictor, LengthQuery
 from joulegate.units import MegaHertz, Seconds
 from predictor.online import Correction
+from router.energy import EnergyBook
 from router.fleet import InstanceStatus
 from router.ports import Endpoint
 from router.tally import InstanceTally, PoolTally
@@ -56,6 +57,8 @@ class Member:
     tally: InstanceTally = field(default_factory=InstanceTally)
     energy_at: dict[str, float] = field(default_factory=dict)  # counter last seen, by GPU
     window: Window = field(default_factory=Window)
+    energy: EnergyBook = field(default_factory=EnergyBook)
+    trips: dict[str, "Trip"] = field(default_factory=dict)  # by flight, until their last joules are known
     open: int = 0  # requests it holds, of every kind
     blind: dict[str, Flight] = field(default_factory=dict)  # not streaming: progress is estimated, not seen
     sessions: "OrderedDict[str, int]" = field(default_factory=OrderedDict)  # law.sessions, newest last
@@ -167,6 +170,7 @@ class RequestRecord:
     tpot: float | None = None
     queued: float = 0.0
     output_tokens: int | None = None
+    joules: float = 0.0  # attributed so far
 
 
 @dataclass(slots=True, eq=False)

@@ -64,7 +64,9 @@ class Runtime:
             self._wake,
         )
         period = Seconds(settings.control.tick_ms / 1e3)
-        self.tick = ControlTick(self.fleet, self.gate, accounts, self.nodes, period, time.monotonic)
+        self.tick = ControlTick(
+            self.fleet, self.gate, accounts, self.tally, self.nodes, period, time.monotonic
+        )
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(GatewayCollector(self.fleet, self.tally, self.agents, self.condition))
         self._tasks: list[asyncio.Task[None]] = []

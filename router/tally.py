@@ -108,6 +108,7 @@ class Tally:
     prediction_error: dict[str, Histogram] = field(default_factory=dict)
     overhead: Histogram = field(default_factory=lambda: Histogram(OVERHEAD_BOUNDS))
     lease_expirations: int = 0
+    key_joules: dict[str, float] = field(default_factory=dict)  # attributed, by API key
     refusals: dict[str, int] = field(default_factory=dict)  # errors no instance had a part in, by code
 
     def predicted(self, what: str, predicted: float, actual: float) -> None:

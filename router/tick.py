@@ -12,12 +12,13 @@ from dataclasses import replace
 from control.admission import learned_slots
 from control.state import Gauges
 from joulegate.domain import Batch, EngineModel
-from joulegate.units import MegaHertz, Seconds
+from joulegate.units import Joules, MegaHertz, Seconds
 from joulegate.wire import GpuState
-from router.accounts import Accounts, estimate
+from router.accounts import Accounts, estimate, metered, unmetered
 from router.actuate import Node
 from router.gate import FleetGate
 from router.pools import Fleet, Member, Model, Pool, Window
+from router.tally import Tally
 
 WORK = 0.002  # seconds of work between two yields
 LESSONS = 20  # predictor updates between two yields: each takes up to 100 us
@@ -33,6 +34,7 @@ class ControlTick:
         fleet: Fleet,
         gate: FleetGate,
         accounts: Accounts,
+        tally: Tally,
         nodes: Mapping[str, Node],
         period: Seconds,
         clock: Callable[[], float],
@@ -40,6 +42,7 @@ class ControlTick:
         self._fleet = fleet
         self._gate = gate
         self._accounts = accounts
+        self._tally = tally
         self._nodes = nodes
         self._period = period
         self._clock = clock
@@ -87,6 +90,8 @@ class ControlTick:
             view = node.agent.view
             law.telemetry_at = view.seen
             self._meter(member, [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus])
+        else:
+            unmetered(member)
 
     def _learn_speed(self, member: Member, now: Seconds) -> None:
         """Compare how fast the engine was since the last tick with what the model says of that work."""
@@ -104,15 +109,19 @@ class ControlTick:
         law.correction = correction.factor(clock)
 
     def _meter(self, member: Member, gpus: list[GpuState]) -> None:
-        """Joules since last seen, and what the same work would have cost at maximum clock."""
+        """Joules since last seen: whose they are, and what the same work would have cost at maximum clock."""
+        total = 0.0
         for gpu in gpus:
             before = member.energy_at.get(gpu.uuid)
             member.energy_at[gpu.uuid] = gpu.energy_j
-            if before is None or gpu.energy_j < before:  # first look, or the counter started over
-                continue
-            joules = gpu.energy_j - before
-            member.tally.joules += joules
-            member.tally.baseline_joules += joules * _dearer_at_max(member)
+            if (
+                before is not None and gpu.energy_j >= before
+            ):  # not the first look, nor a counter that restarted
+                total += gpu.energy_j - before
+        if total > 0.0:
+            member.tally.joules += total
+            member.tally.baseline_joules += total * _dearer_at_max(member)
+            metered(member, Joules(total), self._tally)
 
     def _choose(self, model: Model, pool: Pool, member: Member, now: Seconds) -> bool:
         """Ask the laws for a clock, and remember why. True if the target changed."""

@@ -19,7 +19,11 @@ class Site:
     def __init__(self, folder: Path, mode: str) -> None:
         self.side = Side("e2e", mode, folder, shipped(PROFILE), free_ports(7))
         self.side.write()
-        asyncio.run(self.side.start())
+        try:
+            asyncio.run(self.side.start())
+        except BaseException:
+            self.side.stop()
+            raise
         self.plant = Plant.open(folder / "node.plant")
         self.http = httpx.Client(base_url=self.side.url, timeout=10.0)
 

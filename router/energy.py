@@ -1,0 +1,111 @@
+"""Pure: joules of an instance shared out to the requests it worked on.
+
+Measured is what the GPUs' counters say; a request's joules are *attributed*, and called so. In every interval
+between two readings each request did some work: prompt tokens that were prefilled, output tokens that were
+decoded. The interval's joules are shared in proportion to what that work costs by the model,
+
+    decode token   P(B) t(B) / B
+    prompt tokens  P(B, n) t(B, n) - P(B) t(B)
+
+so nothing is lost: requests and idle time together get exactly what the counter gave. An interval in which
+nothing came out belongs to the prompts the engine was given, if there are any; else it is idle.
+"""
+
+from dataclasses import dataclass, field
+
+from joulegate.domain import Batch, EngineModel
+from joulegate.units import Joules, MegaHertz
+
+PROMPT_SHARE = 0.1  # of a decode token, for a prompt token of an engine without a model
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """One request's part. `joules` grows with every reading until the one after it is closed."""
+
+    waiting_tokens: float = 0.0  # of a prompt whose first token has not come
+    joules: float = 0.0
+    prompt_tokens: float = 0.0  # prefilled in the present interval
+    output_tokens: float = 0.0  # decoded in it
+    closed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class EnergyBook:
+    """The shares of one instance's requests in the present interval."""
+
+    open: dict[str, Share] = field(default_factory=dict)  # by flight
+    idle_joules: float = 0.0
+    attributed_joules: float = 0.0
+
+    def share(self, flight: str) -> Share:
+        found = self.open.get(flight)
+        if found is None:
+            found = self.open[flight] = Share()
+        return found
+
+    def sent(self, flight: str, prompt_tokens: float) -> None:
+        self.share(flight).waiting_tokens = prompt_tokens
+
+    def prefilled(self, flight: str, tokens: float) -> None:
+        share = self.share(flight)
+        share.prompt_tokens += tokens
+        share.waiting_tokens = 0.0
+
+    def decoded(self, flight: str, tokens: float) -> None:
+        self.share(flight).output_tokens += tokens
+
+    def close(self, flight: str) -> None:
+        """No more work comes; its last joules do, with the next reading."""
+        if (found := self.open.get(flight)) is not None:
+            found.closed = True
+
+    def forget_closed(self) -> list[str]:
+        """Drop the requests that ended: no reading will come for them. Their names."""
+        gone = [name for name, share in self.open.items() if share.closed]
+        for name in gone:
+            del self.open[name]
+        return gone
+
+    def settle(
+        self, joules: Joules, model: EngineModel | None, batch: Batch, clock: MegaHertz | None
+    ) -> list[tuple[str, Share, float]]:
+        """Share out what the counter gave since the last reading: (flight, its share, joules just added).
+
+        Returns every request that got some, and drops those that are closed.
+        """
+        weights = [(name, share, _work(share, model, batch, clock)) for name, share in self.open.items()]
+        if not any(weight for _, _, weight in weights):
+            weights = [(name, share, share.waiting_tokens) for name, share, _ in weights]
+        total = sum(weight for _, _, weight in weights)
+        settled: list[tuple[str, Share, float]] = []
+        if total <= 0.0:
+            self.idle_joules += joules
+        else:
+            self.attributed_joules += joules
+        for name, share, weight in weights:
+            part = joules * weight / total if total > 0.0 else 0.0
+            share.joules += part
+            share.prompt_tokens = share.output_tokens = 0.0
+            if part or share.closed:
+                settled.append((name, share, part))
+            if share.closed:
+                del self.open[name]
+        return settled
+
+
+def _work(share: Share, model: EngineModel | None, batch: Batch, clock: MegaHertz | None) -> float:
+    """What a request's tokens of this interval cost by the model: joules, up to a common factor."""
+    if not share.prompt_tokens and not share.output_tokens:
+        return 0.0
+    if model is None:
+        return share.output_tokens + PROMPT_SHARE * share.prompt_tokens
+    at = clock if clock is not None else model.clocks[-1]
+    decode = Batch(max(1, batch.decoding), batch.context_tokens)
+    step = model.watts(decode, at) * model.iteration_time(decode, at)
+    work = share.output_tokens * step / decode.decoding
+    if share.prompt_tokens:
+        n = int(share.prompt_tokens)
+        mixed = Batch(decode.decoding, decode.context_tokens, n, 0.5 * n * n)
+        work += max(0.0, model.watts(mixed, at) * model.iteration_time(mixed, at) - step)
+    return work
