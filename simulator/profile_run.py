@@ -1,0 +1,293 @@
+"""Shell: `joulegate profile`: sweep a live engine over clock, batch, context and prompt length."""
+
+import asyncio
+import contextlib
+import json as jsonlib
+import re
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import typer
+
+from joulegate.errors import UserError
+from joulegate.units import MegaHertz, Seconds
+from predictor.latency_data import read_sweeps
+from predictor.sweep import (
+    SETTLE,
+    Grid,
+    LoadCurve,
+    Point,
+    Probe,
+    duration,
+    energy_curves,
+    iteration_guess,
+    output_tokens,
+    plan,
+    spread,
+)
+from simulator.loadgen_http import fetch
+from simulator.profile_agent import Agent, Meter, agent_of
+from simulator.profile_engine import LiveEngine, Window
+from simulator.profile_file import Subject, append, done, idle_point
+
+ONE_SPEED = MegaHertz(1)  # stands for the only clock of an engine nobody can read a clock of
+IDLE_WINDOW = 2.0  # s
+PROBE_PROMPT, PROBE_OUTPUT = 256, 48
+BLOCKS = re.compile(rb'cache_config_info\{[^}]*block_size="(\d+)"[^}]*num_gpu_blocks="(\d+)"')
+
+Numbers = Annotated[str, typer.Option(help="Comma separated.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One sweep: what it sweeps, with what, into which file."""
+
+    engine: LiveEngine
+    agent: Agent | None
+    writes: bool  # whether clocks are set
+    grid: Grid
+    subject: Subject
+    out: Path
+
+
+def profile(
+    url: Annotated[
+        str, typer.Option(help="The engine: http://host:port of a vLLM server.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="CSV to write; one that exists is gone on with.", show_default=False)
+    ],
+    agent: Annotated[
+        str, typer.Option(help="The node's agent: http(s)://host:port or unix:/path. Gives power and clocks.")
+    ] = "",
+    fixed_clock: Annotated[
+        bool, typer.Option("--fixed-clock", help="Set no clock: sweep at the one there is.")
+    ] = False,
+    gpus: Numbers = "",
+    clocks: Annotated[int, typer.Option(help="How many clocks, evenly from lowest to highest.")] = 8,
+    batches: Numbers = "1,2,4,8,16,32,64",
+    contexts: Numbers = "256,1024,4096",
+    prompts: Numbers = "128,512,2048,8192",
+    window: Annotated[float, typer.Option(help="Seconds each point is watched, about.")] = 1.5,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Say what would be done and how long it takes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the curves as JSON.")] = False,
+) -> None:
+    """Measure iteration time, prefill time and power of a live engine; then say which clock is worth it.
+
+    Nothing else should use the engine meanwhile. Ctrl-C gives the clocks back; the same command goes on.
+    """
+    if bool(agent) == fixed_clock and not agent:
+        raise UserError("one of --agent and --fixed-clock is needed", "--fixed-clock sets no clocks")
+    grid = Grid(_numbers(batches), _numbers(contexts), _numbers(prompts), Seconds(window))
+    uuids = tuple(part for part in gpus.split(",") if part)
+    tp = asyncio.run(_profile(url, agent, not fixed_clock, uuids, grid, clocks, out, plan_only, seed))
+    if plan_only:
+        return
+    with out.open(newline="") as lines:
+        sweeps, _ = read_sweeps(lines, str(out))
+    curves = [curve for sweep in sweeps for curve in energy_curves(sweep.rows, tp)]
+    if json:
+        sys.stdout.write(jsonlib.dumps([asdict(curve) for curve in curves], indent=1) + "\n")
+    else:
+        sys.stdout.write(_text(curves))
+
+
+async def _profile(
+    url: str,
+    agent_url: str,
+    writes: bool,
+    uuids: Sequence[str],
+    grid: Grid,
+    count: int,
+    out: Path,
+    plan_only: bool,
+    seed: int,
+) -> int:
+    """Returns the GPUs of the instance."""
+    async with contextlib.AsyncExitStack() as stack:
+        agent = await stack.enter_async_context(agent_of(agent_url, None, uuids)) if agent_url else None
+        model, grid = await _fitted(url, grid)
+        engine = LiveEngine(url, model, None, Random(seed))
+        stack.callback(engine.close)
+        tp = len(agent.infos) if agent else 1
+        subject = Subject(agent.infos[0].name if agent else "unknown", await _stack_of(url), model, tp)
+        ladder = await _ladder(agent, writes, count)
+        run = Run(engine, agent, writes, grid, subject, out)
+        points = plan(grid, ladder, done(out, subject))
+        probe = await _probe(engine)
+        about = duration(points, probe, ladder[-1], grid.window)
+        _say(f"{len(points)} points at {len(ladder)} clocks, about {_long(about)}")
+        if plan_only or not points:
+            return tp
+        await stack.enter_async_context(_clocks_held(agent, writes))
+        await _sweep(run, points, probe, ladder[-1])
+        return tp
+
+
+@contextlib.asynccontextmanager
+async def _clocks_held(agent: Agent | None, writes: bool) -> AsyncIterator[None]:
+    if agent is None or not writes:
+        yield
+        return
+    async with agent:
+        try:
+            yield
+        finally:
+            _say("giving the clocks back")
+
+
+async def _sweep(run: Run, points: Sequence[Point], probe: Probe, top: MegaHertz) -> None:
+    if run.agent is not None and idle_point(top).key not in done(run.out, run.subject):
+        append(run.out, run.subject, idle_point(top), 0.0, await _idle_watts(run.agent))
+    clock: MegaHertz | None = None
+    arrived = True
+    for number, point in enumerate(points):
+        if point.clock != clock and run.agent is not None and run.writes:
+            arrived = await run.agent.set_clock(point.clock)
+            await asyncio.sleep(SETTLE)
+        clock = point.clock
+        window, watts, capped = await _measured(run, point, iteration_guess(point, probe, top))
+        flag = window.flag or ("" if arrived else "clock_not_reached")
+        append(
+            run.out,
+            run.subject,
+            point,
+            1000.0 * window.seconds,
+            watts,
+            power_capped=str(int(capped)),
+            flag=flag,
+        )
+        left = duration(points[number + 1 :], probe, top, run.grid.window)
+        told = _described(point, window, watts, flag)
+        _say(f"[{number + 1}/{len(points)}] {told}; {_long(left)} left")
+
+
+async def _measured(run: Run, point: Point, guess: Seconds) -> tuple[Window, float | None, bool]:
+    """(window, watts per GPU, whether the board's limit set the pace) of one point."""
+    readings: list[Meter] = []
+
+    async def read() -> None:
+        if run.agent is not None:
+            readings.append(await run.agent.read())
+
+    if point.phase == "prefill":
+        await read()
+        window = await run.engine.prefill(point.new_tokens, run.grid.window)
+        await read()
+    else:
+        output = output_tokens(point, guess, run.grid.window)
+        window = await run.engine.decode(point.batch, point.context - output // 2, output, read, read)
+    if len(readings) < 2:
+        return window, None, False
+    before, after = readings
+    watts = after.watts_since(before, run.subject.tp)
+    return window, watts or None, before.capped or after.capped
+
+
+async def _idle_watts(agent: Agent) -> float | None:
+    before = await agent.read()
+    await asyncio.sleep(IDLE_WINDOW)
+    return (await agent.read()).watts_since(before, len(agent.infos)) or None
+
+
+async def _probe(engine: LiveEngine) -> Probe:
+    """One sequence as the engine stands: what the estimate of time is made of."""
+
+    async def nothing() -> None:
+        return
+
+    decoding = await engine.decode(1, 16, PROBE_OUTPUT, nothing, nothing)
+    if decoding.flag:
+        raise UserError(f"the engine cannot be timed: {decoding.flag}", "does it stream token by token?")
+    prompt = await engine.prefill(PROBE_PROMPT, Seconds(0.0))
+    return Probe(decoding.seconds, Seconds(max(0.0, prompt.seconds - decoding.seconds) / PROBE_PROMPT))
+
+
+async def _ladder(agent: Agent | None, writes: bool, count: int) -> tuple[MegaHertz, ...]:
+    if agent is None:
+        return (ONE_SPEED,)
+    if not writes:
+        return (await agent.clock_now(),)
+    if not agent.clocks:
+        raise UserError("the agent allows no clock of these GPUs", "clocks.min_mhz and max_mhz in agent.yaml")
+    return spread(agent.clocks, count)
+
+
+async def _fitted(url: str, grid: Grid) -> tuple[str, Grid]:
+    """(model it serves, the grid without what it cannot hold)."""
+    status, body = await fetch(url, "/v1/models", None)
+    try:
+        card = jsonlib.loads(body)["data"][0]
+        model, longest = str(card["id"]), card.get("max_model_len")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{url}/v1/models: {status}, no model in it", "--url takes an engine, not an agent"
+        ) from error
+    limit = int(longest) if longest else 1 << 30
+    _, metrics = await fetch(url, "/metrics", None)
+    blocks = BLOCKS.search(metrics)
+    fitted = Grid(
+        grid.batches,
+        tuple(context for context in grid.contexts if 1.5 * context < limit),
+        tuple(prompt for prompt in grid.prompts if prompt + 1 < limit),
+        grid.window,
+        int(blocks[1]) * int(blocks[2]) if blocks else None,
+    )
+    return model, fitted
+
+
+async def _stack_of(url: str) -> str:
+    status, body = await fetch(url, "/version", None)
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return f"vLLM {jsonlib.loads(body)['version']}" if status == 200 else "unknown"
+    return "unknown"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part)
+    except ValueError as error:
+        raise UserError(f"{text!r}: expected whole numbers, comma separated") from error
+    if any(number < 1 for number in numbers):
+        raise UserError(f"{text!r}: every number must be at least 1")
+    return numbers
+
+
+def _described(point: Point, window: Window, watts: float | None, flag: str) -> str:
+    load = (
+        f"prompt {point.new_tokens}" if point.phase == "prefill" else f"batch {point.batch} x {point.context}"
+    )
+    speed = f" at {point.clock} MHz" if point.clock != ONE_SPEED else ""
+    if flag:
+        return f"{load}{speed}: not usable ({flag})"
+    power = "" if watts is None else f", {watts:.0f} W"
+    return f"{load}{speed}: {1000.0 * window.seconds:.2f} ms{power}"
+
+
+def _text(curves: Sequence[LoadCurve]) -> str:
+    if not curves:
+        return "no load was measured with power at more than one clock: no curve of energy against slowdown\n"
+    lines = ["load                    best MHz  J/token  saved   slowdown   (against the highest clock)"]
+    for curve in curves:
+        load = f"prompt {curve.new_tokens}" if curve.new_tokens else f"batch {curve.batch} x {curve.context}"
+        best = curve.best
+        lines.append(
+            f"{load:<22}  {best.clock:>8}  {best.joules_per_token:>7.3f}  {100 * curve.saving_ratio:>4.0f} %"
+            f"  x {best.slowdown:.2f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _long(seconds: Seconds) -> str:
+    return f"{seconds:.0f} s" if seconds < 100.0 else f"{seconds / 60.0:.0f} min"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
