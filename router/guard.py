@@ -140,9 +140,9 @@ class Guard(HttpToolsProtocol):
         parser = self.parser
         version = parser.get_http_version()
         method = parser.get_method().decode("ascii")
+        expect = check_request_head(method, self.url, version, self.headers, self.limits.header_bytes)
         if parser.should_upgrade():
             raise BadRequest("Upgrade is not supported")
-        expect = check_request_head(method, self.url, version, self.headers, self.limits.header_bytes)
         scope = self.scope
         scope["method"] = method
         scope["http_version"] = version

@@ -60,7 +60,7 @@ def check_request_head(
 ) -> bool:
     """Whether the client waits for 100 Continue. Raises a GatewayError when the head is doubtful."""
     if version not in ("1.1", "1.0"):
-        raise UnsupportedVersion("only HTTP/1.1 and HTTP/1.0 are spoken here")
+        raise UnsupportedVersion("only versions 1.1 and 1.0 of HTTP are spoken here")
     if method not in METHODS:
         raise MethodNotAllowed(f"{method} is not supported")
     host: bytes | None = None
