@@ -65,11 +65,13 @@ class Node:
         if (acting or agent.view.lease is not None) and self._leads():
             targets = {gpu: self._snapped(gpu, m.target) for m in self.members for gpu in m.gpus}
             held = await agent.sync(targets, self._rules.lease_ttl, _why(acting), now)
-            if not held and agent.view.up:
-                await self._raise_only(acting, now)
-        elif now - self._looked >= OBSERVE_EVERY:
-            self._looked = now
-            await agent.discover(now)
+        else:
+            held = False
+            if now - self._looked >= OBSERVE_EVERY:
+                self._looked = now
+                await agent.discover(now)
+        if not held and agent.view.up:
+            await self._raise_only(acting, now)
         for member in self.members:
             self._verify(member, Seconds(self._clock()))
 

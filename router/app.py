@@ -98,7 +98,12 @@ def _looks(routes: APIRouter, runtime: Runtime) -> None:
     async def fleet() -> Json:
         views = {name: agent.view for name, agent in runtime.agents.items()}
         picture = fleet_picture(runtime.fleet, views, Seconds(time.monotonic()))
-        return {"gateway": runtime.name, "leads": runtime.leadership.leads, **picture}
+        return {
+            "gateway": runtime.name,
+            "leads": runtime.replicas.leads,
+            "replicas": runtime.replicas.count,
+            **picture,
+        }
 
     @routes.get("/decisions")
     async def latest_decisions(last: Annotated[int, Query(ge=1, le=1000)] = 50) -> Json:

@@ -81,7 +81,7 @@ class Reloader:
     def _apply(self, new: settings_of.Gateway, keys: Keys) -> None:
         runtime = self.runtime
         runtime.keys = keys
-        runtime.gate.limits = build_limits(new)
+        runtime.gate.limits = build_limits(new, 1.0 / runtime.replicas.count)
         for taker in self.keys_to:
             taker.keys = keys
         for section in new.models:

@@ -25,12 +25,12 @@ from router.errors import GatewayError
 from router.gate import FleetGate
 from router.http_client import HttpClient
 from router.keys import KeyEntry, Keys, digest
-from router.leadership import Leadership
 from router.observe import Condition, GatewayCollector
 from router.pools import Member
 from router.ports import Caller
 from router.prober import Prober
 from router.rate_limits import KeyLimits, RateLimits
+from router.replicas import Replicas
 from router.store import MemoryStore, RedisStore, Store
 from router.tally import Tally
 from router.tick import ControlTick
@@ -50,14 +50,15 @@ class Runtime:
         self.tally = Tally()
         self.condition = Condition(reloaded_at=time.time())
         self.keys = build_keys(settings)
-        self.leadership = Leadership(self._store(), self.condition)
+        books = {member.law.name: member.law.book for _, _, member in self.fleet.members()}
+        self.replicas = Replicas(self._store(), books, self.condition, time.monotonic, self._share)
         self.agents = {section.name: self._agent(section) for section in settings.agents}
         self.nodes = {name: self._node(agent) for name, agent in self.agents.items()}
         accounts = Accounts(self.fleet, self.tally)
         self.gate = FleetGate(
             self.fleet,
             accounts,
-            build_limits(settings),
+            build_limits(settings, 1.0),
             settings.retry.budget_pct / 100.0,
             random.Random().randrange,
             time.monotonic,
@@ -65,7 +66,14 @@ class Runtime:
         )
         period = Seconds(settings.control.tick_ms / 1e3)
         self.tick = ControlTick(
-            self.fleet, self.gate, accounts, self.tally, self.nodes, period, time.monotonic
+            self.fleet,
+            self.gate,
+            accounts,
+            self.tally,
+            self.nodes,
+            self.replicas.load,
+            period,
+            time.monotonic,
         )
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(GatewayCollector(self.fleet, self.tally, self.agents, self.condition))
@@ -89,7 +97,7 @@ class Runtime:
         """Probe everything once, then start the loops."""
         probers = [self._prober(member) for _, _, member in self.fleet.members()]
         interval = self.settings.health.interval_s
-        self._begin("leadership", self.leadership.run)
+        self._begin("replicas", self.replicas.run)
         for index, prober in enumerate(probers):
             self._begin("prober", partial(prober.run, interval, interval * index / len(probers)))
         for node in self.nodes.values():
@@ -102,11 +110,18 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(node.release() for node in self.nodes.values()))
-        await self.leadership.close()
+        await self.replicas.close()
         await self._stack.aclose()
 
     def _wake(self) -> None:
         self.tick.wake()
+        self.replicas.push()
+
+    def _share(self, replicas: int) -> None:
+        """Between two exchanges each replica may use its part of the headroom, and of keys' limits."""
+        for model in self.fleet.unique():
+            model.steering.share = 1.0 / replicas
+        self.gate.limits = build_limits(self.settings, 1.0 / replicas)
 
     def _begin(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(_forever(name, loop), name=name))
@@ -132,7 +147,7 @@ class Runtime:
         control = self.settings.control
         members = [member for _, _, member in self.fleet.members() if member.agent == agent.name]
         rules = ActuationRules(Seconds(control.tick_ms / 1e3), Seconds(control.lease_ttl_s), VerifyRules())
-        return Node(agent, members, rules, time.monotonic, lambda: self.leadership.leads)
+        return Node(agent, members, rules, time.monotonic, lambda: self.replicas.leads)
 
     def _prober(self, member: Member) -> Prober:
         endpoint = member.endpoint
@@ -151,9 +166,9 @@ class Runtime:
         )
 
 
-def build_limits(settings: settings_of.Gateway) -> RateLimits:
+def build_limits(settings: settings_of.Gateway, share: float) -> RateLimits:
     limits = {key.name: KeyLimits(key.rpm, key.tpm, key.concurrency) for key in settings.auth.keys}
-    return RateLimits(limits, Seconds(time.monotonic()))
+    return RateLimits(limits, Seconds(time.monotonic()), share)
 
 
 def build_keys(settings: settings_of.Gateway) -> Keys:

@@ -18,6 +18,7 @@ from router.accounts import Accounts, estimate, metered, unmetered
 from router.actuate import Node
 from router.gate import FleetGate
 from router.pools import Fleet, Member, Model, Pool, Window
+from router.replica_load import PeerLoad
 from router.tally import Tally
 
 WORK = 0.002  # seconds of work between two yields
@@ -36,6 +37,7 @@ class ControlTick:
         accounts: Accounts,
         tally: Tally,
         nodes: Mapping[str, Node],
+        peers: Callable[[str], PeerLoad],
         period: Seconds,
         clock: Callable[[], float],
     ) -> None:
@@ -44,6 +46,7 @@ class ControlTick:
         self._accounts = accounts
         self._tally = tally
         self._nodes = nodes
+        self._peers = peers
         self._period = period
         self._clock = clock
         self._stepped_up = asyncio.Event()
@@ -77,12 +80,15 @@ class ControlTick:
         """Bring what the laws read of an instance up to date."""
         law, status = member.law, member.status
         estimate(member, now)
-        gauges = status.gauges
+        gauges, others = status.gauges, self._peers(law.name)
+        law.gauges = None
         if gauges.running is not None and now - status.gauges_at <= GAUGES_FRESH:
-            law.gauges = Gauges(gauges.running, gauges.waiting or 0, status.gauges_at)
+            waiting = max(0, (gauges.waiting or 0) - others.prompts)
+            running = max(gauges.running, law.book.running + others.running)
+            law.gauges = Gauges(running, waiting, status.gauges_at)
             law.slots = learned_slots(law.slots, gauges.running, gauges.waiting or 0, member.known_slots)
-        else:
-            law.gauges = None
+        elif others.running:
+            law.gauges = Gauges(law.book.running + others.running, 0, now)
         if law.limits.kv_capacity is None and gauges.kv_capacity_tokens is not None:
             law.limits = replace(law.limits, kv_capacity=gauges.kv_capacity_tokens)
         self._learn_speed(member, now)

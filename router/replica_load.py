@@ -1,0 +1,81 @@
+"""Pure: what a replica tells the others of its load, and what theirs adds up to.
+
+Per instance: requests it has there, prompt tokens not answered yet, and when the tightest of their first
+tokens is due. Deadlines travel as seconds left, not as times: no two machines share a monotonic clock.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from control.state import LoadBook
+from joulegate.units import Seconds
+
+MAX_INSTANCES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLoad:
+    """Load of one instance that came through other replicas."""
+
+    running: int = 0
+    prompts: int = 0  # sent, unanswered
+    prompt_tokens: int = 0
+    context: float = 0.0
+    due_in: float = float("inf")  # seconds until the tightest first token
+
+    def plus(self, other: "PeerLoad") -> "PeerLoad":
+        return PeerLoad(
+            self.running + other.running,
+            self.prompts + other.prompts,
+            self.prompt_tokens + other.prompt_tokens,
+            self.context + other.context,
+            min(self.due_in, other.due_in),
+        )
+
+
+NO_LOAD = PeerLoad()
+
+
+def encode(books: Mapping[str, LoadBook], now: Seconds) -> bytes:
+    """This replica's load, instances it does not use left out."""
+    loads = {
+        name: [
+            book.running,
+            len(book.prompts),
+            book.queued_tokens,
+            book.context,
+            min((flight.deadline - now for flight in book.prompts.values()), default=None),
+        ]
+        for name, book in books.items()
+        if book.flights
+    }
+    return orjson.dumps({"v": 1, "loads": loads})
+
+
+def decode(message: bytes) -> dict[str, PeerLoad]:
+    """Raises ValueError for what is no load of a replica."""
+    found = orjson.loads(message)
+    if not isinstance(found, dict) or found.get("v") != 1 or not isinstance(found.get("loads"), dict):
+        raise ValueError("not a replica's load")
+    loads: dict[str, PeerLoad] = {}
+    for name, fields in list(found["loads"].items())[:MAX_INSTANCES]:
+        running, prompts, tokens, context, due_in = fields
+        loads[name] = PeerLoad(
+            int(running),
+            int(prompts),
+            int(tokens),
+            float(context),
+            float("inf") if due_in is None else due_in,
+        )
+    return loads
+
+
+def total(loads: Iterable[Mapping[str, PeerLoad]]) -> dict[str, PeerLoad]:
+    """Of all replicas, by instance."""
+    sums: dict[str, PeerLoad] = {}
+    for each in loads:
+        for name, load in each.items():
+            sums[name] = sums.get(name, NO_LOAD).plus(load)
+    return sums

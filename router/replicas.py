@@ -1,0 +1,107 @@
+"""Shell: this replica among others: who leads, what the others carry, how many share the headroom.
+
+A store that does not answer changes nothing at once: who led goes on asking the agents for leases and who
+followed does not start, and the agents' own leases settle any doubt. Loads of others are unknown then: the
+engines' own gauges and a 1/R share of the headroom remain.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+
+from control.state import LoadBook
+from joulegate.units import Seconds
+from router.observe import Condition
+from router.replica_load import NO_LOAD, PeerLoad, decode, encode, total
+from router.store import Store, StoreDown
+
+log = logging.getLogger(__name__)
+PERIOD = 0.1  # seconds between two exchanges of load
+AT_MOST_EVERY = 0.02  # seconds, however often load steps up
+LEAD_EVERY = 5  # exchanges; the lead lives three times as long in the store
+
+
+class Replicas:
+    """`leads`, `peers` and `count` are the picture of the last exchange."""
+
+    def __init__(
+        self,
+        store: Store,
+        books: Mapping[str, LoadBook],
+        condition: Condition,
+        clock: Callable[[], float],
+        on_count: Callable[[int], None],
+    ) -> None:
+        self.leads = False
+        self.count = 1
+        self.peers: Mapping[str, PeerLoad] = {}
+        self._store = store
+        self._books = books
+        self._condition = condition
+        self._clock = clock
+        self._on_count = on_count
+        self._now = asyncio.Event()
+        self._exchanges = 0
+
+    def load(self, instance: str) -> PeerLoad:
+        """What the others have at `instance`."""
+        return self.peers.get(instance, NO_LOAD)
+
+    def push(self) -> None:
+        """Our load stepped up: tell the others now."""
+        self._now.set()
+
+    async def run(self) -> None:
+        while True:
+            await self.tick()
+            await asyncio.sleep(AT_MOST_EVERY)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._now.wait(), PERIOD - AT_MOST_EVERY)
+            self._now.clear()
+
+    async def tick(self) -> None:
+        """Exchange loads; now and then take or renew the lead."""
+        try:
+            await self._store.publish(encode(self._books, Seconds(self._clock())))
+            others = await self._store.peers()
+            if self._exchanges % AT_MOST_EVERY = 0.02  # seconds, however often load steps up
+LEAD_EVERY == 0:
+                self._set_leads(await self._store.lead())
+            self._exchanges += 1
+        except StoreDown as error:
+            if self._condition.store_up:
+                log.warning("store lost", extra={"problem": str(error)})
+            self._condition.store_up = False
+            self.peers = {}
+            return
+        if not self._condition.store_up:
+            log.info("store is back")
+        self._condition.store_up = True
+        self.peers = total(self._decoded(others))
+        if len(others) + 1 != self.count:
+            self.count = len(others) + 1
+            self._on_count(self.count)
+            log.info("replicas", extra={"count": self.count})
+
+    async def close(self) -> None:
+        """Resign, so that another leads at once."""
+        try:
+            await self._store.resign()
+        except StoreDown as error:
+            log.warning("lead not resigned: it runs out", extra={"problem": str(error)})
+        await self._store.close()
+
+    def _decoded(self, messages: Mapping[str, bytes]) -> list[dict[str, PeerLoad]]:
+        loads = []
+        for name, message in messages.items():
+            try:
+                loads.append(decode(message))
+            except (ValueError, TypeError) as error:
+                log.warning("a replica's load cannot be read", extra={"replica": name, "problem": str(error)})
+        return loads
+
+    def _set_leads(self, leads: bool) -> None:
+        if leads != self.leads:
+            log.info("leadership", extra={"leads": leads})
+        self.leads = leads

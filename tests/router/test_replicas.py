@@ -1,0 +1,142 @@
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control.state import Flight, LoadBook
+from joulegate.domain import RequestType, Size
+from joulegate.units import Seconds
+from router.observe import Condition
+from router.replica_load import NO_LOAD, PeerLoad, decode, encode, total
+from router.replicas import Replicas
+from router.store import MemoryStore, RedisStore
+
+
+def flight(name: str, prompt: int = 100, now: float = 0.0) -> Flight:
+    kind = RequestType(Size.S, Size.S)
+    return Flight(name, kind, prompt, prompt, 50.0, 90.0, Seconds(now), Seconds(0.25), Seconds(0.1))
+
+
+def book(*flights: Flight) -> LoadBook:
+    found = LoadBook()
+    for each in flights:
+        found.send(each, Seconds(0.0))
+    return found
+
+
+def test_a_load_arrives_as_it_was_sent() -> None:
+    sent = {"a": book(flight("1"), flight("2", 300)), "idle": book()}
+    received = decode(encode(sent, Seconds(0.05)))
+    assert list(received) == ["a"]
+    load = received["a"]
+    assert (load.running, load.prompts, load.prompt_tokens, load.context) == (2, 2, 400, 0.0)
+    assert load.due_in == pytest.approx(0.2)
+
+
+def test_loads_of_replicas_add_up_and_the_tightest_deadline_counts() -> None:
+    one, two = {"a": PeerLoad(1, 1, 10, 5.0, 0.3)}, {"a": PeerLoad(2, 0, 0, 7.0), "b": PeerLoad(1)}
+    assert total([one, two]) == {"a": PeerLoad(3, 1, 10, 12.0, 0.3), "b": PeerLoad(1)}
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused_not_believed(message: bytes) -> None:
+    try:
+        decode(message)
+    except (ValueError, TypeError):
+        return
+
+
+class Ring:
+    """Replicas over one real Redis, ticked by hand or running."""
+
+    def __init__(self, url: str) -> None:
+        self.cluster = uuid.uuid4().hex
+        self.url = url
+        self.counts: dict[str, int] = {}
+        self.made: list[Replicas] = []
+
+    def replica(self, name: str, books: dict[str, LoadBook], condition: Condition | None = None) -> Replicas:
+        found = Replicas(
+            RedisStore(self.url, self.cluster, name),
+            books,
+            condition or Condition(),
+            time.monotonic,
+            lambda count: self.counts.__setitem__(name, count),
+        )
+        self.made.append(found)
+        return found
+
+
+@pytest_asyncio.fixture
+async def ring(redis_url: str) -> AsyncIterator[Ring]:
+    found = Ring(redis_url)
+    yield found
+    for replica in found.made:
+        await replica.close()
+
+
+async def test_each_sees_the_others_load_and_how_many_share(ring: Ring) -> None:
+    one = ring.replica("one", {"a": book(flight("1"))})
+    two = ring.replica("two", {"a": book(flight("2"), flight("3"))})
+    for _ in range(2):
+        await one.tick()
+        await two.tick()
+    assert (one.load("a").running, two.load("a").running) == (2, 1)
+    assert one.load("b") == NO_LOAD
+    assert ring.counts == {"one": 2, "two": 2}
+    assert [one.leads, two.leads] == [True, False]
+
+
+async def test_when_the_leader_falls_silent_another_leads(ring: Ring) -> None:
+    one, two = ring.replica("one", {}), ring.replica("two", {})
+    await one.tick()
+    assert one.leads
+    task = asyncio.create_task(two.run())
+    await _until(lambda: two.leads)
+    task.cancel()
+    assert ring.counts.get("two", 1) == 1, "and the silent one no longer counts"
+
+
+async def test_a_step_up_is_told_at_once(ring: Ring) -> None:
+    books = {"a": book()}
+    one, two = ring.replica("one", books), ring.replica("two", {})
+    running = asyncio.create_task(one.run())
+    await _until(lambda: one.leads)
+    books["a"].send(flight("1"), Seconds(0.0))
+    one.push()
+    await asyncio.sleep(0.03)
+    await two.tick()
+    assert two.load("a").running == 1
+    running.cancel()
+
+
+async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unknown() -> None:
+    condition = Condition()
+    store = RedisStore("redis://127.0.0.1:1/0", "c", "one")
+    replica = Replicas(store, {}, condition, time.monotonic, lambda _: None)
+    replica.leads, replica.peers = True, {"a": PeerLoad(3)}
+    await replica.tick()
+    assert replica.leads
+    assert replica.load("a") == NO_LOAD
+    assert not condition.store_up
+    await replica.close()
+
+
+async def test_alone_it_leads() -> None:
+    replica = Replicas(MemoryStore(), {}, Condition(), time.monotonic, lambda _: None)
+    await replica.tick()
+    assert replica.leads
+    assert replica.count == 1
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("never came true")
