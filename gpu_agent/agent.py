@@ -20,11 +20,12 @@ import uvicorn
 
 from gpu_agent.access import Client, Known
 from gpu_agent.deadman import Deadman
-from gpu_agent.drivers import driver_for, managed, monotonic
+from gpu_agent.drivers import driver_for, monotonic
+from gpu_agent.fleet import managed
 from gpu_agent.http_api import Api
 from gpu_agent.metrics import exposition
 from gpu_agent.node import Grace, Node
-from gpu_agent.state_file import Claim, StateFile
+from gpu_agent.state_file import StateFile
 from gpu_agent.watchdog_link import WatchdogLink
 from joulegate.errors import UserError
 from joulegate.settings.agent import AgentSettings, Listen
@@ -72,13 +73,8 @@ class _Server(uvicorn.Server):
 
 
 def run(settings: AgentSettings, companion: Companion | None) -> None:
-    """Serve until SIGTERM or SIGINT. Raises UserError."""
-    claim = Claim(settings.state_dir) if settings.allow_writes else None
-    try:
-        asyncio.run(_serve(build(settings), settings, companion))
-    finally:
-        if claim is not None:
-            claim.release()
+    """Serve until SIGTERM or SIGINT. The caller holds the claim on `state_dir`. Raises UserError."""
+    asyncio.run(_serve(build(settings), settings, companion))
 
 
 def build(settings: AgentSettings) -> Node:

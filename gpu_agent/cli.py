@@ -17,15 +17,25 @@ def agent(
     debug: Verbose = False,
 ) -> None:
     """Run the agent of this node: it sets GPU clocks for whoever holds its lease, and reads the GPUs."""
+    import contextlib
     import logging
 
-    from gpu_agent.agent import Companion, run
+    from gpu_agent.drivers import driver_for
     from gpu_agent.json_logs import logging_to_stderr
+    from gpu_agent.recovery import free_left_overs
+    from gpu_agent.state_file import claimed, read
     from joulegate.settings.agent import AgentSettings
     from joulegate.settings.load import load
 
     settings = load(config, AgentSettings)
-    with logging_to_stderr(logging.DEBUG if debug else logging.INFO):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(logging_to_stderr(logging.DEBUG if debug else logging.INFO))
+        if settings.allow_writes:
+            stack.enter_context(claimed(settings.state_dir))
+            locked = read(settings.state_dir).locked
+            free_left_overs(driver_for(settings), locked, settings.clocks.site_lock_mhz)
+        from gpu_agent.agent import Companion, run  # the web server comes after the clocks
+
         run(settings, Companion(config) if with_watchdog else None)
 
 

@@ -7,9 +7,11 @@ starts next (agent or watchdog) knows what to free. The file is replaced by rena
 The lock file beside it says which process is the agent.
 """
 
+import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,28 +79,29 @@ def read(folder: Path) -> Memory:
     return Memory(stored.token, stored.restarts, frozenset(stored.locked))
 
 
-class Claim:
-    """Holds the folder for one agent: flock, so it ends with the process however that ends."""
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Be the one agent of `folder`: flock, so it ends with the process however that ends.
 
-    def __init__(self, folder: Path) -> None:
-        """Raises UserError when another agent has it."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}", "set 'state_dir'") from error
+    Raises UserError when another agent has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "set 'state_dir'") from error
+    try:
         for _ in range(PATIENCE):
-            if _try_lock(self._file):
+            if _try_lock(file):
                 break
             time.sleep(0.05)  # a predecessor may be dying, or a watchdog looking
         else:
-            os.close(self._file)
             raise UserError(f"another agent uses {folder}", "stop it, or give each its own 'state_dir'")
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
-
-    def release(self) -> None:
-        os.close(self._file)
+        os.ftruncate(file, 0)
+        os.pwrite(file, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(file)
 
 
 def claimant(folder: Path) -> int | None:
