@@ -65,8 +65,7 @@ class Replicas:
         try:
             await self._store.publish(encode(self._books, Seconds(self._clock())))
             others = await self._store.peers()
-            if self._exchanges % AT_MOST_EVERY = 0.02  # seconds, however often load steps up
-LEAD_EVERY == 0:
+            if self._exchanges % LEAD_EVERY == 0:
                 self._set_leads(await self._store.lead())
             self._exchanges += 1
         except StoreDown as error:
