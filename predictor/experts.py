@@ -11,7 +11,7 @@ from math import exp, log
 
 from predictor.history import Estimate
 
-RATE = 0.02  # of the class weights
+RATE = 0.01  # of the class weights
 FLOOR = 1e-3  # added to a probability before its logarithm
 PINBALL_DECAY = 0.98
 PINBALL_SHARPNESS = 4.0

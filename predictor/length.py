@@ -30,6 +30,7 @@ TURNS = 20_000  # conversations whose last answer is remembered
 TARGET_OVER = 0.1  # share of answers that may exceed q90
 OFFSET_STEP = 0.1  # of the conformal offset, in log tokens
 START_WEIGHT = 1.4  # sum of the pool's weights before anything is learned
+EXACT = 7  # estimate of the finest input length
 EVIDENCE = (0.5, 1.5, 2.5)  # borders of "how often was this exact key seen" for the choice of weights
 
 
@@ -45,6 +46,7 @@ class ModelState:
     drift: Drift = field(default_factory=Drift)
     swaps: int = 0  # how often another model was noticed behind the name
     offset: float = 0.0  # added to log q90
+    seen: int = 0  # completions
     line: LeastSquares | None = None  # over the text's features, where text is read
 
 
@@ -76,6 +78,7 @@ class HistoryPredictor:
         tokens = self._uncensored(query, state, said, output_tokens)
         size, log_tokens = int(self.cuts.output_size(tokens)), log(tokens + 1.0)
         self.learn_said(query, state, said, size, log_tokens)
+        state.seen += 1
         self._remember_turn(query, log_tokens)
 
     def say(self, query: LengthQuery, state: ModelState) -> list[Estimate]:
@@ -87,7 +90,7 @@ class HistoryPredictor:
     ) -> None:
         voices = [said[place] for place in self.voices]
         classes = logs(voices)
-        loss = learn_pool(state.pools[evidence(said)], state.bias, classes, size)
+        loss = learn_pool(self.pool_of(query, state, said), state.bias, classes, size)
         middle, high = [e[3] for e in voices], [e[4] for e in voices]
         miss = log_tokens - state.median.mean(middle)
         over = log_tokens > state.high.mean(high) + state.offset
@@ -146,9 +149,14 @@ class HistoryPredictor:
             who ^ (7 << 44 | turn) if turn is not None else 0,
         ]
 
+    def pool_of(self, query: LengthQuery, state: ModelState, said: Sequence[Estimate]) -> list[float]:
+        """Which set of weights: by how often the finest input-length key was seen."""
+        weight = said[EXACT][5]
+        return state.pools[sum([weight > border for border in EVIDENCE])]
+
     def answer(self, query: LengthQuery, state: ModelState, said: list[Estimate]) -> LengthPrediction:
         voices = [said[place] for place in self.voices]
-        classes = pooled(state.pools[evidence(said)], state.bias, logs(voices))
+        classes = pooled(self.pool_of(query, state, said), state.bias, logs(voices))
         q50 = exp(state.median.mean([e[3] for e in voices])) - 1.0
         q90 = exp(state.high.mean([e[4] for e in voices]) + state.offset) - 1.0
         free = LengthPrediction(max(1.0, q50), max(1.0, q50, q90), classes)
@@ -171,12 +179,6 @@ class HistoryPredictor:
         self.turns.move_to_end(turn)
         if len(self.turns) > TURNS:
             self.turns.popitem(last=False)
-
-
-def evidence(said: Sequence[Estimate]) -> int:
-    """Which set of weights: by how often the finest input-length key was seen."""
-    weight = said[7][5]
-    return sum(weight > border for border in EVIDENCE)
 
 
 def capped(cuts: Cuts, prediction: LengthPrediction, cap: int | None) -> LengthPrediction:

@@ -36,6 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def train(
     data: DataFiles = None,
+    tenant_key: TenantKey = None,
     out: Annotated[Path, typer.Option(help="Where the model is written (.npz).")] = Path("length.npz"),
     prior_only: Annotated[
         bool, typer.Option("--prior-only", help="Leave out what was learned about each model.")
@@ -46,6 +47,7 @@ def train(
 
     Prompts whose crc32(prompt_id) is divisible by 5 are never learned from.
     """
+    from numpy.random import default_rng
     from rich.console import Console
     from rich.progress import Progress
 
@@ -56,11 +58,14 @@ def train(
 
     if not data:
         raise UserError("nothing to learn from", "give --data FILE.jsonl.gz")
-    rows = [row for row in read_prompts(data) if not row.held_out]
+    rows = [row for row in read_prompts(data, tenant_key) if not row.held_out]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("training", total=1.0)
         artifact = trained(
-            rows, prior_only, lambda share, what: progress.update(task, completed=share, description=what)
+            rows,
+            prior_only,
+            default_rng(0),
+            lambda share, what: progress.update(task, completed=share, description=what),
         )
     save(out, SCHEMA, artifact)
     if json:

@@ -35,7 +35,7 @@ def prior_arrays(prior: TextPrior, start: Start) -> dict[str, Array]:
         "start_weights": start.weights,
         "start_variance": start.variance,
         "start_spread": np.array([start.spread]),
-        "start_pool": np.array(start.pool),
+        "start_pools": np.array(start.pools),
     }
 
 
@@ -53,7 +53,7 @@ def prior_of(arrays: Arrays) -> tuple[TextPrior, Start]:
         np.asarray(arrays["start_weights"], np.float64),
         np.asarray(arrays["start_variance"], np.float64),
         float(arrays["start_spread"][0]),
-        tuple(arrays["start_pool"].tolist()),
+        tuple(map(tuple, arrays["start_pools"].tolist())),
     )
     return TextPrior(arrays["ngrams"].tolist(), float(arrays["ngram_start"][0]), trees), start
 
@@ -67,9 +67,9 @@ def state_arrays(predictor: HistoryPredictor) -> tuple[list[dict[str, object]], 
     }
     models: list[dict[str, object]] = []
     for place, (name, state) in enumerate(predictor.models.items()):
-        models.append({"name": name, "root": state.root, "swaps": state.swaps, "offset": state.offset})
+        models.append({"name": name, "root": state.root, "swaps": state.swaps, "seen": state.seen})
         arrays[f"m{place}_pools"] = np.array(state.pools)
-        arrays[f"m{place}_bias"] = np.array(state.bias)
+        arrays[f"m{place}_bias"] = np.array([*state.bias, state.offset])
         arrays[f"m{place}_losses"] = np.array([state.median.losses, state.high.losses])
         if state.line is not None:
             arrays[f"m{place}_weights"] = state.line.weights.copy()
@@ -91,9 +91,9 @@ def restore(predictor: HistoryPredictor, models: list[dict[str, object]], arrays
 def _model(state: ModelState, place: int, scalars: Mapping[str, object], arrays: Arrays) -> ModelState:
     state.root = int(str(scalars["root"]))
     state.swaps = int(str(scalars["swaps"]))
-    state.offset = float(str(scalars["offset"]))
+    state.seen = int(str(scalars["seen"]))
     state.pools = arrays[f"m{place}_pools"].tolist()
-    state.bias = arrays[f"m{place}_bias"].tolist()
+    *state.bias, state.offset = arrays[f"m{place}_bias"].tolist()
     state.median.restore(arrays[f"m{place}_losses"][0].tolist())
     state.high.restore(arrays[f"m{place}_losses"][1].tolist())
     if f"m{place}_weights" in arrays:

@@ -6,6 +6,7 @@ what the history levels say. Where history alone is decided (DECISIVE) the text 
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 
@@ -16,7 +17,7 @@ from joulegate.domain import Cuts, LengthPrediction, LengthQuery
 from predictor.experts_rls import LeastSquares
 from predictor.features import NAMES, numbers_of, templates_of, words_of
 from predictor.history import LEVELS, VOICES, Estimate, Level, estimates
-from predictor.length import CAPACITY, HistoryPredictor, ModelState, capped
+from predictor.length import CAPACITY, EXACT, HistoryPredictor, ModelState, capped
 from predictor.length_prior import TextPrior
 
 TEMPLATES = (
@@ -31,19 +32,21 @@ FIRST_TEMPLATE = 1 + len(LEVELS)
 CONTEXT = (4, 5, 12, 13, 14)  # estimates whose difference from the model's own is a feature
 FEATURES = len(NAMES) + 2 + 2 * len(CONTEXT)
 DECISIVE = 0.97  # probability of a class at which history needs no help
-OWNER, EXACT = 4, 7  # estimates: of the key and its system prompt; of the finest input length
+OWNER = 4  # estimate of the key and its system prompt
+PHASES = (8, 25, 80)  # completions of a model at which other weights take over
+POOLS = 2 * (len(PHASES) + 1)  # by phase, without and with an owner
 SETTLED = 30.0  # completions of an owner before its history may settle a request alone
 READ = 4096  # requests in flight whose text has been read already
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a model never seen starts: `weights` (4, FEATURES), their `variance` (FEATURES), the pool."""
+    """Where a model never seen starts: `weights` (4, FEATURES), their `variance` (FEATURES), the pools."""
 
     weights: NDArray[np.float64]
     variance: NDArray[np.float64]
     spread: float  # variance of the log residual
-    pool: tuple[float, ...]  # weight of each voice
+    pools: tuple[tuple[float, ...], ...]  # POOLS of them: a weight for each voice
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,13 @@ class TextPredictor(HistoryPredictor):
 
     def fresh(self, model: str) -> ModelState:
         state = super().fresh(model)
-        state.pools = [list(self.start.pool) for _ in state.pools]
+        state.pools = [list(pool) for pool in self.start.pools]
         return state
+
+    def pool_of(self, query: LengthQuery, state: ModelState, said: Sequence[Estimate]) -> list[float]:
+        """Which set of weights: by how much the model has taught, and whether there is a key or prompt."""
+        phase = sum([state.seen > border for border in PHASES])
+        return state.pools[2 * phase + bool(query.key or query.system_hash)]
 
     def fresh_line(self) -> LeastSquares:
         start = self.start

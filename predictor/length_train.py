@@ -7,7 +7,7 @@ learn to trust the prior as much as it deserves on prompts it has not seen.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, sqrt
 
 import numpy as np
@@ -19,15 +19,18 @@ from sklearn.linear_model import Ridge
 from joulegate.domain import Cuts, LengthQuery
 from predictor.artifact import Artifact, data_hash
 from predictor.features import HEAD, NAMES, TAIL, numbers_of, templates_of, words_of
+from predictor.length import ModelState
 from predictor.length_data import Row, alias
 from predictor.length_prior import SLOTS, TextPrior, Trees, slots_of
 from predictor.length_state import prior_arrays, state_arrays
-from predictor.length_text import FEATURES, Reading, Start, TextPredictor
+from predictor.length_text import FEATURES, POOLS, Reading, Start, TextPredictor
 
 FOLDS = 5
 RIDGE = 2.0
 TREES, LEAVES = 60, 15  # what can be served in tens of microseconds
 LEARNING_RATE = 0.1
+REPTILE = 0.1  # share of the way to a stream's weights that the start moves
+PIECE = 150  # completions of a short stream
 CAPACITY = 2_000_000  # rows while rehearsing: nothing is forgotten
 LINE_VARIANCE = 0.33  # of a line's weights before a model is known
 BIAS_VARIANCE = 5.0
@@ -47,14 +50,20 @@ class Prompts:
     folds: NDArray[np.int64]
 
 
-def trained(rows: Sequence[Row], prior_only: bool, progress: Progress) -> Artifact:
+def trained(rows: Sequence[Row], prior_only: bool, rng: np.random.Generator, progress: Progress) -> Artifact:
     """Fit the prior, rehearse, and say in the header what it was learned from."""
     prompts = _prompts(rows)
     progress(0.1, "prior")
     prior, scores = _fit_out_of_fold(prompts, progress)
-    progress(0.6, "rehearsal")
-    predictor = _rehearsed(rows, prior, _readings(rows, prompts, scores), progress)
-    start = _start_after(predictor)
+    readings = _readings(rows, prompts, scores)
+    start = _warmed(rows, prior, readings, rng)
+    progress(0.7, "rehearsal")
+    predictor = Rehearsal(prior, start, readings)
+    for place, row in enumerate([] if prior_only else rows):
+        query = row.sample.query
+        predictor.observe(query, predictor.predict(query), row.sample.output_tokens)
+        if place % 1000 == 0:
+            progress(0.7 + 0.3 * place / len(rows), f"rehearsal, {place} of {len(rows)}")
     models, state = state_arrays(predictor)
     header = {
         "rows": len(rows),
@@ -68,12 +77,9 @@ def trained(rows: Sequence[Row], prior_only: bool, progress: Progress) -> Artifa
             min(r.sample.output_tokens for r in rows),
             max(r.sample.output_tokens for r in rows),
         ],
-        "models": [] if prior_only else models,
+        "models": models,
     }
-    arrays = prior_arrays(prior, start)
-    if prior_only:
-        state = {"row_keys": np.zeros(0, np.int64), "row_values": np.zeros(0, np.float32)}
-    return Artifact(header, {**arrays, **state})
+    return Artifact(header, {**prior_arrays(prior, start), **state})
 
 
 def _by_source(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
@@ -172,12 +178,14 @@ def flat(model: HistGradientBoostingRegressor) -> Trees:
 
 
 class Rehearsal(TextPredictor):
-    """Reads prompts as they were read out of fold."""
+    """Reads prompts as they were read out of fold, and forgets no key."""
 
-    readings: Mapping[tuple[str, str], Reading]
+    def __init__(self, prior: TextPrior, start: Start, readings: Mapping[tuple[str, str], Reading]) -> None:
+        super().__init__(Cuts(), prior, start, CAPACITY)
+        self._readings = readings
 
     def read(self, query: LengthQuery) -> Reading:
-        return self.readings[query.text_head, query.text_tail]
+        return self._readings[query.text_head, query.text_tail]
 
 
 def _readings(rows: Sequence[Row], prompts: Prompts, scores: Floats) -> dict[tuple[str, str], Reading]:
@@ -190,34 +198,51 @@ def _readings(rows: Sequence[Row], prompts: Prompts, scores: Floats) -> dict[tup
     return out
 
 
-def _rehearsed(
+def _warmed(
     rows: Sequence[Row],
     prior: TextPrior,
     readings: Mapping[tuple[str, str], Reading],
-    progress: Progress,
-) -> TextPredictor:
-    predictor = Rehearsal(Cuts(), prior, untrained_start(), CAPACITY)
-    predictor.readings = readings
-    for place, row in enumerate(rows):
-        query = row.sample.query
-        predictor.observe(query, predictor.predict(query), row.sample.output_tokens)
-        if place % 1000 == 0:
-            progress(0.6 + 0.4 * place / len(rows), f"rehearsal, {place} of {len(rows)}")
-    return predictor
+    rng: np.random.Generator,
+) -> Start:
+    """Weights that suit a model never seen: what many short streams, each of a new model, leave behind.
+
+    Every stream is shuffled and cut into pieces; every other piece knows its tenants.
+    """
+    start = _untrained_start()
+    streams: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        streams[alias(row.stream)].append(row)
+    for stream in streams.values():
+        order = rng.permutation(len(stream))
+        for number, piece in enumerate(np.array_split(order, max(1, len(stream) // PIECE))):
+            predictor = Rehearsal(prior, start, readings)
+            state = predictor.state_of("new")
+            for place in piece:
+                sample = stream[place].sample
+                key = sample.query.key if number % 2 else ""
+                query = replace(sample.query, model="new", key=key)
+                predictor.observe(query, predictor.predict(query), sample.output_tokens)
+            start = replace(
+                start, pools=tuple(map(tuple, state.pools)), weights=_nearer(start.weights, state)
+            )
+    return start
 
 
-def untrained_start() -> Start:
+def _nearer(weights: Floats, state: ModelState) -> Floats:
+    """A step from the start towards where this stream ended (Reptile: Nichol et al., 2018)."""
+    if state.line is None:
+        return weights
+    moved = weights + REPTILE * (state.line.weights - weights)
+    moved[:, 0] = weights[:, 0]
+    return moved
+
+
+def _untrained_start() -> Start:
     """Broad: the usual length is 150 tokens give or take a lot, the classes equally likely."""
     weights = np.zeros((4, FEATURES))
     weights[:, 0] = (log(150.0), 1 / 3, 1 / 3, 1 / 3)
     variance = np.full(FEATURES, LINE_VARIANCE)
     variance[0] = BIAS_VARIANCE
     voices = len(TextPredictor.voices)
-    return Start(weights, variance, 1.0, (1.4 / voices,) * voices)
-
-
-def _start_after(predictor: TextPredictor) -> Start:
-    """A new model starts with the mean pool of the models rehearsed; its line starts broad."""
-    start = untrained_start()
-    pools = np.mean([np.mean(state.pools, axis=0) for state in predictor.models.values()], axis=0)
-    return Start(start.weights, start.variance, start.spread, tuple(pools.tolist()))
+    pool = (1.4 / voices,) * voices
+    return Start(weights, variance, 1.0, (pool,) * POOLS)
