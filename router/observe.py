@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from joulegate import __version__
 from router.agents import Agent
+from router.capacity import desired_replicas, used_ratio
 from router.pools import Fleet, Member, Model, Pool
 from router.tally import Histogram, Tally
 
@@ -63,6 +64,10 @@ COUNTERS: Mapping[str, Declared] = {
 }
 GAUGES: Mapping[str, Declared] = {
     "joulegate_queue_requests": Declared("Requests waiting in the gateway.", POOL),
+    "joulegate_capacity_used_ratio": Declared(
+        "Requests running and queued over what keeps every objective at maximum clock.", (*POOL, "at")
+    ),
+    "joulegate_desired_replicas": Declared("Instances that would run the present load at 80 %.", POOL),
     "joulegate_running_requests": Declared("Requests at an instance.", INSTANCE),
     "joulegate_instance_up": Declared("1 if requests may be sent to the instance.", INSTANCE),
     "joulegate_gpu_clock_hertz": Declared("SM clock, read back.", GPU),
@@ -130,7 +135,7 @@ class GatewayCollector(Collector):
 
     def _gauges(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
         for model, pool in self._fleet.pools():
-            yield "joulegate_queue_requests", (model.name, pool.name), len(pool.queue)
+            yield from _pool_gauges((model.name, pool.name), pool)
         for model, pool, member in self._fleet.members():
             yield from _member_gauges(model, pool, member)
         for name, agent in self._agents.items():
@@ -177,6 +182,13 @@ def _pool_counters(labels: tuple[str, str], pool: Pool) -> Iterator[tuple[str, t
     yield "joulegate_request_energy_joules", labels, tally.joules
     yield "joulegate_spills", labels, tally.spilled
     yield "joulegate_retries", labels, tally.retried
+
+
+def _pool_gauges(labels: tuple[str, str], pool: Pool) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    laws, queued = [member.law for member in pool.members], len(pool.queue)
+    yield "joulegate_queue_requests", labels, queued
+    yield "joulegate_capacity_used_ratio", (*labels, "max_clock"), used_ratio(laws, queued)
+    yield "joulegate_desired_replicas", labels, desired_replicas(laws, queued)
 
 
 def _member_counters(
