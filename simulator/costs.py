@@ -18,6 +18,8 @@ from math import inf, sqrt
 from joulegate.engine_profile import EngineProfile
 from predictor.physics import TDP_STEP, PhysicsModel
 
+Cost = tuple[float, float, float]  # seconds, joules of the instance, MHz the board ends up at
+
 
 class Rates:
     """The formulas with the constants of one clock; the board's power limit ignored."""
@@ -115,23 +117,23 @@ class ClockCosts(Rates):
             and e0 + self.e1 * high <= limit * at_high
         )
 
-    def decode(self, decoding: int, context: float) -> tuple[float, float]:
-        """(seconds, joules) of an iteration without prompt tokens."""
+    def decode(self, decoding: int, context: float) -> Cost:
+        """An iteration without prompt tokens."""
         if self.linear[decoding]:
-            return self.t0[decoding] + self.m1 * context, self.e0[decoding] + self.e1 * context
+            seconds, joules = self.t0[decoding] + self.m1 * context, self.e0[decoding] + self.e1 * context
+            return seconds, joules, self.clock
         return self.mixed(decoding, context, 0, 0.0)
 
-    def mixed(self, decoding: int, context: float, tokens: int, attention: float) -> tuple[float, float]:
-        """(seconds, joules) of any iteration, within the board's power limit."""
-        t, joules = self.uncapped(decoding, context, tokens, attention)
+    def mixed(self, decoding: int, context: float, tokens: int, attention: float) -> Cost:
+        """Any iteration, within the board's power limit."""
+        rates: Rates = self
+        t, joules = rates.uncapped(decoding, context, tokens, attention)
         rung = 0
-        while joules > self._limit * t:
+        while joules > self._limit * t and rates.clock > self._profile.clocks[0]:
             rates = self._rung(rung)
             t, joules = rates.uncapped(decoding, context, tokens, attention)
-            if rates.clock <= self._profile.clocks[0]:
-                break
             rung += 1
-        return t, joules
+        return t, joules, rates.clock
 
     def _rung(self, rung: int) -> Rates:
         """The clock that a board steps down to after `rung` steps that were not enough."""

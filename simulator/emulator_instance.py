@@ -183,14 +183,15 @@ class LiveEngine:
     def _publish_power(self, now: float) -> None:
         engine, share = self._engine, 1.0 / len(self._gpus)
         busy = self._due is not None
-        clock = MegaHertz(int(engine.clock) if busy else self.profile.max_clock)
+        clock = MegaHertz(int(engine.board_clock) if busy else self.profile.max_clock)
+        capped = POWER_CAP if engine.board_clock < engine.clock else 0
         for gpu in self._gpus:
             gpu.publish(
                 Seconds(now),
                 Joules(engine.energy * share),
                 Watts(engine.watts * share),
                 clock,
-                0 if busy else GPU_IDLE,
+                capped if busy else GPU_IDLE,
             )
 
     def _deliver(self, due: float) -> None:

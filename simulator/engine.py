@@ -78,6 +78,7 @@ class Engine:
         self._time = now  # end of the last completed iteration, or how far the engine has idled
         self._energy = 0.0  # up to _time
         self._flight: tuple[float, float] | None = None  # (ends, joules) of the iteration in flight
+        self._flight_clock = clock  # MHz of the latest iteration
         self._chunks: list[tuple[Job, int]] = []  # its prompt tokens
         self._cancelled: list[Job] = []  # to be dropped when it ends
         self._events = Events()
@@ -87,8 +88,13 @@ class Engine:
 
     @property
     def clock(self) -> float:
-        """MHz that iterations starting now run at (a board above its power limit lowers it by itself)."""
+        """MHz that iterations starting now are told to run at."""
         return self._at_clock.clock
+
+    @property
+    def board_clock(self) -> float:
+        """MHz of the iteration in flight; below `clock` when the board is at its power limit."""
+        return self._flight_clock
 
     @property
     def running(self) -> int:
@@ -100,7 +106,7 @@ class Engine:
 
     @property
     def queued(self) -> int:
-        """Of those waiting, the ones that an iteration has started without."""
+        """Of those waiting, the ones an iteration has started without."""
         return len(self._waiting)
 
     @property
@@ -135,10 +141,6 @@ class Engine:
             return job.output_tokens - (job.last_step - self._step)
         return max(0, job.to_prefill - job.prompt_tokens)
 
-    def jobs(self) -> list[Job]:
-        """Everything submitted and not finished: running (oldest admission first), then waiting in order."""
-        return [*self._running.values(), *self._waiting, *(job for _, job in self._inbox)]
-
     # -- what callers do
 
     def submit(self, job: Job, at: float) -> None:
@@ -172,14 +174,15 @@ class Engine:
         """Run to `until`. Iterations that start before it are begun; those that end by it are completed."""
         if self._flight is not None and self._flight[0] <= until:
             self._complete()
-        while self._flight is None and self._time < until:
+        while self._time < until and self._flight is None:
             self._take_in()
             if not self._running and not self._waiting:
                 self._idle(min(until, self._next_change()))
-            elif self._can_prefill() or self._noise is not None or not self._stretch(until):
-                self._launch()
-                if self._flight is not None and self._flight[0] <= until:
-                    self._complete()
+                continue
+            prefill = self._can_prefill()
+            single = prefill or self._noise is not None or not self._stretch(until)
+            if single and self._launch(prefill) <= until:
+                self._complete()
         self.now = until
         events, self._events = self._events, Events()
         return events
@@ -192,9 +195,8 @@ class Engine:
         self._take_in()
         if not self._running and not self._waiting:
             return None
-        self._launch()
         self.now = self._time
-        return None if self._flight is None else self._flight[0]
+        return self._launch(self._can_prefill())
 
     def stand_still(self, until: float) -> None:
         """Draw idle power up to `until`, whatever waits: asleep. No iteration may be in flight."""
@@ -270,17 +272,20 @@ class Engine:
             heapify(self._ends)
         job.admission = job.last_step = -1
 
-    def _launch(self) -> None:
-        """Put one iteration in flight: every decode, then prompt chunks while the token budget lasts."""
-        if self._can_prefill():
+    def _launch(self, prefill: bool) -> float:
+        """Put one iteration in flight: every decode, then prompt chunks if any fits. Returns its end."""
+        if prefill:
             tokens, attention = self._take_chunks()
-            seconds, joules = self._at_clock.mixed(len(self._ends), self._context, tokens, attention)
+            seconds, joules, mhz = self._at_clock.mixed(len(self._ends), self._context, tokens, attention)
         else:
-            seconds, joules = self._at_clock.decode(len(self._ends), self._context)
+            seconds, joules, mhz = self._at_clock.decode(len(self._ends), self._context)
         if self._noise is not None:
             factor = self._noise()
             seconds, joules = seconds * factor, joules * factor
-        self._flight = (self._time + seconds, joules)
+        end = self._time + seconds
+        self._flight = (end, joules)
+        self._flight_clock = mhz
+        return end
 
     def _take_chunks(self) -> tuple[int, float]:
         """Fill the token budget from the queue; returns (prompt tokens, attention work)."""
