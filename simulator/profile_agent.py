@@ -33,10 +33,22 @@ RENEW = 1.0  # s
 TIMEOUT = 3.0  # s, of one exchange
 CLOSE_ENOUGH = 30  # MHz between a ceiling and the clock read back
 PATIENCE = 10.0  # s for a clock to arrive
+LAST_TTL = 1.0  # s: with the ceilings gone the lease itself should go soon
 RELEASE_TRIES = 3
 HEAVY = frozenset({"power_cap", "sw_power_cap", "hw_slowdown", "thermal", "hw_thermal", "sw_thermal"})
 
 Reading = TypeVar("Reading", bound=Message)
+
+
+class HeldElsewhere(UserError):
+    """Somebody else has the lease of this node."""
+
+    def __init__(self, refused: LeaseRefused) -> None:
+        super().__init__(
+            f"the agent's clocks are held by {refused.holder}: {refused.message}",
+            "pause that gateway (joulegate pause) while a sweep runs",
+        )
+        self.holder = refused.holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ class Agent:
                     f"{info.uuid}: the agent may not set its clock: {info.why_not_writable or 'unknown'}",
                     "allow_writes in agent.yaml, or sweep at one clock with --fixed-clock",
                 )
-        await self._sync()
+        await self._acquire()
         self._renewals = asyncio.create_task(self._renew())
         return self
 
@@ -127,21 +139,31 @@ class Agent:
             await asyncio.sleep(RENEW)
             await self._sync()
 
-    async def _sync(self) -> SyncReply:
+    async def _acquire(self) -> None:
+        """An earlier sweep that was killed still holds its lease: that runs out by itself."""
+        for _ in range(round(PATIENCE / RENEW)):
+            try:
+                await self._sync()
+            except HeldElsewhere as refused:
+                if refused.holder != HOLDER:
+                    raise
+                await asyncio.sleep(RENEW)
+            else:
+                return
+        await self._sync()
+
+    async def _sync(self, ttl: float = TTL) -> SyncReply:
         request = SyncRequest(
             holder=HOLDER,
             lease=self._lease,
-            ttl_s=TTL,
+            ttl_s=ttl,
             targets={uuid: self._target for uuid in sorted(self._uuids)},
             reason="profile",
         )
         reply = await _sent(self._client, "/v1/sync", request)
         if reply.status == 409:
             refused = _parsed(LeaseRefused, reply)
-            raise UserError(
-                f"the agent's clocks are held by {refused.holder}: {refused.message}",
-                "pause that gateway (joulegate pause) while a sweep runs",
-            )
+            raise HeldElsewhere(refused)
         answer = _parsed(SyncReply, reply)
         self._lease = answer.lease
         return answer
@@ -149,7 +171,7 @@ class Agent:
     async def _release(self) -> None:
         for attempt in range(RELEASE_TRIES):
             try:
-                await self._sync()
+                await self._sync(LAST_TTL)
             except UserError:
                 if attempt + 1 == RELEASE_TRIES:
                     raise
