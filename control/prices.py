@@ -32,8 +32,8 @@ class PriceRules:
     """Gains and budgets."""
 
     gain: float = 0.15  # of the logarithm, for one miss among requests that all count
-    late: float = 0.008  # share of first tokens that may be late beyond the twin: under the 1 % of a P99
-    attainment: float = 0.003  # share of requests that may miss beyond the twin's misses
+    late: float = 0.006  # share of first tokens that may be late beyond the twin: under the 1 % of a P99
+    attainment: float = 0.002  # share of requests that may miss beyond the twin's misses
     grace: float = 1.15
     slowdown_gain: float = 0.005
     slowdown_margin: float = 0.03

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from joulegate.domain import Cuts, Objectives, Size
+from joulegate.domain import Batch, Cuts, Objectives, Size
+from joulegate.units import MegaHertz
+from predictor.physics import PhysicsModel
 from simulator.histogram import Histogram
 from simulator.workload import Floats, Ints
 
@@ -173,3 +175,24 @@ def _over(what: str, value: float, limit: float) -> list[str]:
 def bucket_bounds() -> tuple[float, ...]:
     """Bounds of the histogram of gaps: 2 % apart from 1 ms to 60 s."""
     return tuple(1e-3 * 1.02**i for i in range(556))
+
+
+def fives_met(run: Run, model: PhysicsModel) -> Floats:
+    """1.0 for each request whose TTFT and TPOT are within five times its own, alone at maximum clock."""
+    top, chunk = model.clocks[-1], model.profile.engine.max_num_batched_tokens
+    alone = {int(n): _prefill(model, int(n), chunk, top) for n in np.unique(run.input)}
+    ttft = np.array([alone[int(n)] for n in run.input])
+    context = run.input + 0.5 * run.output
+    base = float(model.iteration_time(Batch(1, 0.0), top))
+    slope = float(model.iteration_time(Batch(1, 1000.0), top)) - base
+    step = base + slope * context / 1000.0
+    return ((run.ttft <= FIVE * ttft) & (run.tpot <= FIVE * step)).astype(np.float64)
+
+
+def _prefill(model: PhysicsModel, tokens: int, chunk: int, clock: MegaHertz) -> float:
+    time, done = 0.0, 0
+    while done < tokens:
+        n = min(chunk, tokens - done)
+        time += model.iteration_time(Batch(0, 0.0, n, n * (done + 0.5 * n)), clock)
+        done += n
+    return time

@@ -1,0 +1,101 @@
+"""Pure: the policies that `joulegate simulate` compares, each run on one instance.
+
+`max-clock`    first come first served at maximum clock: the baseline `static-best`  the same at one clock:
+the one with the least energy whose saving counts on the half it is tuned on `throttllem`   throttLL'eM's
+laws (papers §2): first come first served, lowest clock that keeps TPOT and E2E `joulegate`    the product's
+laws, predicted lengths, prices learned on the other half `joulegate-slowdown`  the same with max_slowdown
+`oracle`       the product's laws with true lengths, prices learned on the very half that is scored
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from control.admission import AdmissionRules
+from control.governor import GovernorRules
+from joulegate.domain import Objectives
+from joulegate.units import Seconds
+from predictor.length import HistoryPredictor
+from simulator.cluster import Cluster, Knowledge, Laws, Setup, run_fixed
+from simulator.results import Pooled, Run, joules_per_token, why_not
+from simulator.workload import Load
+
+EVERYTHING = 1e6  # share of a TTFT objective: the engine's queue takes all prompts at once
+NO_OBJECTIVE = Seconds(3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One seed of a scenario: where a policy learns, and where it is scored."""
+
+    seed: int
+    learn: Load
+    score: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the policies of a scenario are told besides its load."""
+
+    setup: Setup  # with the objectives that are scored
+    e2e: Seconds  # E*, which throttLL'eM aims at
+    max_slowdown: float
+
+
+def run_policy(name: str, case: Case, terms: Terms, static_clock: float | None) -> Run:
+    """One policy on one seed. `static_clock`: of static-best."""
+    top = terms.setup.costs[0].profile.max_clock
+    if name == "max-clock":
+        return run_fixed(case.score, terms.setup, top)
+    if name == "static-best":
+        return run_fixed(case.score, terms.setup, top if static_clock is None else static_clock)
+    return _steered(name, case, terms)
+
+
+def _steered(name: str, case: Case, terms: Terms) -> Run:
+    setup, laws = terms.setup, _laws(name, terms.setup)
+    objectives = _aims(name, terms)
+    steered = Setup(setup.costs, objectives, setup.cuts, setup.tick, setup.lag)
+    knowledge = Knowledge(HistoryPredictor(setup.cuts))
+    learn = case.score if name == "oracle" else case.learn
+    if name != "throttllem":
+        Cluster(steered, laws, knowledge, random.Random(case.seed).randrange).run(learn)
+    return Cluster(steered, laws, knowledge, random.Random(case.seed).randrange).run(case.score)
+
+
+def _laws(name: str, setup: Setup) -> Laws:
+    switch = Seconds(setup.costs[0].profile.actuation.clock_switch_s)
+    if name == "throttllem":
+        return Laws(
+            AdmissionRules(prompt_window=EVERYTHING, edf=False), GovernorRules(switch=switch, floor=False)
+        )
+    return Laws(AdmissionRules(), GovernorRules(switch=switch), true_lengths=name == "oracle")
+
+
+def _aims(name: str, terms: Terms) -> Objectives:
+    aims = terms.setup.objectives
+    if name == "throttllem":
+        return Objectives((NO_OBJECTIVE,) * 3, aims.tpot, terms.e2e, None)
+    if name == "joulegate-slowdown":
+        return Objectives(aims.ttft, aims.tpot, aims.e2e, terms.max_slowdown)
+    return aims
+
+
+def best_static(cases: Sequence[Case], setup: Setup) -> float:
+    """The clock with the least energy whose saving counts on the halves that are learned from."""
+    clocks = setup.costs[0].profile.clocks
+
+    def at(clock: float) -> Pooled:
+        return Pooled(tuple(run_fixed(case.learn, setup, clock) for case in cases), setup.objectives)
+
+    baseline = at(clocks[-1])
+    low, high = 0, len(clocks) - 1  # lowest clock that passes, by bisection: slower is never better served
+    while low < high:
+        middle = (low + high) // 2
+        if why_not(at(clocks[middle]), baseline):
+            low = middle + 1
+        else:
+            high = middle
+    stride = max(1, (len(clocks) - high) // 8)
+    tried = {i: joules_per_token(at(clocks[i])) for i in range(high, len(clocks), stride)}
+    return float(clocks[min(tried, key=lambda i: tried[i])])

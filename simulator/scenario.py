@@ -1,0 +1,119 @@
+"""Pure: a scenario from its settings to comparable results: load level, seeds, halves, verdicts.
+
+A policy is tuned on the first half of the trace and scored on the second; `swapped` the other way round.
+Requests are pooled over seeds, as many as give every input size 2,000 requests in the scored half, at least
+three.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from joulegate.domain import Objectives
+from joulegate.settings.scenario import Scenario
+from joulegate.units import Seconds
+from predictor.physics import PhysicsModel
+from simulator.cluster import Setup
+from simulator.policies import Case, Terms, best_static, run_policy
+from simulator.results import Pooled, Run, fives_met
+from simulator.sustain import Sustained, largest_scale, scale_for, sustainable, with_e2e
+from simulator.workload import Load, half, scale
+
+MIN_SEEDS = 3
+MIN_REQUESTS = 2000  # of each input size, pooled over seeds
+MAX_SEEDS = 12
+NO_OBJECTIVE = Seconds(3600.0)
+
+T = TypeVar("T")
+# maps a function over argument tuples, in any order of execution, results in order
+Mapper = Callable[[Callable[..., T], Sequence[tuple[object, ...]]], Iterable[T]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A scenario ready to run."""
+
+    name: str
+    terms: Terms
+    factor: float  # times the trace
+    sustained: Sustained | None
+    cases: tuple[Case, ...]
+
+    @property
+    def objectives(self) -> Objectives:
+        return self.terms.setup.objectives
+
+
+def prepare(scenario: Scenario, trace: Load, setup: Setup, seeds: int | None) -> Bench:
+    """Work out the load level, E*, and the seeds."""
+    objectives = objectives_of(scenario)
+    bare = replace(setup, objectives=objectives)
+    constant_load = scenario.load.sustained_on == "constant"
+    threshold = scenario.load.attainment_pct if scenario.objectives == "D" else None
+    sustained = sustainable(trace, bare, threshold)
+    factor = scenario.load.scale
+    if factor is None and constant_load:
+        factor = scale_for(trace, sustained.rate, scenario.load.peak_pct / 100.0)
+    elif factor is None:
+        factor = scenario.load.peak_pct / 100.0 * largest_scale(trace, bare, scenario.load.attainment_pct)
+    e2e = sustained.e2e_p99
+    if scenario.objectives == "T":
+        given = scenario.throughput.e2e_ms
+        e2e = e2e if given is None else given / 1e3
+        objectives = with_e2e(objectives, e2e)
+    chosen = seeds or scenario.seeds or enough_seeds(trace, factor, setup)
+    cases = tuple(_case(trace, factor, seed) for seed in range(chosen))
+    terms = Terms(replace(setup, objectives=objectives), Seconds(e2e), scenario.max_slowdown)
+    return Bench(scenario.name, terms, factor, sustained, cases)
+
+
+def objectives_of(scenario: Scenario) -> Objectives:
+    """Without E*, which the engine has to tell."""
+    if scenario.objectives == "T":
+        return Objectives((NO_OBJECTIVE,) * 3, Seconds(scenario.throughput.tpot_ms / 1e3), None, None)
+    short, medium, long = (Seconds(ms / 1e3) for ms in scenario.interactive.ttft_ms)
+    return Objectives((short, medium, long), Seconds(scenario.interactive.tpot_ms / 1e3), None, None)
+
+
+def enough_seeds(trace: Load, factor: float, setup: Setup) -> int:
+    """So many that every input size has MIN_REQUESTS in the scored half."""
+    scored = half(scale(trace, factor, 0), second=True)
+    sizes = np.searchsorted(np.array(setup.cuts.input), scored.input, side="right")
+    fewest = min(int(np.count_nonzero(sizes == size)) for size in range(3))
+    if not fewest:
+        return MIN_SEEDS
+    return min(MAX_SEEDS, max(MIN_SEEDS, -(-MIN_REQUESTS // fewest)))
+
+
+def _case(trace: Load, factor: float, seed: int) -> Case:
+    load = scale(trace, factor, seed)
+    return Case(seed, half(load, second=False), half(load, second=True))
+
+
+def swapped(bench: Bench) -> Bench:
+    """Learned on the second half, scored on the first."""
+    cases = tuple(replace(case, learn=case.score, score=case.learn) for case in bench.cases)
+    return replace(bench, cases=cases)
+
+
+def compare(bench: Bench, policies: Sequence[str], mapper: Mapper[Run]) -> Mapping[str, Pooled]:
+    """Every policy on every seed; `max-clock` is always among them."""
+    names = list(dict.fromkeys(("max-clock", *policies)))
+    static = best_static(bench.cases, bench.terms.setup) if "static-best" in names else None
+    work: list[tuple[object, ...]] = [
+        (name, case, bench.terms, static) for name in names for case in bench.cases
+    ]
+    runs = list(mapper(scored, work))
+    count = len(bench.cases)
+    return {
+        name: Pooled(tuple(runs[i * count : (i + 1) * count]), bench.objectives)
+        for i, name in enumerate(names)
+    }
+
+
+def scored(name: str, case: Case, terms: Terms, static_clock: float | None) -> Run:
+    """One policy on one seed, with the share of requests within five times their own latency alone."""
+    run = run_policy(name, case, terms, static_clock)
+    return replace(run, fives=fives_met(run, PhysicsModel(terms.setup.costs[0].profile)))

@@ -1,0 +1,144 @@
+"""Shell: reads a scenario and what it names, runs it over processes with a progress bar."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from joulegate.engine_profile import EngineProfile, parse_profile
+from joulegate.errors import UserError
+from joulegate.settings.load import load
+from joulegate.settings.nearest import did_you_mean
+from joulegate.settings.scenario import POLICIES, Scenario
+from joulegate.units import Seconds
+from simulator import scenario as scenarios
+from simulator.cluster import Setup
+from simulator.costs import EngineCosts
+from simulator.results import Run
+from simulator.summary import Comparison, document
+from simulator.trace_file import read_trace
+from simulator.workload import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line. Empty or None: as the scenario says."""
+
+    scenario: Path
+    policies: tuple[str, ...] = ()
+    profiles: tuple[Path, ...] = ()
+    trace: Path | None = None
+    scale: float | None = None
+    objectives: str | None = None
+    seeds: int | None = None
+    jobs: int = 1
+    swapped: bool = True
+
+
+def simulate_all(request: Request) -> list[tuple[Comparison, dict[str, Any]]]:
+    """The scenario on each profile, with its document. Raises UserError."""
+    settings = changed(load(request.scenario, Scenario), request)
+    arrivals = read_load(settings.trace)
+    answers = []
+    with _bar() as progress:
+        for path in request.profiles or (settings.profile,):
+            began = time.perf_counter()
+            profile = read_profile(path)
+            result = _compared(settings, arrivals, profile, path.stem, request, progress)
+            answers.append((result, document(result, time.perf_counter() - began)))
+    return answers
+
+
+def changed(settings: Scenario, request: Request) -> Scenario:
+    """The scenario with what the command line says instead. Raises UserError."""
+    updates: dict[str, Any] = {}
+    for name in request.policies:
+        if name not in POLICIES:
+            known = f"policies: {', '.join(POLICIES)}"
+            raise UserError(f"no such policy: {name!r}", did_you_mean(name, POLICIES) or known)
+    if request.policies:
+        updates["policies"] = request.policies
+    if request.trace is not None:
+        updates["trace"] = request.trace
+    if request.objectives is not None:
+        if request.objectives not in ("D", "T"):
+            raise UserError(
+                f"no such objectives: {request.objectives!r}", "D (interactive) or T (throughput)"
+            )
+        updates["objectives"] = request.objectives
+    if request.scale is not None:
+        updates["load"] = settings.load.model_copy(update={"scale": request.scale})
+    return settings.model_copy(update=updates)
+
+
+def read_load(path: Path) -> Load:
+    """A trace file as arrays, its first arrival at zero. Raises UserError."""
+    arrivals = read_trace(path)
+    at = np.array([arrival.at for arrival in arrivals])
+    return Load(
+        at - at[0],
+        np.array([arrival.input_tokens for arrival in arrivals], dtype=np.int64),
+        np.array([arrival.output_tokens for arrival in arrivals], dtype=np.int64),
+        Seconds(float(at[-1] - at[0])),
+    )
+
+
+def read_profile(path: Path) -> EngineProfile:
+    """Raises UserError naming the file and the key."""
+    try:
+        return parse_profile(orjson.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine profile {path}: {error}", "see configs/profiles/README.md") from error
+
+
+def _compared(
+    settings: Scenario,
+    arrivals: Load,
+    profile: EngineProfile,
+    name: str,
+    request: Request,
+    progress: Progress,
+) -> Comparison:
+    task = progress.add_task(f"{settings.name} {name}: load level", total=None)
+    setup = Setup((EngineCosts(profile),), scenarios.objectives_of(settings))
+    bench = scenarios.prepare(settings, arrivals, setup, request.seeds)
+    mapper = _mapper(request.jobs, progress, f"{settings.name} {name}")
+    progress.remove_task(task)
+    policies = scenarios.compare(bench, settings.policies, mapper)
+    other = (
+        scenarios.compare(scenarios.swapped(bench), settings.policies, mapper) if request.swapped else None
+    )
+    return Comparison(bench, name, policies, other)
+
+
+def _mapper(
+    jobs: int, progress: Progress, title: str
+) -> Callable[[Callable[..., Run], Sequence[tuple[object, ...]]], Iterable[Run]]:
+    """Runs a function over arguments in processes; the bar moves with each result."""
+
+    def run(function: Callable[..., Run], work: Sequence[tuple[object, ...]]) -> Iterable[Run]:
+        task = progress.add_task(title, total=len(work))
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
+        for result in parallel(joblib.delayed(function)(*arguments) for arguments in work):
+            progress.advance(task)
+            yield result
+
+    return run
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,81 @@
+"""Pure: what one instance sustains at maximum clock, and how far a trace is scaled for a scenario.
+
+The sustainable constant rate is found by bisection over 1,200 s of uniformly random arrivals with lengths
+of the trace, two seeds, first come first served: for D the attainment must reach a threshold, for T 99 % of
+requests must stay within TPOT and the 99th percentile of TTFT within 5 s.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from joulegate.domain import Objectives
+from joulegate.units import Seconds
+from simulator.cluster import Setup, run_fixed
+from simulator.results import Pooled
+from simulator.workload import Load, constant, peak_minute, scale
+
+SPAN = Seconds(1200.0)
+SEEDS = (0, 1)
+PRECISION = 1.005
+T_SHARE, T_TTFT = 0.99, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sustained:
+    """Requests per second, and the P99 of E2E at that rate (seconds)."""
+
+    rate: float
+    e2e_p99: float
+
+
+def sustainable(load: Load, setup: Setup, threshold_pct: float | None) -> Sustained:
+    """The largest constant rate at maximum clock. `threshold_pct` None: by T's rule."""
+
+    def at(rate: float) -> Pooled:
+        top = setup.costs[0].profile.max_clock
+        runs = [run_fixed(constant(load, rate, SPAN, seed), setup, top) for seed in SEEDS]
+        return Pooled(tuple(runs), setup.objectives)
+
+    def holds(rate: float) -> bool:
+        pooled = at(rate)
+        if threshold_pct is not None:
+            return pooled.attainment() >= threshold_pct
+        within = float(np.mean(pooled.all("tpot") <= setup.objectives.tpot))
+        return within >= T_SHARE and pooled.p99("ttft") <= T_TTFT
+
+    rate = _largest(holds, 0.1, PRECISION)
+    return Sustained(rate, at(rate).p99("e2e"))
+
+
+def largest_scale(load: Load, setup: Setup, threshold_pct: float) -> float:
+    """The largest scale at which the trace itself reaches the threshold at maximum clock."""
+    top = setup.costs[0].profile.max_clock
+
+    def holds(factor: float) -> bool:
+        runs = [run_fixed(scale(load, factor, seed), setup, top) for seed in SEEDS]
+        return Pooled(tuple(runs), setup.objectives).attainment() >= threshold_pct
+
+    return _largest(holds, 0.05, PRECISION)
+
+
+def scale_for(load: Load, rate: float, peak_ratio: float) -> float:
+    """The scale at which the busiest minute is `peak_ratio` of a rate."""
+    return peak_ratio * rate / peak_minute(load)
+
+
+def with_e2e(objectives: Objectives, e2e: float) -> Objectives:
+    """T's objectives once E* is known."""
+    return Objectives(objectives.ttft, objectives.tpot, Seconds(e2e), objectives.max_slowdown)
+
+
+def _largest(holds: Callable[[float], bool], start: float, precision: float) -> float:
+    """By doubling, then bisection in logarithm."""
+    low, high = start, 2.0 * start
+    while holds(high):
+        low, high = high, 2.0 * high
+    while high / low > precision:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
