@@ -1,9 +1,8 @@
 """Pure: the engine of engine-profile/1 in simulated time: continuous batching, its clock and its energy.
 
-Use, in simulated time (cluster, replay of a trace):
+Use, in simulated time:
 
-    costs = EngineCosts(profile)              # simulator.costs; shared by all engines of that profile
-    engine = Engine(costs, clock=1980)
+    engine = Engine(EngineCosts(profile), clock=1980)   # simulator.costs; engines of a profile share one
     engine.submit(Job(key, prompt_tokens, output_tokens), at)   # simulator.jobs; `at` may lie ahead
     engine.set_clock(1410, now)               # acts on the first iteration that starts clock_switch_s later
     events = engine.advance(until)            # what happened up to and including `until`
@@ -12,8 +11,7 @@ Use, in simulated time (cluster, replay of a trace):
     engine.energy                             # joules of the whole instance up to `engine.now`, idle included
     engine.generated(job), engine.cancel(job)
 
-and one iteration at a time (the live emulator, where tokens are published when due):
-
+and one iteration at a time (the live emulator):
     ends = engine.begin(now)                  # None: nothing to do
     jobs = engine.producers()                 # whose tokens appear at `ends`
     events = engine.complete()                # `engine.now` is `ends`
