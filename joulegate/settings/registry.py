@@ -13,6 +13,7 @@ MODELS: Mapping[str, str] = {
     "gateway": "joulegate.settings.gateway:Gateway",
     "agent": "joulegate.settings.agent:AgentSettings",
     "fleet": "joulegate.settings.fleet:Fleet",
+    "scenario": "joulegate.settings.scenario:Scenario",
 }
 
 

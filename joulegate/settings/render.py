@@ -114,7 +114,7 @@ def _scalar(value: object) -> str:
 
 
 def editor_schema(model: type[BaseModel], kind: str) -> dict[str, object]:
-    """JSON schema, draft 7 (what yaml-language-server reads); a number may also be written as `${ENV}`."""
+    """JSON schema, draft 7 (what yaml-language-server reads); any value may be `${ENV}`."""
     raw = model.model_json_schema(ref_template="#/definitions/{model}")
     definitions = raw.pop("$defs", {})
     body = _for_editors({**raw, "definitions": definitions})
@@ -133,7 +133,8 @@ def _for_editors(schema: object) -> object:
         renamed.get("title"), str
     ):  # pydantic's own, made of the key; a property called so is a dict
         del renamed["title"]
-    if renamed.get("type") in {"integer", "number", "boolean"} and "const" not in renamed:
+    narrow = renamed.get("type") == "string" and ("enum" in renamed or "pattern" in renamed)
+    if (narrow or renamed.get("type") in {"integer", "number", "boolean"}) and "const" not in renamed:
         about = {key: renamed.pop(key) for key in ("default", "description") if key in renamed}
         return {"anyOf": [renamed, {"type": "string", "pattern": r"\$\{"}], **about}
     return renamed
