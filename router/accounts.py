@@ -82,12 +82,12 @@ class Accounts:
         first = flight.first_token is None
         if first:
             tally.ttft.add(now - flight.arrived)
-            member.window.prompts.append(flight.uncached_tokens)
+            member.speed.window.prompts.append(flight.uncached_tokens)
         elif trip.last is not None and events:
             gap = now - trip.last
             tally.itl.add(gap / events, events)
-            member.window.gaps += gap
-            member.window.events += events
+            member.speed.window.gaps += gap
+            member.speed.window.events += events
         trip.last = now
         _advance(member, flight, events * trip.model.tokens_per_event.value, now)
         return first

@@ -17,11 +17,11 @@ from joulegate.settings.load import read_secret
 from joulegate.units import MegaHertz, Seconds
 from predictor.length import HistoryPredictor
 from predictor.length_store import factory
-from predictor.online import Correction, CorrectionSettings
 from predictor.physics import PhysicsModel
 from router.fleet import InstanceStatus
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Endpoint, Engine
+from router.speed import Speed
 
 DEFAULT_CHUNK = 2048  # prompt tokens an iteration, where neither settings nor profile say
 DEFAULT_SWITCH = Seconds(0.1)  # clock-switch latency of a GPU without a profile
@@ -120,7 +120,7 @@ def _member(model: str, pool: str, section: settings_of.Instance) -> Member:
         agent=section.agent,
         gpus=section.gpus,
         known_slots=known_slots,
-        correction=None if physics is None else Correction(physics.clocks, CorrectionSettings()),
+        speed=Speed(physics),
     )
 
 

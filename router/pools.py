@@ -14,27 +14,16 @@ from control.state import Flight, Instance, PoolRules
 from control.steering import Steering
 from joulegate.domain import Batch, Cuts, LengthPrediction, LengthPredictor, LengthQuery
 from joulegate.units import MegaHertz, Seconds
-from predictor.online import Correction
 from router.energy import EnergyBook
 from router.fleet import InstanceStatus
 from router.ports import Endpoint
+from router.speed import Speed
 from router.tally import InstanceTally, PoolTally
 
 RECENT = 1000  # requests and decisions that are remembered for people
 FIRST_CHARS_PER_TOKEN = 4.0
 FIRST_TOKENS_PER_EVENT = 1.0
 MAX_SESSIONS = 20_000  # an instance
-
-
-@dataclass(slots=True)
-class Window:
-    """What one instance was seen to do since the last tick: what its speed is learned from."""
-
-    gaps: float = 0.0  # seconds between output events, summed over the requests that stream
-    events: int = 0  # as many gaps
-    prompts: list[int] = field(default_factory=list)  # uncached tokens of the prompts that were finished
-    since: Seconds = Seconds(0.0)
-    clock: MegaHertz | None = None  # at its start
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +36,7 @@ class Member:
     agent: str | None
     gpus: tuple[str, ...]
     known_slots: int | None
-    correction: Correction | None
+    speed: Speed
     decision: Decision | None = None
     acts: bool = False  # its clocks are ours to set: its pool acts, and it obeys
     target: MegaHertz | None = None  # ceiling last asked for
@@ -56,7 +45,6 @@ class Member:
     distrusted: str = ""  # why its clocks are left alone until restart
     tally: InstanceTally = field(default_factory=InstanceTally)
     energy_at: dict[str, float] = field(default_factory=dict)  # counter last seen, by GPU
-    window: Window = field(default_factory=Window)
     energy: EnergyBook = field(default_factory=EnergyBook)
     trips: dict[str, "Trip"] = field(default_factory=dict)  # by flight, until their last joules are known
     open: int = 0  # requests it holds, of every kind

@@ -6,24 +6,22 @@ request's bytes never wait for control.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from control.admission import learned_slots
 from control.state import Gauges
-from joulegate.domain import Batch, EngineModel
 from joulegate.units import Joules, MegaHertz, Seconds
 from joulegate.wire import GpuState
 from router.accounts import Accounts, estimate, metered, unmetered
 from router.actuate import Node
 from router.gate import FleetGate
-from router.pools import Fleet, Member, Model, Pool, Window
+from router.pools import Fleet, Member, Model, Pool
 from router.replica_load import PeerLoad
 from router.tally import Tally
 
 WORK = 0.002  # seconds of work between two yields
 LESSONS = 20  # predictor updates between two yields: each takes up to 100 us
-LEAST_EVENTS = 8  # of a window, to learn an engine's speed from
 GAUGES_FRESH = 3.0  # seconds; older gauges say nothing
 
 
@@ -91,28 +89,15 @@ class ControlTick:
             law.gauges = Gauges(law.book.running + others.running, 0, now)
         if law.limits.kv_capacity is None and gauges.kv_capacity_tokens is not None:
             law.limits = replace(law.limits, kv_capacity=gauges.kv_capacity_tokens)
-        self._learn_speed(member, now)
         if node is not None and node.agent.view.up:
             view = node.agent.view
+            infos = [view.infos[gpu] for gpu in member.gpus if gpu in view.infos]
+            member.speed.knows_clocks([MegaHertz(c) for info in infos[:1] for c in info.clocks_mhz])
             law.telemetry_at = view.seen
             self._meter(member, [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus])
         else:
             unmetered(member)
-
-    def _learn_speed(self, member: Member, now: Seconds) -> None:
-        """Compare how fast the engine was since the last tick with what the model says of that work."""
-        law, seen, correction = member.law, member.window, member.correction
-        clock = law.clock if law.clock is not None or law.model is None else law.model.clocks[-1]
-        member.window = Window(since=now, clock=clock)
-        if correction is None or law.model is None or clock is None:
-            return
-        if seen.events >= LEAST_EVENTS and seen.clock == clock and law.telemetry_at is not None:
-            observed = seen.gaps / seen.events
-            predicted = mean_iteration(
-                law.model, member.batch(), seen.prompts, now - seen.since, observed, clock
-            )
-            correction.observe(Seconds(predicted), Seconds(observed), clock)
-        law.correction = correction.factor(clock)
+        member.speed.tick(law, now)
 
     def _meter(self, member: Member, gpus: list[GpuState]) -> None:
         """Joules since last seen: whose they are, and what the same work would have cost at maximum clock."""
@@ -126,6 +111,7 @@ class ControlTick:
                 total += gpu.energy_j - before
         if total > 0.0:
             member.tally.joules += total
+            member.speed.window.joules += total / len(gpus)
             member.tally.baseline_joules += total * _dearer_at_max(member)
             metered(member, Joules(total), self._tally)
 
@@ -151,26 +137,6 @@ class ControlTick:
         if self._clock() - self._yielded >= WORK:
             await asyncio.sleep(0)
             self._yielded = self._clock()
-
-
-def mean_iteration(
-    model: EngineModel,
-    batch: Batch,
-    prompts: Sequence[int],
-    window: float,
-    observed: float,
-    clock: MegaHertz,
-) -> float:
-    """Seconds an iteration should have taken on average, over `window` seconds with `prompts` prefilled.
-
-    There were window/observed iterations; each prompt made one of them longer.
-    """
-    plain = model.iteration_time(batch, clock)
-    extra = 0.0
-    for tokens in prompts:
-        with_prompt = Batch(batch.decoding, batch.context_tokens, tokens, 0.5 * tokens * tokens)
-        extra += model.iteration_time(with_prompt, clock) - plain
-    return plain + extra * observed / window if window > 0 else plain
 
 
 def _dearer_at_max(member: Member) -> float:

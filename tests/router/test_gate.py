@@ -20,6 +20,7 @@ from router.gate import FleetGate
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Caller, Ending, Endpoint, Engine, RelayRequest, Report
 from router.rate_limits import KeyLimits, RateLimits
+from router.speed import Speed
 from router.tally import Tally
 
 EVERY = frozenset(RequestType(i, o) for i in Size for o in Size)
@@ -73,7 +74,7 @@ class House:
 def _member(name: str, slots: int) -> Member:
     law = Instance(name, "all", LoadBook(), Limits(), None, slots=slots)
     status = InstanceStatus(Endpoint(name, "all", Engine.VLLM, "127.0.0.1", 1), Health.UP)
-    return Member("m", law, status, None, (), slots, None)
+    return Member("m", law, status, None, (), slots, Speed(None))
 
 
 OK = Report(Ending.OK, 200, prompt_tokens=100, completion_tokens=7, events=7)
