@@ -1,0 +1,181 @@
+"""`joulegate profile` against an emulated engine, its GPU and its agent, all live."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from joulegate.domain import Batch
+from joulegate.engine_profile import parse_profile
+from joulegate.units import MegaHertz
+from predictor.physics import PhysicsModel
+
+PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "a100-40g_llama-3.1-8b_tp1.json"
+READY = 30.0
+SMALL = ("--clocks", "2", "--batches", "1,4", "--contexts", "256", "--prompts", "256", "--window", "0.3")
+
+
+@dataclass(frozen=True)
+class Bench:
+    url: str
+    agent: Path
+
+    def ceiling(self) -> int | None:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.agent))) as http:
+            ceiling: int | None = http.get("http://agent/v1/gpus").json()["gpus"][0]["ceiling_mhz"]
+            return ceiling
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def spawn(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    with (folder / f"{words[0]}.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "joulegate", *words], cwd=folder, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def listens(address: tuple[str, int] | str) -> bool:
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as probe:
+        return probe.connect_ex(address) == 0
+
+
+def wait_for(address: tuple[str, int] | str) -> None:
+    end = time.monotonic() + READY
+    while not listens(address):
+        assert time.monotonic() < end, f"{address} never listened"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("bench")
+    free_port = unused_port()
+    plant = str(folder / "plant")
+    engine = {"name": "a", "port": free_port, "model": "m", "profile": str(PROFILE), "gpus": ["n/0"]}
+    fleet = {
+        "version": 1,
+        "perturb": False,
+        "noise_pct": 0,
+        "nodes": [{"name": "n", "plant": plant, "gpus": 1, "profile": str(PROFILE)}],
+        "instances": [engine],
+    }
+    agent = {
+        "version": 1,
+        "node": "n",
+        "device": {"kind": "emulated", "plant": plant},
+        "allow_writes": True,
+        "listen": {"unix": str(folder / "agent.sock")},
+        "watchdog": {"socket": str(folder / "watchdog.sock")},
+        "state_dir": str(folder / "state"),
+    }
+    (folder / "fleet.yaml").write_text(json.dumps(fleet))
+    (folder / "agent.yaml").write_text(json.dumps(agent))
+    found = Bench(f"http://127.0.0.1:{free_port}", folder / "agent.sock")
+    processes = [spawn(folder, "emulate", "-c", "fleet.yaml")]
+    try:
+        wait_for(("127.0.0.1", free_port))
+        processes.append(spawn(folder, "agent", "-c", "agent.yaml", "--with-watchdog"))
+        wait_for(str(found.agent))
+        yield found
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(10)
+
+
+def sweep(bench: Bench, out: Path, *more: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "joulegate", "profile", "--url", bench.url, "--out", str(out)]
+    return subprocess.Popen([*words, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_measures_what_the_engine_is(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.csv"
+    run = sweep(bench, out, "--agent", f"unix:{bench.agent}", *SMALL, "--json")
+    printed, said = run.communicate(timeout=100)
+    assert run.returncode == 0, said
+    truth = PhysicsModel(parse_profile(json.loads(PROFILE.read_text())))
+    decodes = [row for row in rows(out) if row["phase"] == "decode" and not row["flag"]]
+    assert {row["freq_mhz"] for row in decodes} == {"705", "1410"}
+    for row in decodes:
+        batch = Batch(int(row["batch"]), 256.0 * int(row["batch"]))
+        clock = MegaHertz(int(row["freq_mhz"]))
+        # what a client sees on a busy machine is never much faster than the engine, seldom much slower
+        assert float(row["latency_ms"]) == pytest.approx(1e3 * truth.iteration_time(batch, clock), rel=0.15)
+        assert float(row["power_w"]) == pytest.approx(truth.watts(batch, clock), rel=0.15)
+    curves = json.loads(printed)
+    assert {curve["phase"] for curve in curves} == {"decode", "prefill"}
+    assert bench.ceiling() is None
+
+
+def test_a_sweep_that_is_interrupted_gives_the_clock_back_and_goes_on(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.csv"
+    arguments = ("--agent", f"unix:{bench.agent}", *SMALL)
+    first = sweep(bench, out, *arguments)
+    end = time.monotonic() + 60.0
+    while not out.exists() or len(rows(out)) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGINT)
+    first.communicate(timeout=30)
+    assert first.returncode == 130
+    assert bench.ceiling() is None
+    before = rows(out)
+    second = sweep(bench, out, *arguments)
+    assert "batch 4 x 256" in second.communicate(timeout=100)[0]
+    assert rows(out)[: len(before)] == before
+    assert len(rows(out)) == 1 + 2 * 3
+
+
+def test_the_plan_alone_touches_nothing(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.csv"
+    run = sweep(bench, out, "--agent", f"unix:{bench.agent}", *SMALL, "--plan")
+    assert "6 points at 2 clocks" in run.communicate(timeout=60)[1]
+    assert not out.exists()
+
+
+def test_one_speed_engines_are_swept_without_an_agent(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.csv"
+    run = sweep(bench, out, "--fixed-clock", *SMALL)
+    printed, said = run.communicate(timeout=100)
+    assert run.returncode == 0, said
+    assert "no curve" in printed
+    assert {row["freq_mhz"] for row in rows(out)} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        pytest.param((), "--agent and --fixed-clock", id="neither"),
+        pytest.param(("--agent", "unix:/nowhere.sock"), "is it running", id="no agent"),
+        pytest.param(("--fixed-clock", "--batches", "one"), "whole numbers", id="not a number"),
+    ],
+)
+def test_what_cannot_be_swept_is_said(
+    bench: Bench, tmp_path: Path, more: tuple[str, ...], complaint: str
+) -> None:
+    run = sweep(bench, tmp_path / "sweep.csv", *more)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert complaint in said
+    assert "Traceback" not in said
