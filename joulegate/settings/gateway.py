@@ -91,7 +91,7 @@ class Instance(Section):
         default=(), description="UUIDs of its GPUs, as `nvidia-smi -L` prints them."
     )
     profile: InputFile | None = Field(
-        default=None, description="Engine profile; null: learned, no clock is lowered."
+        default=None, description="Engine profile; null: learned from traffic, at default clocks until then."
     )
     slots: Count | None = Field(
         default=None, description="Sequences it runs at once (max_num_seqs); null: learned."
@@ -154,7 +154,7 @@ class Pool(Section):
             yield Fault(("mode",), "static_clock_mhz is missing", "mode: static holds this one clock")
         if self.mode != "static" and self.static_clock_mhz is not None:
             yield Fault(("static_clock_mhz",), f"has no effect in mode: {self.mode}", "use mode: static")
-        needed = {"enforce": ("agent", "profile"), "static": ("agent",)}.get(self.mode, ())
+        needed = ("agent",) if self.mode in ("enforce", "static") else ()
         for index, instance in enumerate(self.instances):
             for key in (key for key in needed if getattr(instance, key) is None):
                 yield Fault(

@@ -84,9 +84,6 @@ AGENT = ", agent: node-1, gpus: [GPU-1]"
         pytest.param(pool("static_clock_mhz: 900"), "has no effect in mode: advise", id="clock, not static"),
         pytest.param(pool("mode: enforce"), "instances.0.agent: mode: enforce needs the agent", id="enforce"),
         pytest.param(
-            pool("mode: enforce", AGENT), "instances.0.profile: mode: enforce needs the profile", id="profile"
-        ),
-        pytest.param(
             pool("", ", agent: node-2, gpus: [g]"), "did you mean 'node-1'?", id="agent that is not there"
         ),
         pytest.param(
