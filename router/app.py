@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from joulegate import __version__
 from joulegate.units import Seconds
 from router.observe import CONTENT_TYPE, page
-from router.picture import decisions, fleet_picture, requests
+from router.picture import decisions, energy_picture, fleet_picture, request, requests
 from router.pools import Member, Pool
 from router.reload import Reloader
 from router.runtime import Runtime
@@ -108,6 +108,17 @@ def _looks(routes: APIRouter, runtime: Runtime) -> None:
     @routes.get("/decisions")
     async def latest_decisions(last: Annotated[int, Query(ge=1, le=1000)] = 50) -> Json:
         return {"decisions": decisions(runtime.fleet, Seconds(time.monotonic()), last)}
+
+    @routes.get("/energy")
+    async def energy() -> Json:
+        return energy_picture(runtime.fleet, runtime.tally)
+
+    @routes.get("/requests/{wanted}")
+    async def one_request(wanted: str) -> Json:
+        found = request(runtime.fleet, wanted)
+        if found is None:
+            raise HTTPException(404, "no such request among the latest")
+        return found
 
     @routes.get("/requests")
     async def latest_requests(last: Annotated[int, Query(ge=1, le=1000)] = 50) -> Json:

@@ -57,6 +57,10 @@ COUNTERS: Mapping[str, Declared] = {
         "What the same work would have cost at maximum clock; estimated by the latency and power model.",
         INSTANCE,
     ),
+    "joulegate_carbon_grams": Declared(
+        "CO2 of the measured energy, by the operator's PUE and grid intensity."
+    ),
+    "joulegate_energy_cost": Declared("Cost of the measured energy, by the operator's price.", ("currency",)),
     "joulegate_clock_changes": Declared("Changes of an instance's clock target.", INSTANCE),
     "joulegate_decisions": Declared("Governor decisions, by reason.", (*INSTANCE, "reason")),
     "joulegate_refusals": Declared("Errors answered by the gateway itself, by code.", ("code",)),
@@ -129,6 +133,11 @@ class GatewayCollector(Collector):
             yield from _member_counters((model.name, pool.name, member.law.name), member)
         for code, count in self._tally.refusals.items():
             yield "joulegate_refusals", (code,), count
+        footprint = self._tally.footprint
+        if footprint.intensity is not None:
+            yield "joulegate_carbon_grams", (), footprint.grams
+        if footprint.price_per_kwh is not None:
+            yield "joulegate_energy_cost", (footprint.currency,), footprint.cost
         for key, joules in self._tally.key_joules.items():
             yield "joulegate_key_energy_joules", (key,), joules
         yield "joulegate_lease_expirations", (), self._tally.lease_expirations

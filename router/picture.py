@@ -7,7 +7,8 @@ from typing import Any
 from joulegate.units import Seconds
 from router.accounts import attainment
 from router.agent_view import AgentView
-from router.pools import Fleet, Member, Model, Pool
+from router.pools import Fleet, Member, Model, Pool, RequestRecord
+from router.tally import Tally
 
 Json = dict[str, Any]
 
@@ -21,35 +22,64 @@ def fleet_picture(fleet: Fleet, agents: Mapping[str, AgentView], now: Seconds) -
     }
 
 
+def energy_picture(fleet: Fleet, tally: Tally) -> Json:
+    """Joules: measured by counters, attributed to requests, idle; CO2 and cost where figures were given."""
+    footprint = tally.footprint
+    members = [member for _, _, member in fleet.members()]
+    measured = sum(member.tally.joules for member in members)
+    baseline = sum(member.tally.baseline_joules for member in members)
+    return {
+        "joules_measured": measured,
+        "joules_attributed": sum(member.energy.attributed_joules for member in members),
+        "joules_idle": sum(member.energy.idle_joules for member in members),
+        "joules_at_max_clock_estimated": baseline,
+        "saved_pct_estimated": 100.0 * (1.0 - measured / baseline) if baseline > 0 else None,
+        "pools": [
+            {"model": model.name, "pool": pool.name, "joules_attributed": pool.tally.joules}
+            for model, pool in fleet.pools()
+        ],
+        "keys": [{"key": key, "joules_attributed": joules} for key, joules in tally.key_joules.items()],
+        "carbon_g": footprint.grams if footprint.intensity is not None else None,
+        "cost": footprint.cost if footprint.price_per_kwh is not None else None,
+        "currency": footprint.currency if footprint.price_per_kwh is not None else None,
+    }
+
+
 def requests(fleet: Fleet, last: int) -> list[Json]:
     """The latest requests, newest first: what was predicted and what happened. No prompts."""
-    return [
-        {
-            "id": r.id,
-            "model": r.model,
-            "type": r.type,
-            "pool": r.pool,
-            "instance": r.instance,
-            "reason": r.reason,
-            "clock_mhz": r.clock,
-            "queued_s": r.queued,
-            "input_tokens": r.input_tokens,
-            "predicted": {
-                "output_tokens_q50": r.predicted_output[0],
-                "output_tokens_q90": r.predicted_output[1],
-                "ttft_s": r.predicted_ttft,
-                "tpot_s": r.predicted_tpot,
-            },
-            "actual": {
-                "outcome": r.outcome or "running",
-                "output_tokens": r.output_tokens,
-                "ttft_s": r.ttft,
-                "tpot_s": r.tpot,
-                "joules_attributed": r.joules,
-            },
-        }
-        for r in _latest(fleet.requests, last)
-    ]
+    return [_request(record) for record in _latest(fleet.requests, last)]
+
+
+def request(fleet: Fleet, wanted: str) -> Json | None:
+    """One request by its id, if it is remembered."""
+    return next((_request(r) for r in reversed(fleet.requests) if r.id == wanted), None)
+
+
+def _request(r: RequestRecord) -> Json:
+    return {
+        "id": r.id,
+        "model": r.model,
+        "type": r.type,
+        "pool": r.pool,
+        "instance": r.instance,
+        "reason": r.reason,
+        "clock_mhz": r.clock,
+        "queued_s": r.queued,
+        "input_tokens": r.input_tokens,
+        "predicted": {
+            "output_tokens_q50": r.predicted_output[0],
+            "output_tokens_q90": r.predicted_output[1],
+            "ttft_s": r.predicted_ttft,
+            "tpot_s": r.predicted_tpot,
+        },
+        "actual": {
+            "outcome": r.outcome or "running",
+            "output_tokens": r.output_tokens,
+            "ttft_s": r.ttft,
+            "tpot_s": r.tpot,
+            "joules_attributed": r.joules,
+        },
+    }
 
 
 def decisions(fleet: Fleet, now: Seconds, last: int) -> list[Json]:

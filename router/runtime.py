@@ -13,7 +13,9 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from control.verify import VerifyRules
+from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
+from joulegate.settings.energy import Energy
 from joulegate.settings.front import ApiKey
 from joulegate.settings.load import read_secret
 from joulegate.units import Seconds
@@ -22,6 +24,7 @@ from router.actuate import ActuationRules, Node
 from router.agents import Agent
 from router.build_fleet import build_fleet
 from router.errors import GatewayError
+from router.footprint import Footprint, constant, series
 from router.gate import FleetGate
 from router.http_client import HttpClient
 from router.keys import KeyEntry, Keys, digest
@@ -47,7 +50,7 @@ class Runtime:
         self.name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
         self.settings = settings
         self.fleet = build_fleet(settings)
-        self.tally = Tally()
+        self.tally = Tally(footprint=build_footprint(settings.energy))
         self.condition = Condition(reloaded_at=time.time())
         self.keys = build_keys(settings)
         books = {member.law.name: member.law.book for _, _, member in self.fleet.members()}
@@ -74,6 +77,7 @@ class Runtime:
             self.replicas.load,
             period,
             time.monotonic,
+            time.time,
         )
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(GatewayCollector(self.fleet, self.tally, self.agents, self.condition))
@@ -164,6 +168,17 @@ class Runtime:
             health.path,
             health.timeout_s,
         )
+
+
+def build_footprint(settings: Energy) -> Footprint:
+    """Raises UserError for a series that cannot be read."""
+    intensity = None if settings.carbon_g_per_kwh is None else constant(settings.carbon_g_per_kwh)
+    if settings.carbon_file is not None:
+        try:
+            intensity = series(settings.carbon_file.read_text(encoding="utf-8").splitlines())
+        except (OSError, ValueError) as error:
+            raise UserError(f"carbon intensity {settings.carbon_file}: {error}") from error
+    return Footprint(settings.pue, intensity, settings.price_per_kwh, settings.currency)
 
 
 def build_limits(settings: settings_of.Gateway, share: float) -> RateLimits:

@@ -6,6 +6,8 @@ Adding to a list costs a tenth of prometheus_client's locked counters, and the p
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from router.footprint import Footprint
+
 LATENCY_BOUNDS = (
     0.001,
     0.0025,
@@ -108,6 +110,7 @@ class Tally:
     prediction_error: dict[str, Histogram] = field(default_factory=dict)
     overhead: Histogram = field(default_factory=lambda: Histogram(OVERHEAD_BOUNDS))
     lease_expirations: int = 0
+    footprint: Footprint = field(default_factory=Footprint)
     key_joules: dict[str, float] = field(default_factory=dict)  # attributed, by API key
     refusals: dict[str, int] = field(default_factory=dict)  # errors no instance had a part in, by code
 

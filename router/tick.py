@@ -38,6 +38,7 @@ class ControlTick:
         peers: Callable[[str], PeerLoad],
         period: Seconds,
         clock: Callable[[], float],
+        wall: Callable[[], float],
     ) -> None:
         self._fleet = fleet
         self._gate = gate
@@ -47,6 +48,7 @@ class ControlTick:
         self._peers = peers
         self._period = period
         self._clock = clock
+        self._wall = wall
         self._stepped_up = asyncio.Event()
         self._yielded = 0.0
 
@@ -114,6 +116,7 @@ class ControlTick:
             member.speed.window.joules += total / len(gpus)
             member.tally.baseline_joules += total * _dearer_at_max(member)
             metered(member, Joules(total), self._tally)
+            self._tally.footprint.add(Joules(total), self._wall())
 
     def _choose(self, model: Model, pool: Pool, member: Member, now: Seconds) -> bool:
         """Ask the laws for a clock, and remember why. True if the target changed."""

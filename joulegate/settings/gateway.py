@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, SecretStr
 
 from joulegate.domain import Cuts, Objectives, RequestType, Size
 from joulegate.settings.base import PARTIAL, Fault, File, InputFile, LocalPath, Route, Section, one_of
+from joulegate.settings.energy import Energy
 from joulegate.settings.fields import AgentUrl, Count, HttpUrl, Label, Name, Percent, Positive, repeated
 from joulegate.settings.front import Auth, Edge, Listen, Log
 from joulegate.settings.nearest import did_you_mean
@@ -267,6 +268,7 @@ class Gateway(File):
     )
     retry: Retry = Retry()
     health: Health = Health()
+    energy: Energy = Energy()
     store: Store = Store()
     log: Log = Log()
 
