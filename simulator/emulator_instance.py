@@ -59,6 +59,9 @@ class Counters:
     ttft: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
     itl: Histogram = field(default_factory=lambda: Histogram(ITL_BOUNDS))
     tpot: Histogram = field(default_factory=lambda: Histogram(ITL_BOUNDS))
+    queued: Histogram = field(default_factory=lambda: Histogram(LONG_BOUNDS))
+    prefill: Histogram = field(default_factory=lambda: Histogram(LONG_BOUNDS))
+    decode: Histogram = field(default_factory=lambda: Histogram(LONG_BOUNDS))
     e2e: Histogram = field(default_factory=lambda: Histogram(LONG_BOUNDS))
     prompt_length: Histogram = field(default_factory=lambda: Histogram(TOKEN_BOUNDS))
     output_length: Histogram = field(default_factory=lambda: Histogram(TOKEN_BOUNDS))
@@ -226,6 +229,9 @@ class LiveEngine:
         counters = self.counters
         counters.requests += 1
         counters.e2e.observe(job.finished_at - job.submitted_at)
+        counters.queued.observe(max(0.0, job.admitted_at - job.submitted_at))
+        counters.prefill.observe(job.first_token_at - job.admitted_at)
+        counters.decode.observe(job.finished_at - job.first_token_at)
         counters.prompt_length.observe(job.prompt_tokens)
         counters.output_length.observe(job.output_tokens)
         if job.output_tokens > 1:

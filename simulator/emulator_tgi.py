@@ -174,6 +174,7 @@ class TgiApp:
             dropped=counters.aborted,
             histograms=[
                 ("tgi_request_duration", "End-to-end, seconds.", counters.e2e),
+                ("tgi_request_queue_duration", "In the queue, seconds.", counters.queued),
                 ("tgi_request_mean_time_per_token_duration", "Per token, seconds.", counters.tpot),
                 ("tgi_request_input_length", "Input tokens.", counters.prompt_length),
                 ("tgi_request_generated_tokens", "Output tokens.", counters.output_length),

@@ -58,7 +58,9 @@ class OpenAIStream:
             f'{{"object":"{kind}","id":"","created":{created},"model":{model},'
             f'"system_fingerprint":"{FINGERPRINT}","choices":['
         )
-        self._parts = [self._event(self._choice(word.decode(), "null"), "null") for word in WORDS]
+        self._parts = [
+            self._event(self._choice(word.decode(), "null" if chat else '""'), "null") for word in WORDS
+        ]
 
     def token(self, count: int, last: bool) -> None:
         if not last:

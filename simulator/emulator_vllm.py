@@ -55,6 +55,20 @@ class VllmApp:
         self._settings = settings
         self._lengths = lengths
         self._ids = ids
+        self._permission = {
+            "id": f"modelperm-{ids()}",
+            "object": "model_permission",
+            "created": int(time.time()),
+            "allow_create_engine": False,
+            "allow_sampling": True,
+            "allow_logprobs": True,
+            "allow_search_indices": False,
+            "allow_view": True,
+            "allow_fine_tuning": False,
+            "organization": "*",
+            "group": None,
+            "is_blocking": False,
+        }
         self._finished = {"stop": 0, "length": 0}
         self._routes: dict[str, dict[str, Callable[[Request, Exchange], None]]] = {
             "/v1/chat/completions": {"POST": self._chat},
@@ -150,7 +164,7 @@ class VllmApp:
             "root": self._settings.model,
             "parent": None,
             "max_model_len": self._settings.max_model_len,
-            "permission": [],
+            "permission": [self._permission],
         }
         _json(exchange, {"object": "list", "data": [model]})
 
@@ -191,6 +205,9 @@ class VllmApp:
                 ("vllm:inter_token_latency_seconds", "Inter-token latency.", counters.itl),
                 ("vllm:request_time_per_output_token_seconds", "Time per output token.", counters.tpot),
                 ("vllm:e2e_request_latency_seconds", "End-to-end latency.", counters.e2e),
+                ("vllm:request_queue_time_seconds", "Time in WAITING.", counters.queued),
+                ("vllm:request_prefill_time_seconds", "Time in PREFILL.", counters.prefill),
+                ("vllm:request_decode_time_seconds", "Time in DECODE.", counters.decode),
                 ("vllm:request_prompt_tokens", "Prefill tokens per request.", counters.prompt_length),
                 ("vllm:request_generation_tokens", "Generation tokens.", counters.output_length),
             ],

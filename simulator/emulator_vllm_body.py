@@ -8,6 +8,7 @@ import orjson
 from simulator.emulator_text import chat_text, text_tokens
 
 Body = Mapping[str, object]
+MAX_LOGPROBS = 20
 
 
 class Rejection(Exception):
@@ -62,6 +63,8 @@ def parse_chat(content_type: bytes, raw: bytes, model: str, max_model_len: int) 
     _check_model(body, model)
     if not messages:
         raise _bad("Cannot apply chat template to an empty conversation. Provide at least one message.", None)
+    if any(_has_media(message.get("content")) for message in messages):
+        raise _bad(f"{model} is not a multimodal model", None)
     text, tokens = chat_text(messages)
     return _ask(body, True, (Prompt(text, tokens),), max_model_len)
 
@@ -120,6 +123,11 @@ def _check_model(body: Body, model: str) -> None:
         raise Rejection(404, "NotFoundError", text, "model")
 
 
+def _has_media(content: object) -> bool:
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, dict) and part.get("type") != "text" for part in parts)
+
+
 def _prompts(prompt: object) -> tuple[Prompt, ...]:
     if isinstance(prompt, str):
         return (Prompt(prompt, max(1, text_tokens(prompt))),)
@@ -165,7 +173,11 @@ def _check_sampling(body: Body) -> None:
         shown = f"temperature must be in [0, 2], got {temperature}. "
         raise _bad(f"{shown}(parameter=temperature, value={temperature})", "temperature")
     if top_p is not None and not 0 < top_p <= 1:
-        raise _bad(f"top_p must be in (0, 1], got {top_p}.", None)
+        raise _bad(f"top_p must be in (0, 1], got {top_p}. (parameter=top_p, value={top_p})", "top_p")
+    logprobs = _integer(body, "top_logprobs") or 0
+    if logprobs > MAX_LOGPROBS:
+        text = f"Requested sample logprobs of {logprobs}, which is greater than max allowed: {MAX_LOGPROBS} "
+        raise _bad(f"{text}(parameter=logprobs, value={logprobs})", "logprobs")
 
 
 def _limits(body: Body, chat: bool, prompt_tokens: int, max_model_len: int) -> tuple[int, int]:
@@ -184,6 +196,7 @@ def _limits(body: Body, chat: bool, prompt_tokens: int, max_model_len: int) -> t
         tail = f"Please request fewer output tokens. (parameter=max_tokens, value={asked})"
         raise _bad(text + tail, "max_tokens")
     if prompt_tokens >= max_model_len:
+        prompt_tokens = min(prompt_tokens, max_model_len + 1)  # vLLM stops counting there
         text = (
             f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains "
             f"at least {prompt_tokens} input tokens, which exceeds this limit even without any output "

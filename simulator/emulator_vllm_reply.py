@@ -85,9 +85,10 @@ class Streamed:
 
     def usage(self, index: int, completion: int) -> str:
         prompt = self.ask.prompts[index // self.ask.n].tokens
+        details = ',"completion_tokens_details":null' if self.ask.chat else ""
         return (
             f',"usage":{{"prompt_tokens":{prompt},"total_tokens":{prompt + completion},'
-            f'"completion_tokens":{completion}}}'
+            f'"completion_tokens":{completion}{details}}}'
         )
 
     def end(self, last: bytes, reason: str) -> None:
@@ -110,8 +111,7 @@ class Streamed:
     @property
     def fingerprint(self) -> str:
         """On the last chunk with content, unless a usage chunk follows."""
-        shown = self.ask.chat and not self.ask.include_usage
-        return f',"system_fingerprint":"{FINGERPRINT}"' if shown else ""
+        return "" if self.ask.include_usage else f',"system_fingerprint":"{FINGERPRINT}"'
 
 
 class StreamedChoice:
@@ -143,11 +143,7 @@ class StreamedChoice:
     def _last(self, count: int) -> None:
         stream, reason = self._stream, f'"{self._end.reason}"'
         usage = stream.usage(self._index, count) if stream.ask.continuous_usage else ""
-        if stream.ask.chat:
-            final = stream.event(self._content(_word(count), reason, True), usage + stream.fingerprint)
-        else:  # the completions route ends with an empty text
-            before = stream.event(self._content(_word(count), "null", False), usage)
-            final = before + stream.event(self._content("", reason, True), usage)
+        final = stream.event(self._content(_word(count), reason, True), usage + stream.fingerprint)
         stream.end(self._roles(count) + final, self._end.reason)
 
     def _content(self, text: str, reason: str, last: bool) -> str:

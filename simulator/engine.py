@@ -26,8 +26,7 @@ nothing per sequence.
 
 Where the format leaves a choice: a sequence holds prompt + generated tokens of KV; a prompt holds its whole
 length from admission on; a decode step "would exceed" capacity when held tokens + B do; a sequence that
-finishes or is pre-empted gives its tokens back at once; an arrival at the very instant an iteration starts is
-in it.
+finishes or is pre-empted gives its tokens back at once; an arrival just as an iteration starts is in it.
 """
 
 from collections import deque
@@ -306,7 +305,8 @@ class Engine:
 
     def _admit(self) -> Job:
         job = self._waiting.popleft()
-        job.to_prefill = job.to_prefill or job.prompt_tokens
+        if not job.to_prefill:
+            job.to_prefill, job.admitted_at = job.prompt_tokens, self._time
         job.admission = self._admissions
         self._admissions += 1
         self._running[job.admission] = job

@@ -11,6 +11,7 @@ class Job:
     key: int
     prompt_tokens: int
     output_tokens: int  # how many it will generate, at least 1
+    admitted_at: float = nan  # first taken into the KV cache
     first_token_at: float = nan
     finished_at: float = nan
     preemptions: int = 0

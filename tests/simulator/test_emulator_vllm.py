@@ -81,12 +81,12 @@ def test_two_choices_end_each_on_their_own(http: httpx.Client) -> None:
     assert chat(http, n=2, max_tokens=4, ignore_eos=True).json()["usage"]["completion_tokens"] == 8
 
 
-def test_completions_stream_ends_with_an_empty_text(http: httpx.Client) -> None:
+def test_a_completions_stream_has_vllms_shape(http: httpx.Client) -> None:
     body = {"prompt": ["a b c", "d e f"], "max_tokens": 3, "ignore_eos": True, "stream": True}
     chunks = events(http.post("/v1/completions", json=body).text)
     mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == 1]
-    assert [choice["text"] == "" for choice in mine] == [False] * 3 + [True]
-    assert mine[-1]["finish_reason"] == "length"
+    assert [choice["finish_reason"] for choice in mine] == [None, None, "length"]
+    assert all(choice["text"] for choice in mine)
     assert chunks[0]["object"] == "text_completion"
     assert http.post("/v1/completions", json=body | {"stream": False}).json()["usage"]["prompt_tokens"] == 4
 
@@ -127,7 +127,15 @@ def test_a_callers_request_id_names_the_answer(http: httpx.Client) -> None:
         pytest.param({"max_tokens": 5, "min_tokens": 9}, 400, "BadRequestError", None, id="min over max"),
         pytest.param({"n": 0}, 400, "BadRequestError", None, id="no choices"),
         pytest.param({"temperature": 9}, 400, "BadRequestError", "temperature", id="too hot"),
-        pytest.param({"top_p": 2}, 400, "BadRequestError", None, id="top_p"),
+        pytest.param({"top_p": 2}, 400, "BadRequestError", "top_p", id="top_p"),
+        pytest.param({"top_logprobs": 1000}, 400, "BadRequestError", "logprobs", id="logprobs"),
+        pytest.param(
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            400,
+            "BadRequestError",
+            None,
+            id="an image",
+        ),
         pytest.param(
             {"stream_options": {"include_usage": True}},
             400,
