@@ -30,115 +30,16 @@ finishes or is pre-empted gives its tokens back at once; an arrival just as an i
 """
 
 from collections import deque
-from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from joulegate.units import Joules
-from simulator.costs import ClockCosts, EngineCosts, steps_started, steps_within
-from simulator.jobs import Events, Job
-
-KV_ADMISSION = 0.97  # share of the KV cache that admission may fill (engine-profile/1)
+from simulator.costs import steps_started, steps_within
+from simulator.engine_state import EngineState
+from simulator.jobs import NOTHING, Events, Job
 
 
-class Engine:
-    """One instance. All times are seconds on the caller's clock, which starts at `now`."""
-
-    def __init__(
-        self,
-        costs: EngineCosts,
-        clock: float,
-        now: float = 0.0,
-        noise: Callable[[], float] | None = None,
-    ) -> None:
-        """`noise` gives a factor on the time of every iteration (and so its energy); None: exact."""
-        limits = costs.profile.engine
-        self._costs: EngineCosts = costs
-        self._at_clock: ClockCosts = costs.at(clock)
-        self._noise = noise
-        self._max_seqs, self._max_tokens = limits.max_num_seqs, limits.max_num_batched_tokens
-        self._capacity, self._admit_below = (
-            limits.kv_capacity_tokens,
-            KV_ADMISSION * limits.kv_capacity_tokens,
-        )
-        self._switch = costs.profile.actuation.clock_switch_s
-        self._clocks: deque[tuple[float, float]] = deque()  # (acts from, MHz)
-        self._inbox: deque[tuple[float, Job]] = deque()  # not seen by an iteration yet
-        self._waiting: deque[Job] = deque()
-        self._running: dict[int, Job] = {}  # by admission, oldest first
-        self._ends: list[tuple[int, int, Job]] = []  # heap of (last step, admission, job): those that decode
-        self._partial: Job | None = None  # a prompt that is in the KV cache in part
-        self._admissions = 0
-        self._step = 0  # iterations completed
-        self._context = 0  # K
-        self._kv = 0
-        self._time = now  # end of the last completed iteration, or how far the engine has idled
-        self._energy = 0.0  # up to _time
-        self._flight: tuple[float, float] | None = None  # (ends, joules) of the iteration in flight
-        self._flight_clock = clock  # MHz of the latest iteration
-        self._chunks: list[tuple[Job, int]] = []  # its prompt tokens
-        self._cancelled: list[Job] = []  # to be dropped when it ends
-        self._events = Events()
-        self.now = now
-
-    # -- what callers see
-
-    @property
-    def clock(self) -> float:
-        """MHz that iterations starting now are told to run at."""
-        return self._at_clock.clock
-
-    @property
-    def board_clock(self) -> float:
-        """MHz of the iteration in flight; below `clock` when the board is at its power limit."""
-        return self._flight_clock
-
-    @property
-    def running(self) -> int:
-        return len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting) + len(self._inbox)
-
-    @property
-    def queued(self) -> int:
-        """Of those waiting, the ones an iteration has started without."""
-        return len(self._waiting)
-
-    @property
-    def decoding(self) -> int:
-        return len(self._ends)
-
-    @property
-    def context_tokens(self) -> int:
-        """K: contexts that the next iteration reads."""
-        return self._context
-
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens that hold KV, prompts being prefilled counted whole."""
-        return self._kv
-
-    @property
-    def watts(self) -> float:
-        """Of the whole instance, now."""
-        if self._flight is None:
-            return self._costs.idle_watts
-        return self._flight[1] / (self._flight[0] - self._time)
-
-    @property
-    def energy(self) -> Joules:
-        """Of the whole instance, from the start to `now`."""
-        return Joules(self._energy + (self.now - self._time) * self.watts)
-
-    def generated(self, job: Job) -> int:
-        """Output tokens of `job` so far."""
-        if job.last_step >= 0:
-            return job.output_tokens - (job.last_step - self._step)
-        return max(0, job.to_prefill - job.prompt_tokens)
-
-    # -- what callers do
+class Engine(EngineState):
+    """One instance. All times are seconds on the caller's clock."""
 
     def submit(self, job: Job, at: float) -> None:
         """Put a job in the queue. Raises ValueError if `at` lies before an earlier submission."""
@@ -169,7 +70,10 @@ class Engine:
 
     def advance(self, until: float) -> Events:
         """Run to `until`. Iterations that start before it are begun; those that end by it are completed."""
-        if self._flight is not None and self._flight[0] <= until:
+        if self._flight is not None:
+            if self._flight[0] > until:
+                self.now = until
+                return NOTHING
             self._complete()
         while self._time < until and self._flight is None:
             self._take_in()
@@ -181,8 +85,7 @@ class Engine:
             if single and self._launch(prefill) <= until:
                 self._complete()
         self.now = until
-        events, self._events = self._events, Events()
-        return events
+        return self._news()
 
     def begin(self, now: float) -> float | None:
         """Start the next iteration, at `now` if the engine has been idle; returns its end. None: no work."""
@@ -210,10 +113,16 @@ class Engine:
         """End the iteration in flight; `now` becomes its end."""
         self._complete()
         self.now = self._time
-        events, self._events = self._events, Events()
-        return events
+        return self._news()
 
     # -- one iteration
+
+    def _news(self) -> Events:
+        if not (self._first or self._finished or self._preempted):
+            return NOTHING
+        events = Events(self._first, self._finished, self._preempted)
+        self._first, self._finished, self._preempted = [], [], []
+        return events
 
     def _take_in(self) -> None:
         """Arrivals and clock commands up to now."""
@@ -253,7 +162,7 @@ class Engine:
             job.to_prefill, job.prefilled = job.prompt_tokens + generated, 0
             job.preemptions += 1
             self._waiting.appendleft(job)
-            self._events.preempted.append(job)
+            self._preempted.append(job)
 
     def _drop(self, job: Job) -> None:
         """Take a running job out and give its KV back."""
@@ -353,7 +262,7 @@ class Engine:
         generated = job.to_prefill - job.prompt_tokens + 1
         if generated == 1:
             job.first_token_at = self._time
-            self._events.first_tokens.append(job)
+            self._first.append(job)
         if generated == job.output_tokens:
             self._kv -= job.to_prefill
             self._finish(job)
@@ -368,7 +277,7 @@ class Engine:
         job.admission = job.last_step = -1
         job.to_prefill = 0
         job.finished_at = self._time
-        self._events.finished.append(job)
+        self._finished.append(job)
 
     # -- many iterations
 

@@ -1,7 +1,9 @@
 """Pure: a sequence in an engine, and what happened to some of them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import nan
+from typing import NamedTuple
 
 
 @dataclass(slots=True, eq=False)
@@ -21,10 +23,12 @@ class Job:
     last_step: int = -1  # number of the step that ends it; -1: not decoding
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
-    """What happened since the last call. A job may stand in several lists."""
+class Events(NamedTuple):
+    """What happened since the last call. A job may stand in several of them."""
 
-    first_tokens: list[Job] = field(default_factory=list)
-    finished: list[Job] = field(default_factory=list)
-    preempted: list[Job] = field(default_factory=list)
+    first_tokens: Sequence[Job] = ()
+    finished: Sequence[Job] = ()
+    preempted: Sequence[Job] = ()
+
+
+NOTHING = Events()
