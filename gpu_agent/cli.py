@@ -58,3 +58,34 @@ def watchdog(
     settings = load(config, AgentSettings)
     with logging_to_stderr(logging.DEBUG if debug else logging.INFO):
         run(settings, exit_with_agent)
+
+
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The node's agent.yaml; none: NVIDIA GPUs, watching."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """Say what works on this GPU node, what does not, and how to mend it. Changes nothing."""
+    import json
+    import sys
+
+    from gpu_agent.diagnosis import Level, diagnose
+    from gpu_agent.doctor import examine
+    from joulegate.settings.agent import AgentSettings, NvmlDevice
+    from joulegate.settings.load import load
+
+    settings = (
+        load(config, AgentSettings) if config else AgentSettings(version=1, device=NvmlDevice(kind="nvml"))
+    )
+    findings = diagnose(examine(settings))
+    if as_json:
+        rows = [{"level": f.level.value, "what": f.what, "fix": f.fix} for f in findings]
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    else:
+        for finding in findings:
+            sys.stdout.write(f"{finding.level.value:<8} {finding.what}\n")
+            if finding.fix:
+                sys.stdout.write(f"{'fix:':>8} {finding.fix}\n")
+    return 1 if any(finding.level is Level.FAILURE for finding in findings) else 0

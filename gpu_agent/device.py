@@ -63,6 +63,7 @@ class Inventory:
     clocks: tuple[MegaHertz, ...]  # supported SM clocks, ascending
     cap_range: tuple[Watts, Watts] | None  # lowest and highest power cap; None: the GPU has none
     obstacle: str | None = None  # why its clocks cannot be set, as far as looking can tell
+    persistence: bool | None = None  # whether the driver stays loaded without clients; None: it does not say
 
 
 @dataclass(frozen=True, slots=True)

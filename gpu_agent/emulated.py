@@ -51,7 +51,9 @@ class EmulatedDriver:
 
     def inventory(self) -> tuple[Inventory, ...]:
         return tuple(
-            Inventory(gpu.uuid, i, gpu.name, gpu.pci, gpu.clocks, _cap_range(gpu), _obstacle(gpu))
+            Inventory(
+                gpu.uuid, i, gpu.name, gpu.pci, gpu.clocks, _cap_range(gpu), _obstacle(gpu), gpu.persistence
+            )
             for i, gpu in enumerate(self._opened().gpus)
         )
 

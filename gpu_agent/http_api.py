@@ -1,4 +1,8 @@
-"""Shell: the agent's HTTP face: a plain ASGI app. Messages are in `joulegate.wire`."""
+"""Shell: the agent's HTTP face: a plain ASGI app. Messages are in `joulegate.wire`.
+
+Driver calls are made on the event loop: the driver runs one at a time anyway, and a thread for each would
+cost as much as all the rest. If one hangs, the watchdog ends us. Only opening the driver has a thread.
+"""
 
 import asyncio
 import logging
@@ -59,7 +63,6 @@ class Request:
 
     client: Client
     body: bytes
-    query: dict[str, list[str]]
     received: Seconds
 
     def parse(self, shape: type[M]) -> M:
@@ -114,13 +117,11 @@ class Api:
         client = self._admit(path, headers)
         if (method, path) == ("GET", "/metrics"):
             _require(client, "read")
-            text = await asyncio.to_thread(self._metrics)
-            await _send(send, 200, b"text/plain; version=0.0.4; charset=utf-8", text)
+            await _send(send, 200, b"text/plain; version=0.0.4; charset=utf-8", self._metrics())
             return
-        query = parse_qs(scope["query_string"].decode("latin-1"))
         if (method, path) == ("GET", "/v1/telemetry"):
             _require(client, "read")
-            await self._stream(query, receive, send)
+            await self._stream(_hertz(scope["query_string"]), receive, send)
             return
         route = self._routes.get((method, path))
         if route is None:
@@ -129,7 +130,11 @@ class Api:
         _require(client, needed)
         received = Seconds(time.monotonic())
         body = await _body(headers, receive) if method == "POST" else b""
-        status, message = await asyncio.to_thread(_guarded, answer, Request(client, body, query, received))
+        request = Request(client, body, received)
+        if path == "/v1/release":
+            status, message = await asyncio.to_thread(_guarded, answer, request)
+        else:
+            status, message = _guarded(answer, request)
         await _reply(send, status, message)
 
     def _admit(self, path: str, headers: dict[bytes, bytes]) -> Client:
@@ -185,9 +190,8 @@ class Api:
     def _gpu_list(self, infos: bool = True) -> GpuList:
         return GpuList(node=self._name, infos=self._node.infos() if infos else (), gpus=self._node.states())
 
-    async def _stream(self, query: dict[str, list[str]], receive: Receive, send: Send) -> None:
+    async def _stream(self, hertz: float, receive: Receive, send: Send) -> None:
         """Server-sent events until the client leaves; the GPUs are read only while somebody listens."""
-        hertz = _hertz(query)
         if self._streams >= MAX_STREAMS:
             raise Refusal(429, f"there are {MAX_STREAMS} telemetry streams already")
         self._streams += 1
@@ -195,7 +199,7 @@ class Api:
         try:
             await send(_start(200, b"text/event-stream", [(b"cache-control", b"no-store")]))
             while True:
-                await asyncio.to_thread(self._node.observe, FRESH)
+                self._node.observe(FRESH)
                 event = b"data: " + self._gpu_list(infos=False).model_dump_json().encode() + b"\n\n"
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 done, _ = await asyncio.wait(ends, timeout=1.0 / hertz, return_when=asyncio.FIRST_COMPLETED)
@@ -225,9 +229,9 @@ def _require(client: Client, scope: Scope) -> None:
         raise Refusal(403, f"{client.name} lacks the scope {scope!r}")
 
 
-def _hertz(query: dict[str, list[str]]) -> float:
+def _hertz(query: bytes) -> float:
     try:
-        return min(HERTZ[1], max(HERTZ[0], float(query.get("hz", ["1"])[0])))
+        return min(HERTZ[1], max(HERTZ[0], float(parse_qs(query.decode("latin-1")).get("hz", ["1"])[0])))
     except ValueError as error:
         raise Refusal(400, "hz: not a number") from error
 

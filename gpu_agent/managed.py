@@ -195,6 +195,9 @@ class ManagedGpu:
         ceiling = self.plan.applied
         event = guard.judge(ceiling, reading, self._policy.tolerance)
         before = self.guard.state
+        if event is Event.OBEYS:
+            self.note(event)
+            return
         self.note(event, f"runs at {reading.clock} MHz under a ceiling of {ceiling}; {reading.reasons}")
         if event is not Event.ABOVE:
             return

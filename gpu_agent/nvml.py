@@ -7,7 +7,9 @@ recent GPUs. What a GPU does not offer reads as nothing; clock, power and energy
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pynvml
@@ -28,6 +30,8 @@ from joulegate.units import Joules, MegaHertz, Watts
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Handle = Any  # pynvml has no types; a handle is an opaque pointer
+FIELDS = (pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION)
+SLOW = 1.0  # seconds between two readings of what changes slowly
 
 ERRORS: dict[int, type[DeviceError]] = {
     pynvml.NVML_ERROR_NO_PERMISSION: Denied,
@@ -44,6 +48,13 @@ ERRORS: dict[int, type[DeviceError]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Slow:
+    at: float
+    celsius: float
+    processes: tuple[int, ...]
+
+
 class NvmlDriver:
     """`Driver` over libnvidia-ml.so.1."""
 
@@ -51,9 +62,11 @@ class NvmlDriver:
         self._handles: dict[str, Handle] = {}
         self._inventory: tuple[Inventory, ...] = ()
         self._opened = False
+        self._slow: dict[str, _Slow] = {}
 
     def open(self) -> None:
         self.close()
+        self._slow.clear()
         _call("init", pynvml.nvmlInit)
         self._opened = True
         handles, inventory = {}, []
@@ -81,15 +94,16 @@ class NvmlDriver:
 
     def read(self, uuid: str) -> Reading:
         handle = self._handle(uuid)
+        clock = _call("clock", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM)
+        watts, counter = _power_and_energy(handle)
+        slow = self._slow_reading(uuid, handle)
         return Reading(
-            clock=MegaHertz(
-                _call(f"{uuid}: clock", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM)
-            ),
-            watts=_watts(uuid, handle),
-            counter=_counter(uuid, handle),
-            celsius=_offered(0.0, lambda: float(_call(f"{uuid}: temperature", _temperature, handle))),
-            reasons=_offered((), lambda: reason_names(_call(f"{uuid}: reasons", _reasons, handle))),
-            processes=_offered((), lambda: _processes(uuid, handle)),
+            clock=MegaHertz(clock),
+            watts=watts,
+            counter=counter,
+            celsius=slow.celsius,
+            reasons=_offered((), lambda: reason_names(_call("reasons", _reasons, handle))),
+            processes=slow.processes,
         )
 
     def lock(self, uuid: str, low: MegaHertz, high: MegaHertz) -> None:
@@ -109,6 +123,14 @@ class NvmlDriver:
             self._handle(uuid),
             round(watts * 1000),
         )
+
+    def _slow_reading(self, uuid: str, handle: Handle) -> _Slow:
+        """Temperature and processes, read anew once a second."""
+        now, slow = time.monotonic(), self._slow.get(uuid)
+        if slow is None or now - slow.at >= SLOW:
+            celsius = _offered(0.0, lambda: float(_call("temperature", _temperature, handle)))
+            slow = self._slow[uuid] = _Slow(now, celsius, _offered((), lambda: _processes(handle)))
+        return slow
 
     def _handle(self, uuid: str) -> Handle:
         if not self._opened:
@@ -133,6 +155,9 @@ def _describe(handle: Handle, index: int) -> Inventory:
         clocks=clocks or (MegaHertz(_call("max clock", pynvml.nvmlDeviceGetMaxClockInfo, handle, 1)),),
         cap_range=limits,
         obstacle=_obstacle(uuid, handle, bool(clocks)),
+        persistence=_offered(
+            None, lambda: bool(_call("persistence", pynvml.nvmlDeviceGetPersistenceMode, handle))
+        ),
     )
 
 
@@ -162,20 +187,19 @@ def _obstacle(uuid: str, handle: Handle, lists_clocks: bool) -> str | None:
     return None if lists_clocks else "the driver does not list this GPU's clocks"
 
 
-def _watts(uuid: str, handle: Handle) -> Watts:
-    field = _call(
-        f"{uuid}: power", pynvml.nvmlDeviceGetFieldValues, handle, [pynvml.NVML_FI_DEV_POWER_INSTANT]
-    )[0]
-    if field.nvmlReturn == pynvml.NVML_SUCCESS:
-        return Watts(field.value.uiVal / 1000.0)
-    return Watts(_call(f"{uuid}: power", pynvml.nvmlDeviceGetPowerUsage, handle) / 1000.0)
-
-
-def _counter(uuid: str, handle: Handle) -> Joules | None:
+def _power_and_energy(handle: Handle) -> tuple[Watts, Joules | None]:
+    """One call for both; older drivers want two. No joules: the GPU does not count."""
+    power, energy = _call("power", pynvml.nvmlDeviceGetFieldValues, handle, FIELDS)
+    if power.nvmlReturn == pynvml.NVML_SUCCESS:
+        watts = Watts(power.value.uiVal / 1000.0)
+    else:
+        watts = Watts(_call("power", pynvml.nvmlDeviceGetPowerUsage, handle) / 1000.0)
+    if energy.nvmlReturn == pynvml.NVML_SUCCESS:
+        return watts, Joules(energy.value.ullVal / 1000.0)
     millijoules = _offered(
-        None, lambda: int(_call(f"{uuid}: energy", pynvml.nvmlDeviceGetTotalEnergyConsumption, handle))
+        None, lambda: int(_call("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption, handle))
     )
-    return None if millijoules is None else Joules(millijoules / 1000.0)
+    return watts, None if millijoules is None else Joules(millijoules / 1000.0)
 
 
 def _temperature(handle: Handle) -> int:
@@ -192,8 +216,8 @@ def _reasons(handle: Handle) -> int:
         return int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
 
 
-def _processes(uuid: str, handle: Handle) -> tuple[int, ...]:
-    found = _call(f"{uuid}: processes", pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+def _processes(handle: Handle) -> tuple[int, ...]:
+    found = _call("processes", pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
     return tuple(process.pid for process in found)
 
 

@@ -43,6 +43,7 @@ class Ward:
     """One agent: its socket, its process, and what it has promised."""
 
     pidfd: int
+    pid: int
     connection: socket.socket | None
     deadline: Seconds | None = None
     gpus: frozenset[str] = frozenset()
@@ -125,10 +126,9 @@ class Watchdog:
             connection.close()
             return
         connection.setblocking(False)
-        ward = Ward(fds[0], connection)
+        ward = Ward(fds[0], pid, connection)
         self._wards.append(ward)
         self._selector.register(connection, selectors.EVENT_READ, lambda _: self._drain(ward))
-        self._adopt_at = inf
         self._leave_at = inf
         self._heed(ward, json.loads(packet))
         log.info("agent connected", extra={"pid": pid})
@@ -251,7 +251,11 @@ class Watchdog:
         if pidfd is None:
             self._free(locked)
             return
-        ward = Ward(pidfd, None, gpus=locked)
+        pid = _process_of(pidfd)
+        if any(ward.pid == pid for ward in self._wards):
+            os.close(pidfd)
+            return
+        ward = Ward(pidfd, pid, None, gpus=locked)
         self._wards.append(ward)
         self._kill(ward, "the agent holds clocks and does not connect")
 

@@ -23,7 +23,7 @@ enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, UNKNOWN = 999
 };
-enum { FIELD_POWER_INSTANT = 186, MEMORY_CLOCK = 2619 };
+enum { FIELD_POWER_INSTANT = 186, FIELD_ENERGY = 83, MEMORY_CLOCK = 2619 };
 
 struct header { char magic[8]; uint32_t gpus, block; uint64_t generation; };
 struct spec {
@@ -366,9 +366,17 @@ ret nvmlDeviceGetFieldValues(device gpu, int count, struct field *fields)
     if (code)
         return code;
     for (i = 0; i < count; i++) {
-        fields[i].code = fields[i].id == FIELD_POWER_INSTANT ? SUCCESS : NOT_SUPPORTED;
-        fields[i].type = 1;
-        fields[i].value.ui = (unsigned)(1000.0 * work_of(gpu).watts);
+        uint64_t millijoules = 0;
+        fields[i].code = NOT_SUPPORTED;
+        if (fields[i].id == FIELD_POWER_INSTANT) {
+            fields[i].code = SUCCESS;
+            fields[i].type = 1;
+            fields[i].value.ui = (unsigned)(1000.0 * work_of(gpu).watts);
+        } else if (fields[i].id == FIELD_ENERGY) {
+            fields[i].code = (unsigned)nvmlDeviceGetTotalEnergyConsumption(gpu, &millijoules);
+            fields[i].type = 3;
+            fields[i].value.ull = millijoules;
+        }
     }
     return SUCCESS;
 }

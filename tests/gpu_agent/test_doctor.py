@@ -1,0 +1,106 @@
+"""What the doctor makes of a node."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.agent_host import AgentHost
+from gpu_agent.device import Inventory
+from gpu_agent.diagnosis import Facts, Level, diagnose
+from joulegate.units import MegaHertz, Watts
+
+GPU = Inventory("GPU-0", 0, "H100", "", (MegaHertz(210), MegaHertz(1980)), (Watts(200.0), Watts(700.0)))
+HEALTHY = Facts(
+    driver_problem=None,
+    gpus=(GPU,),
+    allow_writes=True,
+    may_set_clocks=True,
+    may_kill=True,
+    has_pidfd=True,
+    rivals=(),
+    watchdog=None,
+    state_problem=None,
+    left_locked=frozenset(),
+    agent_runs=True,
+)
+
+
+def test_a_healthy_node_has_nothing_to_mend() -> None:
+    assert {finding.level for finding in diagnose(HEALTHY)} == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "words"),
+    [
+        pytest.param(replace(HEALTHY, driver_problem="no library"), Level.FAILURE, "no library", id="driver"),
+        pytest.param(replace(HEALTHY, may_set_clocks=False), Level.FAILURE, "no right", id="rights"),
+        pytest.param(replace(HEALTHY, may_kill=False), Level.FAILURE, "hung agent", id="kill"),
+        pytest.param(replace(HEALTHY, has_pidfd=False), Level.FAILURE, "pidfd", id="kernel"),
+        pytest.param(replace(HEALTHY, watchdog="refused"), Level.FAILURE, "no watchdog", id="watchdog"),
+        pytest.param(replace(HEALTHY, state_problem="full"), Level.FAILURE, "full", id="disk"),
+        pytest.param(
+            replace(HEALTHY, left_locked=frozenset({"GPU-0"}), agent_runs=False),
+            Level.FAILURE,
+            "left locked",
+            id="left-over locks",
+        ),
+        pytest.param(replace(HEALTHY, allow_writes=False), Level.WARNING, "only watches", id="watching"),
+        pytest.param(replace(HEALTHY, rivals=("nvidia-powerd",)), Level.WARNING, "nvidia-powerd", id="rival"),
+        pytest.param(
+            replace(HEALTHY, gpus=(replace(GPU, obstacle="MIG is on"),)), Level.WARNING, "MIG", id="MIG"
+        ),
+        pytest.param(
+            replace(HEALTHY, gpus=(replace(GPU, persistence=False),)), Level.WARNING, "persistence", id="pm"
+        ),
+    ],
+)
+def test_each_trouble_is_named_and_stands_last(facts: Facts, level: Level, words: str) -> None:
+    findings = diagnose(facts)
+    assert findings[-1].level is level
+    assert words in findings[-1].what
+
+
+def run(*options: str) -> tuple[int, list[dict[str, str]]]:
+    result = subprocess.run(
+        [sys.executable, "-m", "joulegate", "doctor", "--json", *options], capture_output=True, check=False
+    )
+    return result.returncode, json.loads(result.stdout)
+
+
+def test_on_a_real_node_before_and_after_the_watchdog_starts(tmp_path: Path) -> None:
+    host = AgentHost(tmp_path / "node", 2, {})
+    options = ("-c", str(host.folder / "agent.yaml"))
+    try:
+        status, before = run(*options)
+        assert status == 1
+        assert any("no watchdog" in finding["what"] and finding["fix"] for finding in before)
+        host.start_watchdog()
+        host.wait_for(lambda: "watchdog ready" in host.logged(), "watchdog")
+        status, after = run(*options)
+        assert not [finding for finding in after if finding["level"] == "failure"]
+        assert status == 0
+        assert host.lock_writes() == 0
+    finally:
+        host.stop()
+
+
+def test_a_rival_is_recognised_by_its_name(tmp_path: Path) -> None:
+    rival = tmp_path / "nvidia-pstated"
+    shutil.copy("/bin/sleep", rival)
+    host = AgentHost(tmp_path / "node", 1, {"allow_writes": False})
+    process = subprocess.Popen([rival, "60"], env=dict(os.environ))
+    try:
+        _, findings = run("-c", str(host.folder / "agent.yaml"))
+    finally:
+        process.kill()
+        process.wait()
+        host.stop()
+    assert [f["fix"] for f in findings if "nvidia-pstated" in f["what"]] == [
+        "systemctl disable --now nvidia-pstated"
+    ]
