@@ -206,9 +206,11 @@ def estimate(member: Member, now: Seconds) -> None:
 
 def _advance(member: Member, flight: Flight, tokens: float, now: Seconds) -> None:
     """`tokens` more came out of `flight`: the laws' book and the energy book say so."""
-    if flight.first_token is None:
-        member.energy.prefilled(flight.id, flight.uncached_tokens)
+    prompt = flight.uncached_tokens if flight.first_token is None else 0
+    if prompt:
+        member.energy.prefilled(flight.id, prompt)
     member.energy.decoded(flight.id, tokens)
+    member.holdback.did(prompt, tokens)
     member.law.book.progress(flight, tokens, now)
 
 

@@ -8,6 +8,7 @@ import orjson
 
 from control.admission import ASSUMED_SLOTS, AdmissionRules
 from control.governor import GovernorRules
+from control.holdback import HoldbackRules
 from control.state import Instance, Limits, LoadBook, PoolRules
 from control.steering import Steering
 from joulegate.engine_profile import EngineProfile, parse_profile
@@ -19,6 +20,7 @@ from predictor.length import HistoryPredictor
 from predictor.length_store import factory
 from predictor.physics import PhysicsModel
 from router.fleet import InstanceStatus
+from router.holdback_meter import HoldbackMeter
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Endpoint, Engine
 from router.speed import Speed
@@ -58,8 +60,9 @@ def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> Pool
 
 
 def _model(settings: settings_of.Gateway, section: settings_of.Model, predictor: HistoryPredictor) -> Model:
+    holdback = HoldbackRules(share=settings.control.holdback_pct / 100.0)
     members = {
-        pool.name: tuple(_member(section.name, pool.name, instance) for instance in pool.instances)
+        pool.name: tuple(_member(section.name, pool.name, instance, holdback) for instance in pool.instances)
         for pool in section.pools
     }
     laws = [member.law for group in members.values() for member in group]
@@ -100,7 +103,7 @@ def _pool(section: settings_of.Pool, members: tuple[Member, ...], steering: Stee
     )
 
 
-def _member(model: str, pool: str, section: settings_of.Instance) -> Member:
+def _member(model: str, pool: str, section: settings_of.Instance, holdback: HoldbackRules) -> Member:
     profile = None if section.profile is None else read_profile(section.profile)
     physics = None if profile is None else PhysicsModel(profile)
     known_slots = section.slots or (profile.engine.max_num_seqs if profile is not None else None)
@@ -121,6 +124,7 @@ def _member(model: str, pool: str, section: settings_of.Instance) -> Member:
         gpus=section.gpus,
         known_slots=known_slots,
         speed=Speed(physics),
+        holdback=HoldbackMeter(section.name, holdback),
     )
 
 

@@ -78,6 +78,9 @@ GAUGES: Mapping[str, Declared] = {
     "joulegate_gpu_clock_target_hertz": Declared(
         "Clock ceiling asked for; 0: the driver's default.", INSTANCE
     ),
+    "joulegate_measured_saving_ratio": Declared(
+        "Energy saved against the blocks held back at default clocks, with its 95 % interval.", ("bound",)
+    ),
     "joulegate_agent_up": Declared("1 if the node's agent answers.", ("agent",)),
     "joulegate_store_up": Declared("1 if the shared store answers, or none is needed."),
     "joulegate_config_last_reload_successful": Declared("1 if the last reload was taken over."),
@@ -151,6 +154,10 @@ class GatewayCollector(Collector):
             yield "joulegate_agent_up", (name,), float(agent.view.up)
             for uuid, gpu in agent.view.gpus.items():
                 yield "joulegate_gpu_clock_hertz", (name, uuid), gpu.clock_mhz * 1e6
+        saving = self._tally.saving
+        if saving is not None:
+            for bound, value in (("estimate", saving.ratio), ("low", saving.low), ("high", saving.high)):
+                yield "joulegate_measured_saving_ratio", (bound,), value
         condition = self._condition
         yield "joulegate_store_up", (), float(condition.store_up)
         yield "joulegate_config_last_reload_successful", (), float(condition.reload_successful)

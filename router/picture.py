@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from control.holdback import MeasuredSaving
 from joulegate.units import Seconds
 from router.accounts import attainment
 from router.agent_view import AgentView
@@ -33,6 +34,7 @@ def energy_picture(fleet: Fleet, tally: Tally) -> Json:
         "joules_attributed": sum(member.energy.attributed_joules for member in members),
         "joules_idle": sum(member.energy.idle_joules for member in members),
         "joules_at_max_clock_estimated": baseline,
+        "saved_pct_measured": _saving(tally.saving),
         "saved_pct_estimated": 100.0 * (1.0 - measured / baseline) if baseline > 0 else None,
         "pools": [
             {"model": model.name, "pool": pool.name, "joules_attributed": pool.tally.joules}
@@ -42,6 +44,17 @@ def energy_picture(fleet: Fleet, tally: Tally) -> Json:
         "carbon_g": footprint.grams if footprint.intensity is not None else None,
         "cost": footprint.cost if footprint.price_per_kwh is not None else None,
         "currency": footprint.currency if footprint.price_per_kwh is not None else None,
+    }
+
+
+def _saving(found: MeasuredSaving | None) -> Json | None:
+    if found is None:
+        return None
+    return {
+        "estimate": 100.0 * found.ratio,
+        "interval_95": [100.0 * found.low, 100.0 * found.high],
+        "blocks_held_back": found.blocks_held,
+        "blocks_governed": found.blocks_governed,
     }
 
 

@@ -16,6 +16,7 @@ from joulegate.domain import Batch, Cuts, LengthPrediction, LengthPredictor, Len
 from joulegate.units import MegaHertz, Seconds
 from router.energy import EnergyBook
 from router.fleet import InstanceStatus
+from router.holdback_meter import HoldbackMeter
 from router.ports import Endpoint
 from router.speed import Speed
 from router.tally import InstanceTally, PoolTally
@@ -37,6 +38,7 @@ class Member:
     gpus: tuple[str, ...]
     known_slots: int | None
     speed: Speed
+    holdback: HoldbackMeter
     decision: Decision | None = None
     acts: bool = False  # its clocks are ours to set: its pool acts, and it obeys
     target: MegaHertz | None = None  # ceiling last asked for

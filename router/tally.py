@@ -6,6 +6,7 @@ Adding to a list costs a tenth of prometheus_client's locked counters, and the p
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from control.holdback import MeasuredSaving
 from router.footprint import Footprint
 
 LATENCY_BOUNDS = (
@@ -111,6 +112,7 @@ class Tally:
     overhead: Histogram = field(default_factory=lambda: Histogram(OVERHEAD_BOUNDS))
     lease_expirations: int = 0
     footprint: Footprint = field(default_factory=Footprint)
+    saving: MeasuredSaving | None = None  # by the holdback, as of the last minute
     key_joules: dict[str, float] = field(default_factory=dict)  # attributed, by API key
     refusals: dict[str, int] = field(default_factory=dict)  # errors no instance had a part in, by code
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from control.admission import learned_slots
+from control.holdback import measure
 from control.state import Gauges
 from joulegate.units import Joules, MegaHertz, Seconds
 from joulegate.wire import GpuState
@@ -22,6 +23,8 @@ from router.tally import Tally
 
 WORK = 0.002  # seconds of work between two yields
 LESSONS = 20  # predictor updates between two yields: each takes up to 100 us
+MEASURE_EVERY = 60.0  # seconds between two measures of the saving by holdback
+HELD = "holdback"  # reason of a block at default clocks, by lot
 GAUGES_FRESH = 3.0  # seconds; older gauges say nothing
 
 
@@ -51,6 +54,7 @@ class ControlTick:
         self._wall = wall
         self._stepped_up = asyncio.Event()
         self._yielded = 0.0
+        self._measured = 0.0
 
     def wake(self) -> None:
         """Load stepped up: tick now."""
@@ -75,6 +79,10 @@ class ControlTick:
         self._gate.changed(Seconds(self._clock()))
         while self._accounts.teach(LESSONS):
             await self._breathe()
+        if self._clock() - self._measured >= MEASURE_EVERY:
+            self._measured = self._clock()
+            blocks = [block for _, _, member in self._fleet.members() for block in member.holdback.blocks]
+            self._tally.saving = await asyncio.to_thread(measure, blocks)
 
     def _observe(self, member: Member, node: Node | None, now: Seconds) -> None:
         """Bring what the laws read of an instance up to date."""
@@ -96,12 +104,13 @@ class ControlTick:
             infos = [view.infos[gpu] for gpu in member.gpus if gpu in view.infos]
             member.speed.knows_clocks([MegaHertz(c) for info in infos[:1] for c in info.clocks_mhz])
             law.telemetry_at = view.seen
-            self._meter(member, [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus])
+            joules = self._meter(member, [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus])
+            member.holdback.tick(joules, member.acts, Seconds(self._wall()))
         else:
             unmetered(member)
         member.speed.tick(law, now)
 
-    def _meter(self, member: Member, gpus: list[GpuState]) -> None:
+    def _meter(self, member: Member, gpus: list[GpuState]) -> Joules:
         """Joules since last seen: whose they are, and what the same work would have cost at maximum clock."""
         total = 0.0
         for gpu in gpus:
@@ -117,19 +126,21 @@ class ControlTick:
             member.tally.baseline_joules += total * _dearer_at_max(member)
             metered(member, Joules(total), self._tally)
             self._tally.footprint.add(Joules(total), self._wall())
+        return Joules(total)
 
     def _choose(self, model: Model, pool: Pool, member: Member, now: Seconds) -> bool:
         """Ask the laws for a clock, and remember why. True if the target changed."""
         decision = model.steering.tick(member.law, now)
         before = member.decision
         member.decision = decision
-        name = decision.reason.value
+        held = member.holdback.held and member.acts
+        name = HELD if held else decision.reason.value
         member.tally.decisions[name] = member.tally.decisions.get(name, 0) + 1
         if before is None or (before.clock, before.reason) != (decision.clock, decision.reason):
             self._fleet.decisions.append(decision)
         member.acts = pool.acts and not member.distrusted
         wanted = pool.static_clock if pool.mode == "static" else decision.clock
-        target = wanted if member.acts else None
+        target = wanted if member.acts and not held else None
         if target == member.target:
             return False
         member.tally.clock_changes += 1

@@ -8,6 +8,7 @@ import pytest
 
 from control.admission import AdmissionRules
 from control.governor import GovernorRules
+from control.holdback import HoldbackRules
 from control.state import Instance, Limits, LoadBook, PoolRules
 from control.steering import Steering
 from joulegate.domain import Cuts, LengthQuery, Objectives, RequestType, Size
@@ -17,6 +18,7 @@ from router.accounts import Accounts
 from router.errors import GatewayBusy, GatewayError, NoSuchModel, PoolDown, RateLimited, Shed
 from router.fleet import Health, InstanceStatus
 from router.gate import FleetGate
+from router.holdback_meter import HoldbackMeter
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Caller, Ending, Endpoint, Engine, RelayRequest, Report
 from router.rate_limits import KeyLimits, RateLimits
@@ -74,7 +76,7 @@ class House:
 def _member(name: str, slots: int) -> Member:
     law = Instance(name, "all", LoadBook(), Limits(), None, slots=slots)
     status = InstanceStatus(Endpoint(name, "all", Engine.VLLM, "127.0.0.1", 1), Health.UP)
-    return Member("m", law, status, None, (), slots, Speed(None))
+    return Member("m", law, status, None, (), slots, Speed(None), HoldbackMeter(name, HoldbackRules(0.0)))
 
 
 OK = Report(Ending.OK, 200, prompt_tokens=100, completion_tokens=7, events=7)
