@@ -87,6 +87,21 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     assert not HEAVY & {name.partition(".")[0] for name in modules.split()}
 
 
+def test_every_command_explains_itself_and_loads_nothing_heavy_to_do_so() -> None:
+    code = dedent("""
+        import sys
+        from joulegate.cli import run, COMMANDS
+        for words in COMMANDS:
+            assert run([*words.split(), '--help'], COMMANDS) == 0, words
+        print(*sys.modules)
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stdout.rpartition("Options:")[2].split()}
+    # `config` declares models, `profile` is one module with its client
+    assert not loaded & HEAVY - {"typer", "pydantic", "ruamel", "httpx"}
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"], COMMANDS) == 0
     assert capsys.readouterr().out == f"joulegate {__version__}\n"
