@@ -14,23 +14,24 @@ A request that cannot be answered in time even at maximum clock is *lost*: it ge
 would let it starve. A full pool's requests spill to pools at least as large in both dimensions, never to
 smaller ones (papers §1.7).
 
-`assign(pools, instances, ...)` is one pass: it grants and refuses until nothing more fits, changes the
-books for each grant (so that the next pick sees it), and returns everything it did. Every event re-runs it:
-arrival, first token, completion, cancel, tick. Within one deadline order tenants share by `weight`: the one
-with the least work in flight goes first among requests due within the same `fairness` seconds.
+`assign` is one pass: it grants and refuses until nothing more fits, changes the books for each grant (so that the
+next pick sees it), and returns everything it did. Every event re-runs it: arrival, first token, completion, cancel,
+tick. Of requests due within the same `fairness` seconds, the tenant that was granted the least lately goes first.
 """
 
 from bisect import insort
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from control.arrivals import Smoothed
 from control.pick import Rng, pick
 from control.projection import Load, Pace
 from control.state import Flight, Instance, PoolRules
 from joulegate.units import Seconds
 
 ASSUMED_SLOTS = 16
+MAX_TENANTS = 1000
+TENANT_MEMORY = Seconds(60.0)
 NEVER = 1e12  # seconds: a deadline that nothing reaches
 
 
@@ -75,7 +76,7 @@ class PoolQueue:
     rules: PoolRules
     waiting: list[tuple[tuple[float, float], int, Flight]] = field(default_factory=list)  # in order
     tokens: float = 0.0  # uncached prompt tokens queued
-    tenants: Counter[str] = field(default_factory=Counter)  # tokens in flight or promised by tenant
+    tenants: dict[str, Smoothed] = field(default_factory=dict)  # prompt tokens granted lately
     _serial: int = 0
 
     def __len__(self) -> int:
@@ -116,8 +117,21 @@ class PoolQueue:
         return flight
 
     def _key(self, flight: Flight, due: float, admission: AdmissionRules) -> tuple[float, float]:
-        """Deadlines in slots of `fairness`; within one, the tenant with the least work in flight first."""
-        return min(due, NEVER) // admission.fairness, float(self.tenants[flight.tenant])
+        """Deadlines in slots of `fairness`; within one, the tenant granted the least lately first."""
+        return min(due, NEVER) // admission.fairness, self.worked(flight)
+
+    def granted(self, flight: Flight, now: Seconds) -> None:
+        """Remember whose work is done; a tenant long unseen is forgotten first."""
+        tokens = self.tenants.pop(flight.tenant, None) or Smoothed(TENANT_MEMORY)
+        tokens.add(flight.uncached_tokens, now)
+        self.tenants[flight.tenant] = tokens
+        if len(self.tenants) > MAX_TENANTS:
+            del self.tenants[next(iter(self.tenants))]
+
+    def worked(self, flight: Flight) -> float:
+        """Prompt tokens that this request's tenant was granted lately."""
+        tokens = self.tenants.get(flight.tenant)
+        return tokens.total(flight.arrived) if tokens is not None else 0.0
 
 
 def assign(
@@ -154,7 +168,7 @@ def _grant(
             chosen = pick(flight, open_, rng, share) if open_ else None
             if chosen is not None:
                 queue.pop()
-                queue.tenants[flight.tenant] += flight.uncached_tokens
+                queue.granted(flight, now)
                 chosen.instance.book.send(flight, now)
                 grants.append(Grant(flight, chosen.instance, chosen.reason))
                 break

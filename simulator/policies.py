@@ -7,12 +7,14 @@ laws, predicted lengths, prices learned on the other half `joulegate-slowdown`  
 `oracle`       the product's laws with true lengths, prices learned on the very half that is scored
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from control.admission import AdmissionRules
 from control.governor import GovernorRules
+from control.pick import Rng
 from joulegate.domain import Objectives
 from joulegate.units import Seconds
 from predictor.length import HistoryPredictor
@@ -59,8 +61,14 @@ def _steered(name: str, case: Case, terms: Terms) -> Run:
     knowledge = Knowledge(HistoryPredictor(setup.cuts))
     learn = case.score if name == "oracle" else case.learn
     if name != "throttllem":
-        Cluster(steered, laws, knowledge, random.Random(case.seed).randrange).run(learn)
-    return Cluster(steered, laws, knowledge, random.Random(case.seed).randrange).run(case.score)
+        Cluster(steered, laws, knowledge, _draws(case.seed)).run(learn)
+    return Cluster(steered, laws, knowledge, _draws(case.seed)).run(case.score)
+
+
+def _draws(seed: int) -> Rng:
+    """Integers below n, the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    return lambda n: int(generator.integers(n))
 
 
 def _laws(name: str, setup: Setup) -> Laws:

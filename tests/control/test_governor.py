@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.governor import GovernorRules, Memory, Outlook, Reason, choose
@@ -66,6 +66,7 @@ contexts = st.lists(st.integers(1, 4000), max_size=120)
 prompts = st.lists(st.integers(1, 6000), max_size=6)
 
 
+@settings(deadline=None)
 @given(contexts, prompts, st.floats(0.0, 0.3))
 def test_every_decision_is_a_supported_clock_and_carries_its_reason(
     decoding: list[int], waiting: list[int], waited: float
@@ -76,6 +77,7 @@ def test_every_decision_is_a_supported_clock_and_carries_its_reason(
     assert decision.sentence
 
 
+@settings(deadline=None)
 @given(contexts, prompts, st.integers(1, 3000), st.booleans())
 def test_more_prompts_never_give_a_lower_clock(
     decoding: list[int], waiting: list[int], more: int, slowed: bool
@@ -85,11 +87,13 @@ def test_more_prompts_never_give_a_lower_clock(
     assert clock(instance(decoding, [*waiting, more]), objectives) >= before
 
 
+@settings(deadline=None)
 @given(contexts, prompts, st.integers(1, 3000))
 def test_more_sequences_never_give_a_lower_clock(decoding: list[int], waiting: list[int], more: int) -> None:
     assert clock(instance([*decoding, more], waiting)) >= clock(instance(decoding, waiting))
 
 
+@settings(deadline=None)
 @given(contexts, prompts, st.floats(0.0, 0.2), st.floats(0.0, 0.2))
 def test_the_longer_prompts_waited_the_higher_the_clock(
     decoding: list[int], waiting: list[int], waited: float, longer: float
@@ -98,12 +102,14 @@ def test_the_longer_prompts_waited_the_higher_the_clock(
     assert clock(instance(decoding, waiting, waited + longer)) >= early
 
 
+@settings(deadline=None)
 @given(contexts, prompts)
 def test_the_floor_of_the_load_is_respected(decoding: list[int], waiting: list[int]) -> None:
     floor = MODEL.clocks[40]
     assert clock(instance(decoding, waiting), outlook=Outlook(floor=floor)) >= floor
 
 
+@settings(deadline=None)
 @given(contexts)
 def test_a_step_is_within_tpot_or_the_clock_is_at_its_maximum(decoding: list[int]) -> None:
     decision, _ = choose(instance(decoding), Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
@@ -111,6 +117,7 @@ def test_a_step_is_within_tpot_or_the_clock_is_at_its_maximum(decoding: list[int
     assert decision.tpot <= PLAIN.tpot or decision.clock == MAX
 
 
+@settings(deadline=None)
 @given(contexts.filter(bool))
 def test_a_step_is_within_the_slowdown_allowed(decoding: list[int]) -> None:
     made = instance(decoding)
@@ -121,6 +128,7 @@ def test_a_step_is_within_the_slowdown_allowed(decoding: list[int]) -> None:
     assert decision.tpot <= 1.2 * at_max.tpot + 1e-9
 
 
+@settings(deadline=None)
 @given(st.sampled_from(MODEL.clocks), prompts.filter(bool))
 def test_raising_is_never_delayed(held: MegaHertz, waiting: list[int]) -> None:
     """Whatever was decided a moment ago, what the laws ask for now is there at once."""
@@ -132,6 +140,7 @@ def test_raising_is_never_delayed(held: MegaHertz, waiting: list[int]) -> None:
     assert decision.clock >= wanted
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 0.6), st.sampled_from(MODEL.clocks)), min_size=2, max_size=40))
 def test_lowering_waits_for_the_dwell_and_comes_at_most_once_a_second(
     steps: list[tuple[float, MegaHertz]],
