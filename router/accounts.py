@@ -124,7 +124,6 @@ class Accounts:
 
     def _measured(self, trip: Trip, report: Report, now: Seconds) -> None:
         flight, tally = trip.flight, trip.pool.tally
-        failed = report.ending not in (Ending.OK, Ending.CLIENT_ERROR, Ending.CLIENT_LEFT)
         output = report.completion_tokens
         ttft = None if report.first_output is None else report.first_output - flight.arrived
         tpot = None
@@ -139,16 +138,31 @@ class Accounts:
                 self._tally.predicted("ttft", record.predicted_ttft, ttft)
             if tpot is not None and record.predicted_tpot is not None:
                 self._tally.predicted("tpot", record.predicted_tpot, tpot)
-        if failed:
-            tally.objective("ttft", False)
-            tally.objective("tpot", False)
-        elif report.ending is Ending.OK:
-            if ttft is not None:
-                tally.objective("ttft", ttft <= self._ttft_of(trip, report))
-            if tpot is not None:
-                tally.objective("tpot", tpot <= flight.tpot)
-            if flight.e2e is not None:
-                tally.objective("e2e", now - flight.arrived <= flight.e2e)
+        verdicts = self._verdicts(trip, report, ttft, tpot, now)
+        for name, met in verdicts.items():
+            tally.objective(name, met)
+        if report.ending is Ending.OK and verdicts and trip.record is not None:
+            governed = trip.pool.acts and trip.record.clock is not None
+            if trip.pool.burn.add(all(verdicts.values()), governed, now):
+                trip.pool.resting = True
+
+    def _verdicts(
+        self, trip: Trip, report: Report, ttft: float | None, tpot: float | None, now: Seconds
+    ) -> dict[str, bool]:
+        """Which objectives applied, and whether they were met. A request that failed missed them."""
+        if report.ending in (Ending.CLIENT_ERROR, Ending.CLIENT_LEFT):
+            return {}
+        if report.ending is not Ending.OK:
+            return {"ttft": False, "tpot": False}
+        flight = trip.flight
+        found: dict[str, bool] = {}
+        if ttft is not None:
+            found["ttft"] = ttft <= self._ttft_of(trip, report)
+        if tpot is not None:
+            found["tpot"] = tpot <= flight.tpot
+        if flight.e2e is not None:
+            found["e2e"] = now - flight.arrived <= flight.e2e
+        return found
 
     def _ttft_of(self, trip: Trip, report: Report) -> float:
         """The objective that counts: that of the true input size, or what the request itself asked for."""

@@ -128,7 +128,7 @@ def _pool(pool: Pool, agents: Mapping[str, AgentView], now: Seconds) -> Json:
     return {
         "name": pool.name,
         "mode": pool.mode,
-        "paused": pool.paused,
+        "paused": pool.paused or ("objectives were missed at lower clocks" if pool.resting else ""),
         "types": sorted(kind.name for kind in pool.rules.types),
         "queued": len(pool.queue),
         "running": sum(member.open for member in pool.members),

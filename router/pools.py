@@ -14,6 +14,7 @@ from control.state import Flight, Instance, PoolRules
 from control.steering import Steering
 from joulegate.domain import Batch, Cuts, LengthPrediction, LengthPredictor, LengthQuery
 from joulegate.units import MegaHertz, Seconds
+from router.burn import Burn
 from router.energy import EnergyBook
 from router.fleet import InstanceStatus
 from router.holdback_meter import HoldbackMeter
@@ -105,6 +106,9 @@ class Pool:
     tally: PoolTally = field(default_factory=PoolTally)
     paused: str = ""  # why clocks are left at default: an operator's pause, or objectives burning
     retries: float = 3.0  # retries it may spend now
+    burn: Burn = field(default_factory=Burn)
+    said_resting: bool = False  # what the log was told last
+    resting: bool = False  # control costs objectives here: clocks stay at default for a while
 
     @property
     def name(self) -> str:
@@ -113,7 +117,7 @@ class Pool:
     @property
     def acts(self) -> bool:
         """Whether clocks are set here."""
-        return self.mode in ("static", "enforce") and not self.paused
+        return self.mode in ("static", "enforce") and not self.paused and not self.resting
 
 
 @dataclass(slots=True, eq=False)

@@ -6,6 +6,7 @@ request's bytes never wait for control.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from router.tally import Tally
 WORK = 0.002  # seconds of work between two yields
 LESSONS = 20  # predictor updates between two yields: each takes up to 100 us
 MEASURE_EVERY = 60.0  # seconds between two measures of the saving by holdback
+log = logging.getLogger(__name__)
 HELD = "holdback"  # reason of a block at default clocks, by lot
 GAUGES_FRESH = 3.0  # seconds; older gauges say nothing
 
@@ -70,6 +72,8 @@ class ControlTick:
     async def tick(self) -> None:
         """One step for the whole fleet."""
         self._yielded = self._clock()
+        for _, pool in self._fleet.pools():
+            self._rest(pool, Seconds(self._clock()))
         for model, pool, member in self._fleet.members():
             node = self._nodes.get(member.agent or "")
             self._observe(member, node, Seconds(self._clock()))
@@ -109,6 +113,13 @@ class ControlTick:
         else:
             unmetered(member)
         member.speed.tick(law, now)
+
+    def _rest(self, pool: Pool, now: Seconds) -> None:
+        """A pool whose objectives burn is left alone for a while, then governed again."""
+        if pool.resting != pool.said_resting:
+            log.warning("control rests", extra={"pool": pool.name, "rests": pool.resting})
+        pool.said_resting = pool.resting
+        pool.resting = pool.burn.rests(now)
 
     def _meter(self, member: Member, gpus: list[GpuState]) -> Joules:
         """Joules since last seen: whose they are, and what the same work would have cost at maximum clock."""
