@@ -14,9 +14,10 @@ A request that cannot be answered in time even at maximum clock is *lost*: it ge
 would let it starve. A full pool's requests spill to pools at least as large in both dimensions, never to
 smaller ones (papers §1.7).
 
-`assign` is one pass: it grants and refuses until nothing more fits, changes the books for each grant (so that the
-next pick sees it), and returns everything it did. Every event re-runs it: arrival, first token, completion, cancel,
-tick. Of requests due within the same `fairness` seconds, the tenant that was granted the least lately goes first.
+`assign` is one pass: it grants and refuses until nothing more fits, changes the books for each grant (so
+that the next pick sees it), and returns everything it did. Every event re-runs it: arrival, first token,
+completion, cancel, tick. Of requests due within the same `fairness` seconds, the tenant that was granted
+the least lately goes first.
 """
 
 from bisect import insort

@@ -36,7 +36,7 @@ class PriceRules:
     attainment: float = 0.002  # share of requests that may miss beyond the twin's misses
     grace: float = 1.15
     slowdown_gain: float = 0.005
-    slowdown_margin: float = 0.03
+    slowdown_margin: float = 0.02
     lowest: float = 0.03  # of the starting price: below it batches grow until bursts cost more than was saved
     highest: float = 10.0  # misses come in bursts; a price beyond this is maximum clock for most loads
     highest_slowdown: float = 1e4
