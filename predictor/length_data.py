@@ -143,7 +143,17 @@ def _arrival(line: dict[str, str], path: Path, offset: int, place: int, tenant_k
         parent=offset + row + 1 if row >= 0 else 0,
         turn=offset + place + 1,
     )
-    return Sample(query, int(float(line["output_tokens"])))
+    return Sample(query, int(float(line["output_tokens"])), float(line["timestamp_s"]))
+
+
+def read_arrivals(path: Path) -> tuple[list[float], list[int], list[int]]:
+    """(seconds, input tokens, output tokens) of a trace, by time."""
+    (samples,) = read_traces([path], None).values()
+    return (
+        [sample.at for sample in samples],
+        [sample.query.input_tokens for sample in samples],
+        [sample.output_tokens for sample in samples],
+    )
 
 
 def _records(path: Path) -> Iterator[dict[str, str]]:

@@ -21,6 +21,7 @@ class Sample:
 
     query: LengthQuery
     output_tokens: int
+    at: float = 0.0  # seconds, in a trace
 
 
 @dataclass(frozen=True, slots=True)
