@@ -1,10 +1,13 @@
 """A fleet with its agent, watchdog and gateway, and what a test asks of it."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import httpx
+from ruamel.yaml import YAML
 
 from gpu_agent.plant import Plant
 from joulegate.shipped import shipped
@@ -16,9 +19,12 @@ from simulator.demo_site import Side, free_ports
 class Site:
     """A side of the demo with what a test asks of it."""
 
-    def __init__(self, folder: Path, mode: str) -> None:
+    def __init__(self, folder: Path, mode: str, redis_url: str | None = None) -> None:
         self.side = Side("e2e", mode, folder, shipped(PROFILE), free_ports(7))
         self.side.write()
+        self.redis_url = redis_url
+        if redis_url is not None:
+            self._replica(folder / "gateway.yaml", "one", self.side.ports[-1])
         try:
             asyncio.run(self.side.start())
         except BaseException:
@@ -26,6 +32,29 @@ class Site:
             raise
         self.plant = Plant.open(folder / "node.plant")
         self.http = httpx.Client(base_url=self.side.url, timeout=10.0)
+
+    def second_gateway(self) -> tuple[subprocess.Popen[bytes], str]:
+        """Another replica over the same Redis: its process and its URL."""
+        port = free_ports(1)[0]
+        path = self.side.folder / "second.yaml"
+        path.write_text((self.side.folder / "gateway.yaml").read_text())
+        self._replica(path, "two", port)
+        log = (self.side.folder / "second.log").open("wb")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "joulegate", "serve", "-c", str(path)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        log.close()
+        self.side.processes["second"] = process
+        return process, f"http://127.0.0.1:{port}"
+
+    def _replica(self, path: Path, name: str, port: int) -> None:
+        yaml = YAML()
+        document = yaml.load(path.read_text())
+        document |= {"name": name, "listen": {"port": port}, "store": {"redis_url": self.redis_url}}
+        with path.open("w") as file:
+            yaml.dump(document, file)
 
     def ceilings(self) -> list[MegaHertz]:
         """What every GPU may clock to now, as the driver would have it."""
