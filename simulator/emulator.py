@@ -26,6 +26,7 @@ from simulator.emulator_tgi import TgiApp
 from simulator.emulator_vllm import VllmApp, VllmSettings
 from simulator.histogram import Histogram
 from simulator.perturb import perturbed
+from simulator.real_time import go_first
 
 KEEP_ALIVE = 5.0  # seconds, as vLLM and TGI
 
@@ -39,6 +40,7 @@ class Instance:
 
 def emulate(fleet: Fleet, ready: Callable[[bytes], None]) -> None:
     """Serve until SIGINT or SIGTERM. `ready` gets one JSON object once every port listens."""
+    go_first()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(fleet, ready))
 

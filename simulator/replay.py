@@ -15,6 +15,7 @@ from joulegate.errors import UserError
 from joulegate.units import Seconds
 from simulator.loadgen import Sender, Target, finish, play
 from simulator.loadgen_http import fetch
+from simulator.real_time import go_first
 from simulator.replay_report import Engine, summary
 from simulator.trace_file import Arrival, Window, read_trace
 
@@ -44,6 +45,7 @@ def replay(request: Replay, say: Callable[[str], None]) -> dict[str, object]:
     if not arrivals:
         raise UserError("no request of the trace is in that window", "look at --from and --duration")
     _allow_many_sockets()
+    go_first()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_replay(request, arrivals, say))
 
