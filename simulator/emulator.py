@@ -40,7 +40,6 @@ class Instance:
 
 def emulate(fleet: Fleet, ready: Callable[[bytes], None]) -> None:
     """Serve until SIGINT or SIGTERM. `ready` gets one JSON object once every port listens."""
-    go_first()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(fleet, ready))
 
@@ -71,6 +70,7 @@ async def _serve(fleet: Fleet, ready: Callable[[bytes], None]) -> None:
     servers = [await _listen(loop, fleet.host, instance) for instance in instances]
     gc.collect()
     gc.freeze()  # what lives as long as the process is not looked at again: no long pauses between tokens
+    go_first()
     ready(orjson.dumps(_readiness(fleet)))
     await stopped.wait()
     for server in servers:
