@@ -74,7 +74,6 @@ def understand(
         session=session.decode("latin-1"),
         method=method,
         engine=Engine.TGI if route in TGI_ONLY else None,
-        conversation=parsed.conversation,
     )
     return Call(request, parsed, dialect_of(route), query, headers, body)
 

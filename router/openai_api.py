@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import orjson
 
@@ -47,7 +47,6 @@ class Parsed:
     query: LengthQuery
     stream: bool = False
     input_chars: int = 0
-    conversation: int = 0  # of all messages: what the next turn will name as its parent
     options: Json | None = None  # stream_options, when given
     has_options: bool = False
 
@@ -60,15 +59,18 @@ class _Text:
     tokens: int = 0  # of prompts given as token ids
     system: int = 0
     parent: int = 0
-    whole: int = 0
+    whole: int = 0  # of all messages so far
     prompts: int = 1
     last: str = ""
-    _turns: list[str] = field(default_factory=list)
+
+    @property
+    def turn(self) -> int:
+        return (self.chars << 32) | self.whole if self.whole else 0
 
     def add(self, role: str, text: str) -> None:
-        self.chars += len(text)
         if role == "assistant":
-            self.parent = self.whole
+            self.parent = self.turn
+        self.chars += len(text)
         ends = f"{role}:{len(text)}:{text[:256]}{text[-256:]}"
         self.whole = zlib.crc32(ends.encode("utf-8", "surrogatepass"), self.whole)
         if role in ("system", "developer"):
@@ -103,10 +105,10 @@ def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) ->
             stop=bool(limits.get("stop") or limits.get("stop_sequences")),
             text_head=text.last[:HEAD_CHARS],
             text_tail=text.last[-TAIL_CHARS:],
+            turn=text.turn,
         ),
         stream=found.get("stream") is True or route == "/generate_stream",
         input_chars=text.chars,
-        conversation=(text.chars << 32) | text.whole if text.whole else 0,
         options=options if isinstance(options, dict) else None,
         has_options="stream_options" in found,
     )

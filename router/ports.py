@@ -65,7 +65,6 @@ class RelayRequest:
     session: str = ""
     method: str = "POST"
     engine: Engine | None = None  # only an instance of this engine will do (TGI's own routes)
-    conversation: int = 0  # of all its messages: what the next turn names in query.parent; 0: unknown
 
 
 class Ending(Enum):

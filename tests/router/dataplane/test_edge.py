@@ -65,7 +65,7 @@ TE = b"transfer-encoding: chunked"
         pytest.param(400, line(POST, HOST, b"content-length: +2", body=b"{}"), id="signed CL"),
         pytest.param(400, line(POST, HOST, b"content-length: 0x2", body=b"{}"), id="hex CL"),
         pytest.param(400, line(POST, HOST, b"content_length: 2", body=b"{}"), id="content_length"),
-        pytest.param(400, line(POST, HOST, b"transfer_encoding: chunked", body=CHUNKED), id="transfer_encoding"),
+        pytest.param(400, line(POST, HOST, b"transfer_encoding: chunked", body=CHUNKED), id="TE alias"),
         pytest.param(400, line(b"POST / HTTP/1.0", HOST, TE, body=CHUNKED), id="chunks in 1.0"),
         pytest.param(400, line(POST, HOST, b"a b: c"), id="space in a name"),
         pytest.param(400, line(POST, HOST, b"a : c"), id="space before the colon"),

@@ -1,0 +1,232 @@
+"""What routing reads in a body, and the one edit made to it."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.openai_api import (
+    asks_usage,
+    fingerprint,
+    may_inject,
+    model_list,
+    parse,
+    value_spans,
+    with_usage,
+)
+from router.ports import ModelCard
+
+CHAT = "/v1/chat/completions"
+JSON = b"application/json"
+
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(["model", "messages", "stream_options", "stream", "x", 'a"b', "{", "}", "\\"])
+options = st.none() | st.fixed_dictionaries({}, optional={"include_usage": st.booleans(), "x": values})
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> dict[str, Any]:
+    body = draw(st.dictionaries(keys, values, max_size=5))
+    body.pop("stream_options", None)
+    body["stream"] = True
+    if draw(st.booleans()):
+        body["stream_options"] = draw(options)
+    order = draw(st.permutations(list(body)))
+    return {key: body[key] for key in order}
+
+
+@given(bodies(), st.sampled_from([None, 1]), st.booleans())
+def test_asking_for_usage_changes_that_and_nothing_else(
+    body: dict[str, Any], indent: int | None, ascii_only: bool
+) -> None:
+    sent = json.dumps(body, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    parsed = parse(CHAT, sent, JSON, "")
+    if not may_inject(parsed):
+        assert asks_usage(parsed) or not parsed.stream
+        return
+    pieces = with_usage(sent, parsed)
+    assert pieces is not None
+    edited = json.loads(b"".join(pieces))
+    assert edited.pop("stream_options") == {**(body.get("stream_options") or {}), "include_usage": True}
+    body.pop("stream_options", None)
+    assert edited == body
+
+
+def test_bytes_that_are_not_understood_stay_as_they_were() -> None:
+    sent = b' {"a":1e400, "b":1.0, "a":2,"stream" : true,\n"c":"\\u00e9\\ud800"}'
+    pieces = with_usage(sent, parse(CHAT, sent, JSON, ""))
+    assert pieces is not None
+    assert b"".join(pieces) == b' {"stream_options":{"include_usage":true},' + sent[2:]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'{"stream":true,"stream_options":{},"stream_options":{}}',
+        b'{"stream":true,"stream\\u005foptions":{}}',
+    ],
+)
+def test_what_cannot_be_edited_safely_is_not(sent: bytes) -> None:
+    parsed = parse(CHAT, sent, JSON, "")
+    assert may_inject(parsed)
+    assert with_usage(sent, parsed) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "asked"),
+    [
+        (b'{"stream":true}', True),
+        (b'{"stream":true,"stream_options":null}', True),
+        (b'{"stream":true,"stream_options":{"include_usage":false}}', True),
+        (b'{"stream":true,"stream_options":{"include_usage":true}}', False),
+        (b'{"stream":true,"stream_options":{"continuous_usage_stats":true}}', False),
+        (b'{"stream":false}', False),
+        (b'{"stream":"true"}', False),
+        (b"{}", False),
+        (b"", False),
+        (b"[1]", False),
+        (b'{"stream":true', False),
+    ],
+)
+def test_usage_is_asked_for_only_where_it_changes_nothing_else(sent: bytes, asked: bool) -> None:
+    assert may_inject(parse(CHAT, sent, JSON, "")) is asked
+
+
+@given(bodies())
+def test_the_span_of_a_value_is_found_at_the_top_level_only(body: dict[str, Any]) -> None:
+    sent = json.dumps({"nest": {"stream_options": 1}, **body, "text": '"stream_options": 2'}).encode()
+    spans = value_spans(sent, b'"stream_options"')
+    assert [json.loads(sent[a:b]) for a, b in spans] == (
+        [body["stream_options"]] if "stream_options" in body else []
+    )
+
+
+def test_a_chat_request_is_read() -> None:
+    first = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "héllo"}]
+    sent = {
+        "model": "m",
+        "messages": first,
+        "max_tokens": 5,
+        "max_completion_tokens": 7,
+        "n": 2,
+        "tools": [{}],
+        "response_format": {"type": "json_schema"},
+        "stop": ["x"],
+        "stream": True,
+    }
+    parsed = parse(CHAT, orjson.dumps(sent), JSON, "tenant")
+    query = parsed.query
+    assert (query.model, query.key, query.max_tokens, query.n) == ("m", "tenant", 7, 2)
+    assert (query.has_tools, query.json_mode, query.stop, parsed.stream) == (True, True, True, True)
+    assert (query.text_head, query.text_tail, parsed.input_chars) == ("héllo", "héllo", 13)
+    assert query.parent == 0
+    assert query.system_hash != 0
+    assert query.input_tokens == 0
+
+
+def test_the_next_turn_names_this_one_as_its_parent() -> None:
+    first: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
+    turns = [*first, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    one = parse(CHAT, orjson.dumps({"messages": first}), JSON, "")
+    two = parse(CHAT, orjson.dumps({"messages": turns}), JSON, "")
+    other = parse(CHAT, orjson.dumps({"messages": [{"role": "user", "content": "z"}, *turns[1:]]}), JSON, "")
+    assert one.query.turn != 0
+    assert two.query.parent == one.query.turn
+    assert other.query.parent != one.query.turn
+    assert two.query.turn != one.query.turn
+
+
+@pytest.mark.parametrize(
+    ("route", "sent", "chars", "tokens", "n"),
+    [
+        ("/v1/completions", {"prompt": "abc"}, 3, 0, 1),
+        ("/v1/completions", {"prompt": ["abc", "de"], "n": 2}, 5, 0, 4),
+        ("/v1/completions", {"prompt": [1, 2, 3]}, 12, 3, 1),
+        ("/v1/completions", {"prompt": [[1, 2], [3]]}, 12, 3, 2),
+        ("/v1/completions", {"prompt": []}, 0, 0, 1),
+        ("/v1/completions", {"prompt": 5}, 0, 0, 1),
+        (CHAT, {"messages": [{"role": "user", "content": [{"text": "abcd"}, {"image_url": "x"}]}]}, 4, 0, 1),
+        (CHAT, {"messages": [None, {"role": None, "content": None}, "abc"]}, 3, 0, 1),
+        ("/v1/responses", {"instructions": "ab", "input": "cde"}, 5, 0, 1),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"text": "abc"}]}]}, 3, 0, 1),
+        ("/v1/messages", {"system": [{"text": "ab"}], "messages": [{"content": "c"}]}, 3, 0, 1),
+        ("/generate", {"inputs": "abc", "parameters": {"max_new_tokens": 4}}, 3, 0, 1),
+    ],
+)  # fmt: skip
+def test_the_size_of_the_input(route: str, sent: dict[str, Any], chars: int, tokens: int, n: int) -> None:
+    parsed = parse(route, orjson.dumps(sent), JSON, "")
+    assert (parsed.input_chars, parsed.query.input_tokens, parsed.query.n) == (chars, tokens, n)
+
+
+@pytest.mark.parametrize(
+    ("sent", "cap"),
+    [
+        ({"max_output_tokens": 3}, 3),
+        ({"parameters": {"max_new_tokens": 4}}, 4),
+        ({"max_tokens": 0}, None),
+        ({"max_tokens": "5"}, None),
+        ({"max_tokens": True}, None),
+        ({"max_tokens": None, "max_completion_tokens": None}, None),
+    ],
+)
+def test_the_cap_on_the_output(sent: dict[str, Any], cap: int | None) -> None:
+    assert parse(CHAT, orjson.dumps(sent), JSON, "").query.max_tokens == cap
+
+
+@given(st.binary(max_size=200))
+def test_any_body_is_read_without_an_error(body: bytes) -> None:
+    parse(CHAT, body, JSON, "")
+    parse(CHAT, body, b"multipart/form-data; boundary=x", "")
+
+
+@given(values)
+def test_any_json_is_read_without_an_error(value: Any) -> None:
+    body = orjson.dumps({"messages": value, "prompt": value, "n": value, "stop": value, "parameters": value})
+    parse(CHAT, body, JSON, "")
+    parse(CHAT, orjson.dumps({"prompt": value, "text": value, "model": value, "system": value}), JSON, "")
+
+
+def test_the_model_of_a_form() -> None:
+    part = b"--x\r\nContent-Disposition: form-data; name="
+    form = part + b'"file"; filename="a"\r\n\r\n\0\1\r\n' + part + b'"model"\r\n\r\nwhisper\r\n--x--\r\n'
+    assert (
+        parse("/v1/audio/transcriptions", form, b"multipart/form-data; boundary=x", "").query.model
+        == "whisper"
+    )
+    assert parse("/v1/audio/transcriptions", b"", b"multipart/form-data; boundary=x", "").query.model == ""
+
+
+def test_a_deep_body_is_read_as_unknown() -> None:
+    assert parse(CHAT, b'{"a":' + b"[" * 100_000, JSON, "").query.model == ""
+    assert parse(CHAT, b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", JSON, "").query.model == ""
+
+
+def test_a_fingerprint_tells_bodies_apart() -> None:
+    large = b"x" * 300_000
+    bodies_ = [b"", b"a", b"b", large, large[:-1] + b"y", b"y" + large[1:], large + b"x"]
+    assert len({fingerprint(body) for body in bodies_}) == len(bodies_)
+    assert fingerprint(large) == fingerprint(bytearray(large))
+
+
+def test_models_are_rendered_as_openai_does() -> None:
+    listed = orjson.loads(model_list([ModelCard("a", max_model_len=5, extra={"root": "r"}), ModelCard("b")]))
+    assert listed["object"] == "list"
+    assert listed["data"][0] == {
+        "id": "a",
+        "object": "model",
+        "created": 0,
+        "owned_by": "joulegate",
+        "max_model_len": 5,
+        "root": "r",
+    }
