@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 from pydantic import ValidationError
 
 from gpu_agent.access import Bucket, Client, Known, identify, take
+from gpu_agent.caps import CapRefused
 from gpu_agent.device import DeviceError
 from gpu_agent.lease import Refused
 from gpu_agent.managed import Cause
@@ -24,6 +25,9 @@ from joulegate.units import Seconds
 from joulegate.wire import (
     BoostReply,
     BoostRequest,
+    CapsReply,
+    CapsRequest,
+    CapState,
     GpuList,
     LeaseRefused,
     Message,
@@ -96,6 +100,7 @@ class Api:
         self._routes: dict[tuple[str, str], tuple[Scope, Answer]] = {
             ("POST", "/v1/sync"): ("clocks", self._sync),
             ("POST", "/v1/boost"): ("boost", self._boost),
+            ("POST", "/v1/caps"): ("caps", self._caps),
             ("POST", "/v1/release"): ("clocks", self._release),
             ("GET", "/v1/gpus"): ("read", self._list),
         }
@@ -176,6 +181,18 @@ class Api:
         self._node.boost(wanted, request.client.name, request.received)
         self._node.observe()
         return 200, BoostReply(gpus=self._node.states())
+
+    def _caps(self, request: Request) -> tuple[int, Message]:
+        wanted = request.parse(CapsRequest)
+        request.must_own(tuple(wanted.caps))
+        try:
+            caps = self._node.cap(wanted, request.client.name)
+        except CapRefused as error:
+            raise Refusal(409, str(error)) from error
+        states = {
+            uuid: CapState(cap_w=cap.set, wanted_w=cap.wanted, fault=cap.fault) for uuid, cap in caps.items()
+        }
+        return 200, CapsReply(epoch=self._node.caps.epoch, caps=states)
 
     def _release(self, request: Request) -> tuple[int, Message]:
         wanted = request.parse(ReleaseRequest)

@@ -15,14 +15,15 @@ from math import inf
 from typing import Protocol
 
 from gpu_agent import lease as leases
+from gpu_agent.caps import Cap, CapKeeper, CapRefused
 from gpu_agent.ceilings import level
 from gpu_agent.device import Broken, DeviceError, Driver
 from gpu_agent.guard import Event
 from gpu_agent.lease import Granted, Lease, Refused
 from gpu_agent.managed import Cause, ManagedGpu
 from gpu_agent.state_file import Memory, StateFile
-from joulegate.units import MegaHertz, Seconds
-from joulegate.wire import BoostRequest, GpuInfo, GpuState, SyncRequest
+from joulegate.units import MegaHertz, Seconds, Watts
+from joulegate.wire import BoostRequest, CapsRequest, GpuInfo, GpuState, SyncRequest
 
 log = logging.getLogger(__name__)
 RETRY = Seconds(0.2)  # between two tries to restore a GPU whose write failed
@@ -75,6 +76,7 @@ class Node:
         self.lease: Lease | None = None
         self.expirations = 0
         self.released = False
+        self.caps = CapKeeper(driver, [gpu.info for gpu in gpus], memory)
         self._driver = driver
         self._link = link
         self._memory = memory
@@ -124,6 +126,15 @@ class Node:
                 gpu = self.gpus[uuid]
                 gpu.boost(MegaHertz(floor), until, received)
                 self._write(gpu, cause, only_up=True)
+
+    def cap(self, request: CapsRequest, who: str) -> dict[str, Cap]:
+        """Raises UnknownGpu, CapRefused."""
+        with self.changed:
+            self._known(request.caps)
+            if self.released:
+                raise CapRefused("the driver is handed over")
+            wanted = {uuid: None if cap is None else Watts(cap) for uuid, cap in request.caps.items()}
+            return self.caps.ask(wanted, request.epoch, Cause(f"{who}/{request.holder}", request.reason))
 
     def release(self, resume: bool, cause: Cause) -> bool:
         """Hand the driver over, or take it up again. True while released. Raises DeviceError."""
@@ -208,6 +219,8 @@ class Node:
                 self._link.arm(None, ())
             if self.lease is None and not self._held():
                 self._forget_locked()
+            if not self.released:
+                self.caps.uphold(Cause("agent", "found changed"))
 
     def guarded(self) -> bool:
         """Whether the watchdog stands ready; connects to it if need be."""

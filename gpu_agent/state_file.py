@@ -1,9 +1,10 @@
 """Shell: what an agent must still know after a crash, in one small file.
 
-    {"token": 17, "restarts": 4, "locked": ["GPU-..."]}
+    {"token": 17, "restarts": 4, "locked": ["GPU-..."], "caps": {"GPU-...": [700.0, 450.0]}, "caps_epoch": 3}
 
-`locked` names every GPU on which a lock may stand. It is on disk before the first lock is written, so whoever
-starts next (agent or watchdog) knows what to free. The file is replaced by rename, never edited.
+`locked` names every GPU on which a lock may stand. It is on disk before the first lock is written, so the one
+that starts next (agent or watchdog) knows what to free. `caps` has the power cap before ours, and ours. The file
+is replaced by rename, never edited.
 The lock file beside it says which process is the agent.
 """
 
@@ -18,8 +19,16 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from joulegate.errors import UserError
+from joulegate.units import Watts
 
 PATIENCE = 20  # tries, 50 ms apart, to become the agent of a folder
+
+
+@dataclass(frozen=True, slots=True)
+class CapNote:
+    uuid: str
+    prior: Watts  # what was set before us
+    wanted: Watts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,8 @@ class Memory:
     token: int = 0  # of the newest lease ever granted
     restarts: int = 0
     locked: frozenset[str] = frozenset()
+    caps: tuple[CapNote, ...] = ()
+    caps_epoch: int = 0
 
 
 class _Stored(BaseModel):
@@ -34,6 +45,8 @@ class _Stored(BaseModel):
     token: int = 0
     restarts: int = 0
     locked: list[str] = []
+    caps: dict[str, tuple[float, float]] = {}
+    caps_epoch: int = 0
 
 
 class StateFile:
@@ -47,7 +60,13 @@ class StateFile:
         """Raises OSError; then what was on disk before still is."""
         if memory == self.memory:
             return
-        stored = _Stored(token=memory.token, restarts=memory.restarts, locked=sorted(memory.locked))
+        stored = _Stored(
+            token=memory.token,
+            restarts=memory.restarts,
+            locked=sorted(memory.locked),
+            caps={note.uuid: (note.prior, note.wanted) for note in memory.caps},
+            caps_epoch=memory.caps_epoch,
+        )
         fresh = self._path.with_suffix(".new")
         with fresh.open("wb") as file:
             file.write(stored.model_dump_json().encode())
@@ -76,7 +95,8 @@ def read(folder: Path) -> Memory:
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return Memory(stored.token, stored.restarts, frozenset(stored.locked))
+    caps = tuple(CapNote(uuid, Watts(prior), Watts(wanted)) for uuid, (prior, wanted) in stored.caps.items())
+    return Memory(stored.token, stored.restarts, frozenset(stored.locked), caps, stored.caps_epoch)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
     POST /v1/sync   SyncRequest  -> 200 SyncReply | 409 LeaseRefused
     POST /v1/boost  BoostRequest -> 200 BoostReply
+    POST /v1/caps   CapsRequest  -> 200 CapsReply | 409 WireError
     POST /v1/release ReleaseRequest -> 200 ReleaseReply
     GET  /v1/gpus                -> 200 GpuList
     GET  /v1/telemetry           -> SSE of GpuList
@@ -104,6 +105,33 @@ class BoostRequest(Message):
 class BoostReply(Message):
     version: Literal[1] = VERSION
     gpus: tuple[GpuState, ...]
+
+
+class CapsRequest(Message):
+    """Set power caps that outlive leases, agents and reboots of either; null gives back what was set before.
+
+    `epoch` orders budgets: a smaller one than the agent has seen is refused.
+    """
+
+    version: Literal[1] = VERSION
+    holder: Name
+    epoch: Annotated[int, Field(ge=0)]
+    caps: Annotated[
+        dict[Uuid, Annotated[float, Field(gt=0.0, le=10_000.0)] | None], Field(max_length=MAX_GPUS)
+    ]
+    reason: Annotated[str, Field(max_length=200)] = ""
+
+
+class CapState(Message):
+    cap_w: float | None  # read back; None: cannot be read
+    wanted_w: float | None  # None: not ours
+    fault: str | None = None
+
+
+class CapsReply(Message):
+    version: Literal[1] = VERSION
+    epoch: int
+    caps: dict[str, CapState]
 
 
 class ReleaseRequest(Message):

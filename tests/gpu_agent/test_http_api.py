@@ -19,7 +19,7 @@ ADMIN, READER, PARTIAL = "s3cret-admin", "s3cret-reader", "s3cret-partial"
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentHost]:
     folder: Path = tmp_path_factory.mktemp("node")
     tokens = [
-        {"name": "admin", "token": ADMIN},
+        {"name": "admin", "token": ADMIN, "scopes": ["read", "boost", "clocks", "caps"]},
         {"name": "reader", "token": READER, "scopes": ["read"]},
         {"name": "partial", "token": PARTIAL, "gpus": ["GPU-0"]},
     ]
@@ -93,6 +93,13 @@ def test_sync_answers_with_the_lease_and_every_gpu(host: AgentHost) -> None:
         ),
         pytest.param("/v1/boost", {"holder": "p", "floors": {"GPU-0": 900}}, PARTIAL, 200, id="its own"),
         pytest.param("/v1/release", {"holder": "p"}, PARTIAL, 403, id="release wants all of them"),
+        pytest.param(
+            "/v1/caps", {"holder": "p", "epoch": 1, "caps": {}}, PARTIAL, 403, id="caps need their scope"
+        ),
+        pytest.param(
+            "/v1/caps", {"holder": "a", "epoch": 1, "caps": {"GPU-0": 500.0}}, ADMIN, 200, id="set a cap"
+        ),
+        pytest.param("/v1/caps", {"holder": "a", "epoch": 0, "caps": {}}, ADMIN, 409, id="an old budget"),
         pytest.param("/v1/sync", {"holder": "a", "targets": {"GPU-9": 900}}, ADMIN, 400, id="unknown GPU"),
         pytest.param("/v1/sync", {"holder": "a", "ttl_s": 60.0}, ADMIN, 400, id="too long a lease"),
         pytest.param("/v1/sync", {"holder": "a", "speed": 9}, ADMIN, 400, id="unknown field"),
