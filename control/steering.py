@@ -8,7 +8,7 @@ headroom is needed) is kept here, per pool; nothing here knows about bytes, sock
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from control.admission import AdmissionRules, Outcome, PoolQueue, assign, refuse
@@ -39,6 +39,11 @@ class PoolState:
 
     def __post_init__(self) -> None:
         self.prices = Prices(PriceRules(), self.queue.rules.objectives)
+
+    def demand(self, now: Seconds) -> Demand | None:
+        """What arrives, all instances together; None while nothing has."""
+        tokens, output = self.arrivals.means(now)
+        return Demand(self.arrivals.rate(now), tokens, tokens, output) if output > 0.0 else None
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +81,15 @@ class Steering:
         self.governor = governor
         self.share = share
         self._rng = rng
+
+    def join(self, instance: Instance) -> None:
+        """An instance has come."""
+        self.steered[instance.name] = Steered(instance)
+        self.pools[instance.pool].instances += 1
+
+    def leave(self, name: str) -> None:
+        """An instance is gone; it must be empty."""
+        self.pools[self.steered.pop(name).instance.pool].instances -= 1
 
     def resume(self, pools: Mapping[str, "PoolState"]) -> None:
         """Take over what another steering of the same pools has learned; requests stay where they are."""
@@ -149,11 +163,10 @@ class Steering:
     def _look_at_load(self, steered: Steered, state: PoolState, peers: int, now: Seconds) -> None:
         """Once a second: the floor of the load, with the share of it that this instance gets."""
         model, limits = steered.instance.model, steered.instance.limits
-        tokens, output = state.arrivals.means(now)
-        if model is None or output <= 0.0:
+        whole = state.demand(now)
+        if model is None or whole is None:
             return
-        rate = state.arrivals.rate(now) / peers
-        demand = Demand(rate, tokens, tokens, output)
+        demand = replace(whole, rate=whole.rate / peers)
         prices, factor = state.prices, steered.instance.correction
         if prices.start is None:
             prices.start = going_price(model, demand, limits.chunk_budget, FIRST_STRETCH, factor)

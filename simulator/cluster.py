@@ -7,25 +7,25 @@ gateway's own code (`control.steering`); a policy only chooses its rules. The ag
 clock-switch latency of the profile, the dwell and one lowering a second.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from control.admission import AdmissionRules, Outcome
 from control.classify import classify
 from control.governor import GovernorRules
+from control.planner import Kind, PlanRules, Scale, scale
 from control.state import Flight, PoolRules
 from control.steering import PoolState, Steering
 from joulegate.domain import Cuts, LengthPredictor, LengthQuery, Objectives, RequestType, Size
-from joulegate.units import Seconds
+from joulegate.units import MegaHertz, Seconds
 from simulator.costs import EngineCosts
-from simulator.histogram import Histogram
 from simulator.jobs import Job
-from simulator.results import Run, bucket_bounds
+from simulator.results import Run
+from simulator.sites import Sites
 from simulator.station import BIN, Station
-from simulator.workload import Floats, Load
+from simulator.workload import Load
 
+RESCALE_FROM = 30.0  # seconds until the load is known well enough to plan on
 NEVER = float("inf")
 ALL_TYPES = frozenset(RequestType(i, o) for i in Size for o in Size)
 
@@ -39,6 +39,7 @@ class Setup:
     cuts: Cuts = field(default_factory=Cuts)
     tick: float = 0.25
     lag: float = 0.004  # seconds until the gateway acts on what a stream shows
+    owned_gpus: float | None = None  # GPUs that are paid for, on or off
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,16 @@ class Laws:
     admission: AdmissionRules
     governor: GovernorRules
     true_lengths: bool = False
+    scaling: "Scaling | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Instances come and go by the planner's law."""
+
+    kind: Kind
+    rules: PlanRules
+    period: float = 10.0  # seconds between two looks (papers §2.7)
 
 
 @dataclass(slots=True, eq=False)
@@ -56,14 +67,7 @@ class Knowledge:
 
     predictor: LengthPredictor
     pools: dict[str, PoolState] = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
-class _Timeline:
-    """Energy of the fleet read at each BIN."""
-
-    joules: list[float] = field(default_factory=list)
-    instances: list[float] = field(default_factory=list)
+    instances: int | None = None  # that the last run ended with
 
 
 class Cluster:
@@ -74,22 +78,20 @@ class Cluster:
         self._laws = laws
         self._knowledge = knowledge
         self._rules = PoolRules("all", setup.objectives, ALL_TYPES)
-        self._stations = [Station(f"i{n}", "all", costs, 0.0) for n, costs in enumerate(setup.costs)]
-        self._by_name = {station.law.name: station for station in self._stations}
-        governed = [station.law for station in self._stations]
+        self._sites = Sites(setup.costs)
+        self._by_name = {station.law.name: station for station in self._sites.stations}
+        governed = [station.law for station in self._sites.stations]
         self._steering = Steering([self._rules], governed, laws.admission, laws.governor, rng)
         self._steering.resume(knowledge.pools)
         self._jobs: list[Job] = []
         self._flights: dict[int, tuple[Flight, LengthQuery]] = {}
-        self._timeline = _Timeline()
+        self._scale = Scale({})
+        self._rescale_at = RESCALE_FROM
         self._open = 0
 
     def run(self, load: Load) -> Run:
         """Serve the whole load; ends with its last request."""
-        self._jobs = [
-            Job(n, max(1, int(i)), max(1, int(o)))
-            for n, (i, o) in enumerate(zip(load.input.tolist(), load.output.tolist(), strict=True))
-        ]
+        self._jobs = jobs_of(load)
         times = load.at.tolist()
         self._open, count, arrived = len(times), len(times), 0
         tick, poll = 0.0, NEVER
@@ -107,12 +109,14 @@ class Cluster:
                 tick += self._setup.tick
             poll = now + self._setup.lag if self._steering.queued else NEVER
         self._knowledge.pools = self._steering.pools
-        return self._result(load)
+        self._knowledge.instances = self._sites.count
+        end = max((job.finished_at for job in self._jobs if job.finished_at == job.finished_at), default=0.0)
+        return self._sites.result(load, self._jobs, end, self._setup.owned_gpus)
 
     def _advance(self, now: float) -> bool:
         """Engines to `now`; True if something freed room."""
         moved = False
-        for station in self._stations:
+        for station in self._sites.stations:
             events = station.advance(now)
             for job in events.finished:
                 self._learn(job)
@@ -132,7 +136,7 @@ class Cluster:
         flight = self._flight(job, query, now)
         self._flights[key] = (flight, query)
         self._assign(self._steering.arrive(flight, "all", Seconds(now)), now)
-        for station in self._stations:
+        for station in self._sites.stations:
             if self._steering.exceeded(station.law):  # clocks step up at once
                 self._decide(station, now)
 
@@ -168,83 +172,108 @@ class Cluster:
             self._open -= 1
 
     def _tick(self, now: float) -> None:
-        for station in self._stations:
+        self._rescale(now)
+        for station in self._sites.stations:
             station.look(now)
             self._decide(station, now)
-        if now >= BIN * len(self._timeline.joules):
-            self._timeline.joules.append(sum(float(s.engine.energy) for s in self._stations))
-            self._timeline.instances.append(float(len(self._stations)))
+        self._sites.note(now)
 
     def _decide(self, station: Station, now: float) -> None:
         decision = self._steering.tick(station.law, Seconds(now))
         station.set_clock(decision.clock, now)
 
-    def _result(self, load: Load) -> Run:
-        ended = [job.finished_at for job in self._jobs if job.finished_at == job.finished_at]
-        return measured(load, self._jobs, self._stations, max(ended, default=0.0), self._timeline.joules)
+    def _rescale(self, now: float) -> None:
+        """Start or stop instances, as the planner says."""
+        came, left = self._sites.step(now)
+        for station in came:
+            self._steering.join(station.law)
+        for station in left:
+            self._steering.leave(station.law.name)
+        if came or left:
+            self._by_name = {station.law.name: station for station in self._sites.stations}
+        scaling = self._laws.scaling
+        if scaling is None or now < self._rescale_at:
+            return
+        self._rescale_at = now + scaling.period
+        state = self._steering.pools["all"]
+        demand = state.demand(Seconds(now))
+        if demand is None:
+            return
+        decision, self._scale = scale(
+            scaling.kind,
+            self._sites.count,
+            demand,
+            self._setup.objectives.tpot,
+            state.prices.price,
+            self._scale,
+            scaling.rules,
+            Seconds(now),
+        )
+        for _ in range(decision.target - self._sites.count):
+            self._sites.start(self._setup.costs[0], now)
+        if decision.target < self._sites.count and len(self._sites.serving) > 1:
+            self._sites.stop_one()
 
 
-def measured(
-    load: Load, jobs: Sequence[Job], stations: Sequence[Station], end: float, joules: Sequence[float]
-) -> Run:
-    """The result of a run over stations that were on from zero to `end`."""
-    first = np.array([job.first_token_at for job in jobs])
-    last = np.array([job.finished_at for job in jobs])
-    output = np.array([job.output_tokens for job in jobs], dtype=np.int64)
-    unserved = np.isnan(last)
-    steps = np.maximum(1, output - 1)
-    gaps, residency = Histogram(bucket_bounds()), dict[int, float]()
-    for station in stations:
-        station.settle(end)
-        gaps.add(station.engine.gaps)
-        for clock, seconds in station.residency.items():
-            residency[clock] = residency.get(clock, 0.0) + seconds
-    spent = sum(float(station.engine.energy) for station in stations)
-    gpus = float(sum(station.profile.tp for station in stations))
-    return Run(
-        input=load.input,
-        output=output,
-        ttft=np.where(unserved, np.inf, first - load.at),
-        tpot=np.where(unserved, np.inf, np.where(output > 1, (last - first) / steps, 0.0)),
-        e2e=np.where(unserved, np.inf, last - load.at),
-        gaps=gaps,
-        joules_released=spent,
-        joules_owned=spent,
-        span=end,
-        gpus_avg=gpus,
-        clock_changes=sum(station.changes for station in stations),
-        residency=residency,
-        watts=_watts(joules),
-        instances=np.full(max(0, len(joules) - 1), float(len(stations))),
-    )
+class Unsteered:
+    """No gateway: every request goes at once to the least loaded instance, clocks are fixed."""
+
+    def __init__(self, setup: Setup, clock: float) -> None:
+        self._sites = Sites(setup.costs)
+        self._setup = setup
+        self._clock = round(clock)
+        for station in self._sites.stations:
+            station.engine.apply_clock(clock)
+            station.law.clock = None if self._clock == station.profile.max_clock else MegaHertz(self._clock)
+
+    def run(self, load: Load) -> Run:
+        """Serve the whole load; ends with its last request."""
+        jobs, stations = jobs_of(load), self._sites.stations
+        times, left = load.at.tolist(), len(load)
+        queued = dict.fromkeys((station.law.name for station in stations), 0)
+        bin_end = 0.0
+        for job, at in zip(jobs, times, strict=True):
+            while at >= bin_end:
+                left -= self._advance(bin_end, queued)
+                self._sites.note(bin_end)
+                bin_end += BIN
+            if len(stations) > 1:
+                left -= self._advance(at, queued)
+            station = min(stations, key=lambda s: _least(s, queued[s.law.name]))
+            queued[station.law.name] += job.prompt_tokens
+            station.engine.submit(job, at)
+        now = times[-1] if times else 0.0
+        while left:
+            now += 1.0
+            left -= self._advance(now, queued)
+        end = max((job.finished_at for job in jobs), default=0.0)
+        idle = (now - end) * sum(costs.idle_watts for costs in self._setup.costs)
+        run = self._sites.result(load, jobs, end, self._setup.owned_gpus)
+        return replace(run, joules_released=run.joules_released - idle, joules_owned=run.joules_owned - idle)
+
+    def _advance(self, now: float, queued: dict[str, int]) -> int:
+        """Engines to `now`; how many requests ended."""
+        ended = 0
+        for station in self._sites.stations:
+            events = station.engine.advance(now)
+            ended += len(events.finished)
+            for job in events.first_tokens:
+                queued[station.law.name] -= job.prompt_tokens
+        return ended
 
 
-def _watts(joules: Sequence[float]) -> Floats:
-    return np.diff(np.array(joules, dtype=np.float64)) / BIN
+def _least(station: Station, queued: int) -> float:
+    """Load as plain routers see it: sequences, and 400 queued prompt tokens as one."""
+    return (station.engine.running + station.engine.waiting + queued / 400.0) / station.profile.tp
 
 
-def run_fixed(load: Load, setup: Setup, clock: float) -> Run:
-    """One instance at one clock, everything sent on arrival: no gateway at all."""
-    station = Station("i0", "all", setup.costs[0], 0.0)
-    engine = station.engine
-    engine.apply_clock(clock)
-    jobs = [
+def jobs_of(load: Load) -> list[Job]:
+    return [
         Job(n, max(1, int(i)), max(1, int(o)))
         for n, (i, o) in enumerate(zip(load.input.tolist(), load.output.tolist(), strict=True))
     ]
-    for job, at in zip(jobs, load.at.tolist(), strict=True):
-        engine.submit(job, at)
-    joules, now, left = [0.0], 0.0, len(jobs)
-    while left:
-        now += BIN
-        left -= len(engine.advance(now).finished)
-        joules.append(float(engine.energy))
-    end = max((job.finished_at for job in jobs), default=0.0)
-    idle = (now - end) * setup.costs[0].idle_watts  # the last bin ran on after the last request
-    run = measured(load, jobs, [station], end, joules)
-    return _without(run, idle, round(clock))
 
 
-def _without(run: Run, joules: float, clock: int) -> Run:
-    spent = run.joules_released - joules
-    return replace(run, joules_released=spent, joules_owned=spent, residency={clock: run.span})
+def run_fixed(load: Load, setup: Setup, clock: float) -> Run:
+    """The fleet of `setup` at one clock, without a gateway."""
+    return Unsteered(setup, clock).run(load)

@@ -1,0 +1,172 @@
+"""Pure: how many instances of which kind a load needs, and when to change that.
+
+Theory of operation (papers §1.4, §2.7). A kind of instance (one engine profile: GPU, model, tensor
+parallelism) is *enough* for a load if at maximum clock its prompts take at most `prompt_share` of its time
+(above that, first tokens queue), its KV cache is at most `kv_share` full, a decode step is within TPOT, and
+the batch fits. Among the counts that are enough, the one that draws least watts at each instance's own
+cheapest clock is best: more instances run slower clocks, fewer waste less static power.
+
+Changing is asymmetric, as with clocks. More at once, as soon as the load of the last minute with `margin`
+asks for it (starting takes a minute or more). Fewer only after the lower count has been enough for `calm`
+seconds, and one at a time. The present count is kept while it saves less than the change costs within the
+horizon.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from control.floor import Demand, cheapest, settle
+from control.state import Limits
+from joulegate.domain import Batch, EngineModel
+from joulegate.units import Joules, Seconds, Watts
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One way to build an instance."""
+
+    name: str
+    model: EngineModel
+    limits: Limits
+    tp: int
+    start: Seconds  # until it serves
+    start_watts: Watts  # per GPU, meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    """Bounds of "enough", and patience."""
+
+    prompt_share: float = 0.6
+    kv_share: float = 0.6
+    margin: float = 1.15  # over the load of the last minute
+    calm: Seconds = Seconds(300.0)
+    most: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """So many instances of a kind under a load, at their cheapest clock."""
+
+    kind: Kind
+    count: int
+    watts: float
+
+
+def enough(kind: Kind, demand: Demand, count: int, tpot: Seconds, rules: PlanRules) -> bool:
+    """Whether `count` instances keep the objectives at maximum clock."""
+    model, limits = kind.model, kind.limits
+    share = replace(demand, rate=demand.rate / count)
+    top = model.clocks[-1]
+    steady = settle(model, share, top, limits.chunk_budget)
+    if steady.in_system == float("inf"):
+        return False
+    batch = max(1, round(steady.in_system))
+    context = batch * (demand.context_tokens + 0.5 * demand.output_tokens)
+    if limits.max_num_seqs is not None and batch > 0.8 * limits.max_num_seqs:
+        return False
+    if limits.kv_capacity is not None and context > rules.kv_share * limits.kv_capacity:
+        return False
+    if model.iteration_time(Batch(batch, context), top) > 0.8 * tpot:
+        return False
+    return _prompt_share(kind, share, batch, context) <= rules.prompt_share
+
+
+def _prompt_share(kind: Kind, demand: Demand, batch: int, context: float) -> float:
+    """Share of time that iterations with prompts take at maximum clock."""
+    tokens, chunk = demand.input_tokens, kind.limits.chunk_budget
+    n = int(min(tokens, chunk))
+    work = Batch(batch, context, n, 0.5 * n * n)
+    iterations = max(1.0, tokens / chunk)
+    return demand.rate * iterations * kind.model.iteration_time(work, kind.model.clocks[-1])
+
+
+def fewest(kind: Kind, demand: Demand, tpot: Seconds, rules: PlanRules) -> int | None:
+    """The smallest count that is enough; None beyond `most`."""
+    low, high = 1, rules.most
+    if not enough(kind, demand, high, tpot, rules):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(kind, demand, middle, tpot, rules) else (middle + 1, high)
+    return low
+
+
+def best_count(kind: Kind, demand: Demand, tpot: Seconds, price: float, rules: PlanRules) -> Option | None:
+    """The count with the least watts among the fewest that is enough and the few above it."""
+    least = fewest(kind, demand, tpot, rules)
+    if least is None:
+        return None
+    options = [_option(kind, demand, n, price) for n in range(least, least + max(2, ceil(0.5 * least)) + 1)]
+    return min(options, key=lambda option: (option.watts, option.count))
+
+
+def best_kind(
+    kinds: Sequence[Kind], demand: Demand, tpot: Seconds, price: float, rules: PlanRules
+) -> Option | None:
+    """The kind that serves a load with the least watts; None if none can."""
+    found = [best_count(kind, demand, tpot, price, rules) for kind in kinds]
+    options = [option for option in found if option is not None]
+    return min(options, key=lambda option: option.watts) if options else None
+
+
+def _option(kind: Kind, demand: Demand, count: int, price: float) -> Option:
+    share = replace(demand, rate=demand.rate / count)
+    clock = cheapest(kind.model, share, kind.limits.chunk_budget, price)
+    steady = settle(kind.model, share, clock, kind.limits.chunk_budget)
+    return Option(kind, count, count * kind.tp * steady.watts)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What the scaling law remembers: since when fewer would do."""
+
+    enough_since: Mapping[int, float]  # count -> when it became enough
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleDecision:
+    target: int
+    sentence: str
+
+
+def scale(
+    kind: Kind,
+    count: int,
+    demand: Demand,
+    tpot: Seconds,
+    price: float,
+    memory: Scale,
+    rules: PlanRules,
+    now: Seconds,
+) -> tuple[ScaleDecision, Scale]:
+    """How many instances there should be. `demand` is that of the last minute."""
+    expected = replace(demand, rate=demand.rate * rules.margin)
+    option = best_count(kind, expected, tpot, price, rules)
+    wanted = rules.most if option is None else option.count
+    if wanted > count:
+        sentence = f"{wanted} x {kind.name}: {demand.rate:.1f} requests/s need more than {count}"
+        return ScaleDecision(wanted, sentence), Scale({})
+    if wanted == count:
+        return ScaleDecision(count, f"{count} x {kind.name} fit {demand.rate:.1f} requests/s"), Scale({})
+    since = {n: memory.enough_since.get(n, now) for n in range(wanted, count)}
+    if now - since[count - 1] < rules.calm:
+        text = f"{count} x {kind.name}: {wanted} would do, not for long enough yet"
+        return ScaleDecision(count, text), Scale(since)
+    if not pays(kind, expected, count, price, rules):
+        return ScaleDecision(count, f"{count} x {kind.name}: stopping one would not pay"), Scale(since)
+    left = {n: at for n, at in since.items() if n < count - 1}
+    text = f"{count - 1} x {kind.name}: enough for {rules.calm:.0f} s"
+    return ScaleDecision(count - 1, text), Scale(left)
+
+
+def pays(kind: Kind, demand: Demand, count: int, price: float, rules: PlanRules) -> bool:
+    """Whether one instance fewer saves more until the next change than starting it again will cost."""
+    saved = _option(kind, demand, count, price).watts - _option(kind, demand, count - 1, price).watts
+    return saved * rules.calm > start_joules(kind)
+
+
+def start_joules(kind: Kind) -> Joules:
+    """Energy of one start, drawn before the instance serves."""
+    return Joules(kind.start * kind.start_watts * kind.tp)

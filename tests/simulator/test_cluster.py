@@ -1,0 +1,197 @@
+"""The simulated fleet: nobody is lost, the same seed gives the same run, and it says what the engine says."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from control.admission import AdmissionRules
+from control.governor import GovernorRules
+from control.planner import Kind, PlanRules
+from joulegate.domain import Cuts, Objectives
+from joulegate.engine_profile import EngineProfile, parse_profile
+from joulegate.units import MegaHertz, Seconds, Watts
+from predictor.length import HistoryPredictor
+from predictor.physics import PhysicsModel
+from simulator.cluster import Cluster, Knowledge, Laws, Scaling, Setup, run_fixed
+from simulator.costs import EngineCosts
+from simulator.engine import Engine
+from simulator.jobs import Job
+from simulator.results import Pooled, Run, saving_ci, saving_pct, why_not
+from simulator.station import limits_of
+from simulator.workload import Load, constant, half, merged, peak_minute, scale
+
+PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
+AIMS = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, None)
+
+
+def profile(name: str = "h100_llama-3.1-8b_tp1") -> EngineProfile:
+    return parse_profile(json.loads((PROFILES / f"{name}.json").read_text()))
+
+
+def load(count: int = 300, rate: float = 6.0, seed: int = 1) -> Load:
+    draw = np.random.default_rng(seed)
+    at = np.cumsum(draw.exponential(1.0 / rate, count))
+    tokens_in = draw.integers(20, 3000, count)
+    tokens_out = draw.integers(1, 400, count)
+    return Load(at, tokens_in, tokens_out, Seconds(float(at[-1])))
+
+
+def setup(instances: int = 1, objectives: Objectives = AIMS) -> Setup:
+    costs = EngineCosts(profile())
+    return Setup((costs,) * instances, objectives)
+
+
+def steered(arrivals: Load, made: Setup, governor: GovernorRules | None = None) -> Run:
+    laws = Laws(AdmissionRules(), governor or GovernorRules())
+    knowledge = Knowledge(HistoryPredictor(Cuts()))
+    return Cluster(made, laws, knowledge, random.Random(1).randrange).run(arrivals)
+
+
+def test_everybody_is_served_and_nobody_before_arrival() -> None:
+    arrivals = load()
+    run = steered(arrivals, setup())
+    assert np.isfinite(run.e2e).all()
+    assert (run.ttft > 0.0).all()
+    assert (run.e2e >= run.ttft).all()
+    assert len(run.ttft) == len(arrivals)
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    one, other = steered(load(), setup()), steered(load(), setup())
+    assert np.array_equal(one.e2e, other.e2e)
+    assert one.joules_released == other.joules_released
+
+
+def test_without_a_gateway_the_run_is_the_engine_alone() -> None:
+    arrivals, made = load(100), setup()
+    run = run_fixed(arrivals, made, 1200.0)
+    engine = Engine(made.costs[0], 1200.0)
+    jobs = [
+        Job(n, int(i), int(o)) for n, (i, o) in enumerate(zip(arrivals.input, arrivals.output, strict=True))
+    ]
+    for job, at in zip(jobs, arrivals.at.tolist(), strict=True):
+        engine.submit(job, at)
+    engine.advance(1000.0)
+    assert run.ttft == pytest.approx(np.array([job.first_token_at for job in jobs]) - arrivals.at)
+    end = max(job.finished_at for job in jobs)
+    idle = (1000.0 - end) * made.costs[0].idle_watts
+    assert run.joules_released == pytest.approx(engine.energy - idle, rel=1e-6)
+
+
+def test_static_mode_at_maximum_clock_costs_what_the_engine_costs_there() -> None:
+    arrivals, made = load(), setup()
+    top = made.costs[0].profile.max_clock
+    steady = steered(arrivals, made, GovernorRules(static_clock=MegaHertz(int(top))))
+    plain = run_fixed(arrivals, made, top)
+    assert steady.joules_released == pytest.approx(plain.joules_released, rel=0.02)
+    assert steady.residency.keys() == {int(top)}
+
+
+def test_the_laws_save_energy_where_there_is_slack() -> None:
+    arrivals, made = load(600, rate=4.0), setup()
+    policy = Pooled((steered(arrivals, made),), AIMS)
+    baseline = Pooled((run_fixed(arrivals, made, made.costs[0].profile.max_clock),), AIMS)
+    assert saving_pct(policy, baseline) > 15.0
+
+
+def test_clock_residency_covers_the_run() -> None:
+    run = steered(load(), setup(2))
+    assert sum(run.residency.values()) == pytest.approx(2 * run.span)
+    assert run.gpus_avg == pytest.approx(2.0)
+
+
+def test_lowerings_are_at_least_a_second_apart() -> None:
+    arrivals, made = load(600), setup()
+    run = steered(arrivals, made)
+    assert run.clock_changes <= 2 * (run.span + 1)
+
+
+def test_instances_come_and_go_with_the_load_and_a_start_takes_its_time_and_energy() -> None:
+    quiet, busy = load(300, rate=4.0), load(1500, rate=25.0, seed=2)
+    both = merged(
+        [quiet, Load(busy.at + quiet.span, busy.input, busy.output, Seconds(busy.span + quiet.span))]
+    )
+    here = profile()
+    kind = Kind(here.name, PhysicsModel(here), limits_of(here), 1, Seconds(45.0), Watts(98.0))
+    laws = Laws(AdmissionRules(), GovernorRules(), scaling=Scaling(kind, PlanRules()))
+    cluster = Cluster(setup(1), laws, Knowledge(HistoryPredictor(Cuts())), random.Random(1).randrange)
+    run = cluster.run(both)
+    assert run.instances[0] == 1
+    assert run.instances.max() >= 2
+    assert np.isfinite(run.e2e).all()
+
+
+# -- workload
+
+
+def test_scaling_keeps_lengths_and_the_mean_count() -> None:
+    base = load(2000)
+    bigger = scale(base, 1.5, 7)
+    assert len(bigger) == pytest.approx(3000, rel=0.03)
+    assert (np.diff(bigger.at) >= 0.0).all()
+    assert bigger.at.min() >= 0.0
+    assert bigger.at.max() <= base.span
+    assert set(zip(bigger.input, bigger.output, strict=True)) <= set(
+        zip(base.input, base.output, strict=True)
+    )
+
+
+def test_halves_are_the_whole() -> None:
+    base = load(1000)
+    first, second = half(base, second=False), half(base, second=True)
+    assert len(first) + len(second) == 1000
+    assert second.at.min() >= 0.0
+    assert first.span == second.span == pytest.approx(base.span / 2)
+
+
+def test_a_constant_rate_has_its_rate() -> None:
+    made = constant(load(), 8.0, Seconds(500.0), 3)
+    assert len(made) == 4000
+    assert peak_minute(made) == pytest.approx(8.0, rel=0.2)
+
+
+# -- counting
+
+
+def results() -> Run:
+    return run_fixed(load(200), setup(), 1980.0)
+
+
+def _changed(run: Run, changes: dict[str, object]) -> Run:
+    return replace(run, **changes)  # type: ignore[arg-type]
+
+
+def test_a_run_counts_against_itself() -> None:
+    pooled = Pooled((results(),), AIMS)
+    assert why_not(pooled, pooled) == []
+
+
+def test_late_first_tokens_a_lost_request_and_long_gaps_each_keep_a_saving_from_counting() -> None:
+    run = results()
+    baseline = Pooled((run,), AIMS)
+    lost = run.ttft.copy()
+    lost[: len(lost) // 50] = np.inf
+    late = Pooled((_changed(run, {"ttft": lost, "tpot": np.where(np.isinf(lost), np.inf, run.tpot)}),), AIMS)
+    assert any(reason.startswith("attainment") for reason in why_not(late, baseline))
+    slow = Pooled((_changed(run, {"ttft": run.ttft + 0.5}),), AIMS)
+    assert any("P99 TTFT of S" in reason for reason in why_not(slow, baseline))
+
+
+def test_energy_is_per_served_token() -> None:
+    run = results()
+    baseline, lost = Pooled((run,), AIMS), run.ttft.copy()
+    lost[: len(lost) // 2] = np.inf
+    half_served = Pooled((_changed(run, {"ttft": lost}),), AIMS)
+    assert saving_pct(half_served, baseline) < -50.0
+
+
+def test_the_interval_of_equal_savings_is_narrow_and_holds_them() -> None:
+    runs = [run_fixed(load(200, seed=s), setup(), 1980.0) for s in range(3)]
+    cheaper = [_changed(run, {"joules_released": 0.7 * run.joules_released}) for run in runs]
+    interval = saving_ci(Pooled(tuple(cheaper), AIMS), Pooled(tuple(runs), AIMS))
+    assert interval is not None
+    assert interval == pytest.approx((30.0, 30.0), abs=1e-6)
