@@ -167,9 +167,10 @@ class Engine(EngineState):
     def _drop(self, job: Job) -> None:
         """Take a running job out and give its KV back."""
         del self._running[job.admission]
-        if job is self._partial:
-            self._partial = None
+        if job.last_step < 0:  # its prompt is not through
             self._kv -= job.to_prefill
+            if job is self._partial:
+                self._partial = None
         else:
             held = job.prompt_tokens + self.generated(job)
             self._context -= held

@@ -255,3 +255,21 @@ def test_noise_scales_time_and_energy_alike() -> None:
         each.submit(job, 0.0)
         each.advance(job.output_tokens * 1.0)
     assert jobs[0].finished_at == pytest.approx(1.5 * jobs[1].finished_at)
+
+
+@given(cases(), st.lists(st.tuples(st.floats(0.0, 0.3), st.integers(0, 30)), min_size=1, max_size=30))
+@settings(max_examples=80, deadline=None)
+def test_cancelling_at_any_time_keeps_the_books(case: Case, orders: list[tuple[float, int]]) -> None:
+    engine, jobs = build(case)
+    now, finished, cancelled = 0.0, set[int](), set[int]()
+    for gap, victim in orders:
+        now += gap
+        finished |= {job.key for job in engine.advance(now).finished}
+        if victim < len(jobs) and victim not in finished | cancelled:
+            engine.cancel(jobs[victim])
+            cancelled.add(victim)
+    last = {job.key for job in engine.advance(UNTIL).finished}
+    assert not last & (finished | cancelled)
+    assert finished | last | cancelled == set(range(len(jobs)))
+    assert (engine.running, engine.waiting, engine.decoding) == (0, 0, 0)
+    assert (engine.kv_tokens, engine.context_tokens) == (0, 0)
