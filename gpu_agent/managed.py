@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from gpu_agent import ceilings, energy, guard, site_state
+from gpu_agent import ceilings, energy, guard, site_state, thermal
 from gpu_agent.ceilings import Ceiling, Limits, Plan, level
 from gpu_agent.device import Broken, Denied, DeviceError, Driver, Inventory, Reading, Unsupported
 from gpu_agent.guard import Event, Guard, State
@@ -57,6 +57,7 @@ class ManagedGpu:
         self._reading: Reading | None = None
         self._obstacle = info.obstacle
         self._foreign: str | None = None
+        self._heat: thermal.Track | None = None
 
     @property
     def why_not_writable(self) -> str | None:
@@ -140,10 +141,17 @@ class ManagedGpu:
         now = self._clock()
         self.fault, self._reading = None, reading
         self._meter = energy.read(self._meter, reading, now)
+        self._heat = thermal.follow(self._heat, reading.celsius, self._meter.total, now)
         self._foreign = foreign(reading.processes, self._policy.own_processes)
         if self._foreign and self.held:
             self.fail_up(Cause("agent", self._foreign))
         self._judge(reading, now)
+
+    def forecast(self, ahead: Seconds) -> float | None:
+        """Celsius after `ahead` at the present draw; None until enough has been seen."""
+        if self._heat is None or self._reading is None or self._heat.model.steps < thermal.ENOUGH:
+            return None
+        return self._heat.model.ahead(self._reading.celsius, self._reading.watts, ahead)
 
     def state(self) -> GpuState:
         """For the wire. While `fault` is set, the figures are the last ones read, or zeros."""

@@ -9,9 +9,11 @@ from prometheus_client.registry import Collector
 from gpu_agent.managed import ManagedGpu
 from gpu_agent.node import Node
 from joulegate import __version__
+from joulegate.units import Seconds
 from joulegate.wire import GpuState
 
 HERTZ_PER_MHZ = 1e6
+FORECAST = Seconds(60.0)
 
 
 class NodeCollector(Collector):
@@ -78,14 +80,22 @@ def _control(gpus: Iterable[ManagedGpu]) -> Iterable[Metric]:
     write = GaugeMetricFamily(
         "joulegate_clock_write_seconds", "How long the last clock write took in the driver.", labels=["gpu"]
     )
+    heat = GaugeMetricFamily(
+        "joulegate_gpu_temperature_forecast_celsius",
+        "Temperature in a minute at the present draw, by a model learned here; absent until it is.",
+        labels=["gpu"],
+    )
     guard = GaugeMetricFamily("joulegate_gpu_guard", "1 for the guard's state.", labels=["gpu", "state"])
     for gpu in gpus:
         for direction, count in gpu.changes.items():
             changes.add_metric([gpu.uuid, direction], count)
         if gpu.write_seconds is not None:
             write.add_metric([gpu.uuid], gpu.write_seconds)
+        forecast = gpu.forecast(FORECAST)
+        if forecast is not None:
+            heat.add_metric([gpu.uuid], forecast)
         guard.add_metric([gpu.uuid, gpu.guard.state.value], 1)
-    return changes, write, guard
+    return changes, write, heat, guard
 
 
 def _build() -> Metric:

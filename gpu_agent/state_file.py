@@ -3,8 +3,8 @@
     {"token": 17, "restarts": 4, "locked": ["GPU-..."], "caps": {"GPU-...": [700.0, 450.0]}, "caps_epoch": 3}
 
 `locked` names every GPU on which a lock may stand. It is on disk before the first lock is written, so the one
-that starts next (agent or watchdog) knows what to free. `caps` has the power cap before ours, and ours. The file
-is replaced by rename, never edited.
+that starts next (agent or watchdog) knows what to free. `caps` has the power cap before ours, and ours. It is
+replaced by rename, never edited.
 The lock file beside it says which process is the agent.
 """
 

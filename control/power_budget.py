@@ -1,0 +1,169 @@
+"""Pure: power budgets over a tree of domains (row, rack, node): clocks first, caps as their backstop.
+
+Theory of operation. Every GPU has a ladder: what it would draw at each clock it may run at. Starting from the
+clocks that the governor wants, each domain, innermost first, steps GPUs down until its sum fits its budget:
+lowest priority first, and among equals the step that frees most watts for the speed it costs (POLCA lowers by
+priority, TAPAS by domain; papers §4). Clocks rest on predictions, so each GPU also gets a cap:
+
+    cap = watts at its clock * min over its domains of budget / predicted sum
+
+which makes the caps of every domain sum to at most its budget, however wrong the ladders are. Caps fail
+closed: they stay when whoever computed them is gone. A domain whose budget is below its GPUs' lowest caps is
+named in `unmet`: only fewer running instances help there.
+
+An emergency scales every budget: to 75 % at once, held for minutes, given back slowly (a UPS allows 10 s).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from heapq import heapify, heappop, heappush
+from math import inf
+
+from joulegate.units import MegaHertz, Seconds, Watts
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A breaker, a rack, a node. `gpus` are its own; those of its children belong to it too."""
+
+    name: str
+    budget: Watts
+    gpus: frozenset[str] = frozenset()
+    children: tuple["Domain", ...] = ()
+
+    def members(self) -> frozenset[str]:
+        return self.gpus.union(*(child.members() for child in self.children))
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One GPU. A GPU that has not been heard of draws its cap at every clock: one rung of that height."""
+
+    ladder: tuple[tuple[MegaHertz, Watts], ...]  # ascending, up to the clock that is wanted
+    caps: tuple[Watts, Watts]  # lowest and highest its board takes
+    priority: int = 0  # higher ones are lowered later
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one GPU gets."""
+
+    clock: MegaHertz
+    watts: Watts  # predicted at that clock
+    cap: Watts
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    shares: Mapping[str, Share]
+    unmet: tuple[str, ...]  # domains whose budget cannot be kept
+
+
+def allocate(root: Domain, draws: Mapping[str, Draw], ratio: float) -> Allocation:
+    """Clocks and caps under every budget times `ratio`. GPUs without a draw count nothing."""
+    rungs = {uuid: len(draw.ladder) - 1 for uuid, draw in draws.items()}
+    domains = _innermost_first(root)
+    for domain in domains:
+        _fit(domain, draws, rungs, Watts(domain.budget * ratio))
+    watts = {uuid: draws[uuid].ladder[rung][1] for uuid, rung in rungs.items()}
+    scale = _headroom(domains, watts, ratio)
+    shares = {
+        uuid: Share(draw.ladder[rungs[uuid]][0], watts[uuid], _cap(draw, watts[uuid], scale[uuid]))
+        for uuid, draw in draws.items()
+    }
+    unmet = tuple(domain.name for domain in domains if _exceeds(domain, shares, Watts(domain.budget * ratio)))
+    return Allocation(shares, unmet)
+
+
+def _innermost_first(root: Domain) -> list[Domain]:
+    return [each for child in root.children for each in _innermost_first(child)] + [root]
+
+
+def _fit(domain: Domain, draws: Mapping[str, Draw], rungs: dict[str, int], budget: Watts) -> None:
+    """Step GPUs of the domain down until their sum fits, or none can go further."""
+    members = [uuid for uuid in domain.members() if uuid in draws]
+    total = float(sum(draws[uuid].ladder[rungs[uuid]][1] for uuid in members))
+    steps = [(*_cost(draws[uuid], rungs[uuid]), uuid) for uuid in members if rungs[uuid] > 0]
+    heapify(steps)
+    while total > budget and steps:
+        _, _, uuid = heappop(steps)
+        draw, rung = draws[uuid], rungs[uuid]
+        total -= draw.ladder[rung][1] - draw.ladder[rung - 1][1]
+        rungs[uuid] = rung - 1
+        if rung > 1:
+            heappush(steps, (*_cost(draw, rung - 1), uuid))
+
+
+def _cost(draw: Draw, rung: int) -> tuple[int, float]:
+    """What the next step down costs: priority first, then the share of speed lost per watt freed."""
+    (lower, less), (clock, watts) = draw.ladder[rung - 1], draw.ladder[rung]
+    freed = watts - less
+    return draw.priority, (1.0 - lower / clock) / freed if freed > 0.0 else inf
+
+
+def _headroom(domains: Sequence[Domain], watts: Mapping[str, Watts], ratio: float) -> dict[str, float]:
+    """For each GPU the tightest of its domains' budget over predicted sum."""
+    scale = dict.fromkeys(watts, inf)
+    for domain in domains:
+        members = domain.members() & watts.keys()
+        total = sum(watts[uuid] for uuid in members)
+        for uuid in members:
+            scale[uuid] = min(scale[uuid], domain.budget * ratio / total if total > 0.0 else inf)
+    return scale
+
+
+def _cap(draw: Draw, watts: Watts, scale: float) -> Watts:
+    low, high = draw.caps
+    wanted = watts * scale if watts > 0.0 else high
+    return Watts(max(low, min(high, wanted)))
+
+
+def _exceeds(domain: Domain, shares: Mapping[str, Share], budget: Watts) -> bool:
+    return sum(shares[uuid].cap for uuid in domain.members() & shares.keys()) > budget * (1.0 + 1e-9)
+
+
+class Phase(Enum):
+    NORMAL = "normal"
+    EMERGENCY = "emergency"
+    RECOVERING = "recovering"
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyPolicy:
+    """When to shed and how to come back. Defaults: TAPAS's power failure."""
+
+    ratio: float = 0.75  # of every budget, at once
+    hold: Seconds = Seconds(300.0)  # at least so long, and until the alarm is over
+    trip: Seconds = Seconds(2.0)  # above budget for so long is an alarm of its own
+    ramp: Seconds = Seconds(120.0)  # from `ratio` back to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Emergency:
+    """Where a site stands; `ratio` is what `allocate` wants."""
+
+    phase: Phase = Phase.NORMAL
+    since: Seconds = Seconds(-inf)
+    ratio: float = 1.0
+    over_since: Seconds | None = None  # when the draw went above the budget
+
+
+def step(
+    state: Emergency, policy: EmergencyPolicy, drawn: Watts, budget: Watts, alarm: bool, now: Seconds
+) -> Emergency:
+    """One look at the meters. `alarm`: a UPS on battery, an operator. Anything but calm sheds at once."""
+    over = (state.over_since if state.over_since is not None else now) if drawn > budget else None
+    tripped = alarm or (over is not None and now - over >= policy.trip)
+    if tripped:
+        since = state.since if state.phase is Phase.EMERGENCY else now
+        return Emergency(Phase.EMERGENCY, since, policy.ratio, over)
+    if state.phase is Phase.EMERGENCY:
+        if now - state.since < policy.hold or drawn > budget * policy.ratio:
+            return Emergency(Phase.EMERGENCY, state.since, policy.ratio, over)
+        return Emergency(Phase.RECOVERING, now, policy.ratio, over)
+    if state.phase is Phase.RECOVERING:
+        ratio = policy.ratio + (1.0 - policy.ratio) * (now - state.since) / policy.ramp
+        if ratio < 1.0:
+            return Emergency(Phase.RECOVERING, state.since, ratio, over)
+    return Emergency(Phase.NORMAL, now, 1.0, over)
