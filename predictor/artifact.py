@@ -47,7 +47,7 @@ def save(path: Path, schema: str, artifact: Artifact) -> None:
 def load(path: Path, schema: str) -> Artifact:
     """Read what `save` wrote; raises UserError when it is not there, not whole, or another schema."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file", "train one with `joulegate train`") from error

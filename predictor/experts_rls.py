@@ -1,6 +1,6 @@
 """Pure: a linear model that learns from each completion: recursive least squares with forgetting.
 
-Four targets share one covariance: log tokens, and whether the answer is short, medium or long. The first
+Three targets share one covariance: log tokens, whether the answer is short, and whether it is long. The first
 gives quantiles and, with a normal residual, class probabilities; the others are probabilities by themselves.
 (S. Haykin, "Adaptive Filter Theory", ch. 10; the covariance is not let grow beyond its start.)
 """
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from predictor.history import Estimate
 
 FORGET = 0.9995
-TARGETS = 4
+TARGETS = 3
 SPREAD_DECAY = 0.98
 Z90 = 1.2816  # standard normal quantile at 0.9
 LEAST = 0.02  # probability that an indicator's line may fall to
 
 
 class LeastSquares:
-    """`weights` is (4, d); `covariance` (d, d), both float64 and owned by this object."""
+    """`weights` is (3, d); `covariance` (d, d), both float64 and owned by this object."""
 
     def __init__(self, weights: NDArray[np.float64], covariance: NDArray[np.float64], spread: float) -> None:
         self.weights = weights
@@ -32,13 +32,13 @@ class LeastSquares:
 
     def say(self, x: list[float], cuts: tuple[float, float]) -> tuple[Estimate, Estimate]:
         """By the normal residual, and by the indicators. `cuts` are log tokens."""
-        middle, s, m, ell = [sum(map(mul, line, x)) for line in self._lines]
+        middle, s, ell = [sum(map(mul, line, x)) for line in self._lines]
         deviation = sqrt(self.spread)
         scale = 1.0 / (deviation * 1.4142135623730951)
         below = 0.5 + 0.5 * erf((cuts[0] - middle) * scale)
         within = 0.5 + 0.5 * erf((cuts[1] - middle) * scale)
         high = middle + Z90 * deviation
-        s, m, ell = max(s, LEAST), max(m, LEAST), max(ell, LEAST)
+        s, m, ell = max(s, LEAST), max(1.0 - s - ell, LEAST), max(ell, LEAST)
         share = 1.0 / (s + m + ell)
         return (
             (below, within - below, 1.0 - within, middle, high, 1.0),
@@ -49,7 +49,7 @@ class LeastSquares:
         row = np.array(x)
         projected = self.covariance @ row
         gain = projected / (FORGET + float(row @ projected))
-        missed = np.array((log_tokens, size == 0, size == 1, size == 2), float) - self.weights @ row
+        missed = np.array((log_tokens, size == 0, size == 2), float) - self.weights @ row
         self.weights += missed[:, None] * gain
         self.covariance -= gain[:, None] * projected
         if float(self.covariance.trace()) < self._bound:

@@ -116,8 +116,14 @@ def _added(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def estimates(table: KeyTable, levels: Sequence[Level], keys: Sequence[int]) -> list[Estimate]:
-    """What each level says, the base first. Key 0 means that the request has nothing at this level."""
+    """What each level says, the base first."""
     out = [BASE]
+    extend(out, table, levels, keys)
+    return out
+
+
+def extend(out: list[Estimate], table: KeyTable, levels: Sequence[Level], keys: Sequence[int]) -> None:
+    """Append what each level says. Key 0 means that the request has nothing at this level."""
     get = table.get
     for (_, parent, strength, _, _), key in zip(levels, keys, strict=True):
         up = out[parent]
@@ -142,7 +148,6 @@ def estimates(table: KeyTable, levels: Sequence[Level], keys: Sequence[int]) -> 
                 weight,
             )
         )
-    return out
 
 
 def learn(

@@ -20,11 +20,11 @@ from zlib import crc32
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
 from predictor.experts import Classes, QuantilePool, learn_pool, logs, pooled
 from predictor.experts_rls import LeastSquares
-from predictor.history import LEVELS, VOICES, Estimate, KeyTable, Level, estimates, join, learn
+from predictor.history import LEVELS, VOICES, Estimate, KeyTable, estimates, join, learn
 from predictor.length_drift import Drift
 from predictor.length_survival import remaining
 
-CAPACITY = 200_000  # rows of about 260 bytes
+CAPACITY = 160_000  # rows of about 260 bytes
 MODELS = 256  # models with a pool of their own; more are forgotten, least recently learned first
 TURNS = 20_000  # conversations whose last answer is remembered
 TARGET_OVER = 0.1  # share of answers that may exceed q90
@@ -53,7 +53,6 @@ class ModelState:
 class HistoryPredictor:
     """Learns output lengths by model, key, system prompt, input length and conversation. No text."""
 
-    levels: Sequence[Level] = LEVELS
     voices: Sequence[int] = VOICES
 
     def __init__(self, cuts: Cuts, capacity: int = CAPACITY) -> None:
@@ -83,7 +82,7 @@ class HistoryPredictor:
 
     def say(self, query: LengthQuery, state: ModelState) -> list[Estimate]:
         """Every expert's opinion; the base first."""
-        return estimates(self.table, self.levels, self.keys(query, state))
+        return estimates(self.table, LEVELS, self.keys(query, state))
 
     def learn_said(
         self, query: LengthQuery, state: ModelState, said: list[Estimate], size: int, log_tokens: float
@@ -97,7 +96,7 @@ class HistoryPredictor:
         state.offset += OFFSET_STEP * (over - TARGET_OVER)
         state.median.learn(middle, log_tokens)
         state.high.learn(high, log_tokens)
-        learn(self.table, self.levels, self.keys(query, state), said, size, log_tokens)
+        learn(self.table, LEVELS, self.keys(query, state), said, size, log_tokens)
         if state.drift.changed(loss, miss):
             self.forget(state)
 

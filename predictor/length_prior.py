@@ -1,8 +1,8 @@
-"""Pure: the text prior: two numbers about a prompt, trained offline and served from flat lists.
+"""Pure: the text prior: four numbers about a prompt, trained offline and served from flat lists.
 
-`ngrams`: ridge regression of log tokens on hashed words and word pairs, each present or not, unit length.
-`trees`: boosted trees on `predictor.features` and the first number. Both say how much longer than usual for
-its model the answer will be, in log tokens; the usual is learned online: a prior never speaks for a model.
+`ngrams`: ridge regression on hashed words and word pairs, each present or not, at unit length; of log tokens,
+and of being short and being long. `trees`: boosted trees of log tokens on the features and those scores.
+All say how much more than usual for its model; the usual is learned online: a prior never speaks for a model.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from zlib import crc32
 
-SLOTS = 1 << 14
+SLOTS = 1 << 16
+SCORES = 3  # log tokens, short, long
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +39,30 @@ class Trees:
 
 @dataclass(frozen=True, slots=True)
 class TextPrior:
-    """What training left: n-gram weights by slot, and trees."""
+    """What training left: for each of SCORES a weight by slot, and trees."""
 
-    ngrams: list[float]
-    start: float
+    ngrams: tuple[list[float], ...]
+    starts: tuple[float, ...]
     trees: Trees
 
     def scores(self, words: Sequence[str], numbers: list[float]) -> list[float]:
-        """(n-gram score, tree score), both in log tokens above what is usual."""
+        """The n-gram scores, then the tree score; each is relative to what is usual for the model."""
         slots = slots_of(words)
-        weights = self.ngrams
-        score = self.start
-        if slots:
-            score += sum([weights[slot] for slot in slots]) / len(slots) ** 0.5
-        return [score, self.trees.value([*numbers, score])]
+        scale = len(slots) ** -0.5
+        scores = [
+            start + scale * sum([weights[slot] for slot in slots])
+            for start, weights in zip(self.starts, self.ngrams, strict=True)
+        ]
+        scores.append(self.trees.value([*numbers, *scores]))
+        return scores
 
 
-def slots_of(words: Sequence[str]) -> set[int]:
-    """Slots of the words and of the pairs of neighbours."""
+def slots_of(words: Sequence[str]) -> list[int]:
+    """Slots of the words, of neighbouring pairs, of the first and last words by place, and of the length."""
     codes = [crc32(word.encode()) for word in words]
-    pairs = [(first * 31 + second) % SLOTS for first, second in pairwise(codes)]
-    return {code % SLOTS for code in codes}.union(pairs)
+    slots = {code % SLOTS for code in codes}
+    slots.update([(first * 31 + second) % SLOTS for first, second in pairwise(codes)])
+    slots.update([(code * 7919 + place) % SLOTS for place, code in enumerate(codes[:4], 1)])
+    slots.update([(code * 104729 + place) % SLOTS for place, code in enumerate(codes[-3:], 1)])
+    slots.update([(len(codes) // step * 17 + step) % SLOTS for step in (4, 16, 64)])
+    return list(slots)

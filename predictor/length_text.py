@@ -1,7 +1,7 @@
 """Pure: the full length predictor: history, templates seen in the text, and a text prior corrected online.
 
 `TextPredictor(cuts, prior, start)` adds to `HistoryPredictor`: levels for what prompts of one template share,
-and a linear model per model name (`experts_rls`) over the features of the text, the prior's two numbers and
+and a linear model per model name (`experts_rls`) over the features of the text, the prior's four numbers and
 what the history levels say. Where history alone is decided (DECISIVE) the text is not read.
 """
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
 from predictor.experts_rls import LeastSquares
 from predictor.features import NAMES, numbers_of, templates_of, words_of
-from predictor.history import LEVELS, VOICES, Estimate, Level, estimates
+from predictor.history import LEVELS, VOICES, Estimate, Level, extend, learn
 from predictor.length import CAPACITY, EXACT, HistoryPredictor, ModelState, capped
-from predictor.length_prior import TextPrior
+from predictor.length_prior import SCORES, TextPrior
 
 TEMPLATES = (
     Level("first_word", 1, 1.5, 0.98),
@@ -28,20 +28,20 @@ TEMPLATES = (
     Level("shape", 1, 1.5, 0.98),
     Level("last_words", 1, 0.7, 0.95),
 )
-FIRST_TEMPLATE = 1 + len(LEVELS)
+FIRST_MARK = 1 + len(LEVELS)
 CONTEXT = (4, 5, 12, 13, 14)  # estimates whose difference from the model's own is a feature
-FEATURES = len(NAMES) + 2 + 2 * len(CONTEXT)
+FEATURES = len(NAMES) + SCORES + 1 + 2 * len(CONTEXT)
 DECISIVE = 0.97  # probability of a class at which history needs no help
 OWNER = 4  # estimate of the key and its system prompt
 PHASES = (8, 25, 80)  # completions of a model at which other weights take over
 POOLS = 2 * (len(PHASES) + 1)  # by phase, without and with an owner
 SETTLED = 30.0  # completions of an owner before its history may settle a request alone
-READ = 4096  # requests in flight whose text has been read already
+READ = 2048  # requests in flight whose text has been read already
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a model never seen starts: `weights` (4, FEATURES), their `variance` (FEATURES), the pools."""
+    """Where a model never seen starts: `weights` (TARGETS, FEATURES), their `variance`, the pools."""
 
     weights: NDArray[np.float64]
     variance: NDArray[np.float64]
@@ -60,7 +60,6 @@ class Reading:
 class TextPredictor(HistoryPredictor):
     """Learns from text as well. Same faces as HistoryPredictor."""
 
-    levels = LEVELS + TEMPLATES
     voices = (*VOICES, 12, 13, 14, 15, 16)
 
     def __init__(self, cuts: Cuts, prior: TextPrior, start: Start, capacity: int = CAPACITY) -> None:
@@ -72,10 +71,10 @@ class TextPredictor(HistoryPredictor):
 
     def predict(self, query: LengthQuery) -> LengthPrediction:
         state = self.state_of(query.model)
-        known = estimates(self.table, LEVELS, super().keys(query, state))
-        if known[OWNER][5] >= SETTLED and max(known[EXACT][:3]) >= DECISIVE:
-            return self.settled(query, state, known[EXACT])
-        return self.answer(query, state, self.say(query, state))
+        said = super().say(query, state)
+        if said[OWNER][5] >= SETTLED and max(said[EXACT][:3]) >= DECISIVE:
+            return self.settled(query, state, said[EXACT])
+        return self.answer(query, state, self._with_text(query, state, said))
 
     def settled(self, query: LengthQuery, state: ModelState, known: Estimate) -> LengthPrediction:
         """What the history says by itself."""
@@ -83,15 +82,11 @@ class TextPredictor(HistoryPredictor):
         free = LengthPrediction(max(1.0, q50), max(1.0, q50, q90), known[:3])
         return capped(self.cuts, free, query.max_tokens)
 
-    def keys(self, query: LengthQuery, state: ModelState) -> list[int]:
-        templates = self.read(query).templates
-        marks = [
-            state.root ^ ((9 + place) << 44 | mark) if mark else 0 for place, mark in enumerate(templates)
-        ]
-        return super().keys(query, state) + marks
-
     def say(self, query: LengthQuery, state: ModelState) -> list[Estimate]:
-        said = super().say(query, state)
+        return self._with_text(query, state, super().say(query, state))
+
+    def _with_text(self, query: LengthQuery, state: ModelState, said: list[Estimate]) -> list[Estimate]:
+        extend(said, self.table, TEMPLATES, self._marks(query, state))
         if state.line is None:
             state.line = self.fresh_line()
         said += state.line.say(self._inputs(query, said), self._log_cuts)
@@ -103,7 +98,16 @@ class TextPredictor(HistoryPredictor):
         if state.line is not None:
             state.line.learn(self._inputs(query, said), size, log_tokens)
         super().learn_said(query, state, said, size, log_tokens)
+        learn(self.table, TEMPLATES, self._marks(query, state), said, size, log_tokens)
         self._read.pop(id(query), None)
+
+    def _marks(self, query: LengthQuery, state: ModelState) -> list[int]:
+        """A key for each of TEMPLATES."""
+        templates = self.read(query).templates
+        return [
+            state.root ^ ((FIRST_MARK + place) << 44 | mark) if mark else 0
+            for place, mark in enumerate(templates)
+        ]
 
     def forget(self, state: ModelState) -> None:
         super().forget(state)

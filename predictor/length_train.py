@@ -16,19 +16,20 @@ from scipy.sparse import csr_array
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 
-from joulegate.domain import Cuts, LengthQuery
+from joulegate.domain import Cuts, LengthQuery, Size
 from predictor.artifact import Artifact, data_hash
+from predictor.experts_rls import TARGETS
 from predictor.features import HEAD, NAMES, TAIL, numbers_of, templates_of, words_of
 from predictor.length import ModelState
 from predictor.length_data import Row, alias
-from predictor.length_prior import SLOTS, TextPrior, Trees, slots_of
+from predictor.length_prior import SCORES, SLOTS, TextPrior, Trees, slots_of
 from predictor.length_state import prior_arrays, state_arrays
 from predictor.length_text import FEATURES, POOLS, Reading, Start, TextPredictor
 
 FOLDS = 5
-RIDGE = 2.0
-TREES, LEAVES = 60, 15  # what can be served in tens of microseconds
-LEARNING_RATE = 0.1
+RIDGE = 1.0
+TREES, LEAVES = 30, 15  # what can be served in tens of microseconds
+LEARNING_RATE = 0.15
 REPTILE = 0.1  # share of the way to a stream's weights that the start moves
 PIECE = 150  # completions of a short stream
 CAPACITY = 2_000_000  # rows while rehearsing: nothing is forgotten
@@ -45,7 +46,7 @@ class Prompts:
     ids: list[str]
     words: list[list[str]]
     numbers: Floats  # (n, len(NAMES))
-    targets: Floats  # log tokens above the usual
+    targets: Floats  # (n, SCORES): log tokens, share short, share long, each above the usual
     weights: Floats  # square root of how many answers it has
     folds: NDArray[np.int64]
 
@@ -72,7 +73,7 @@ def trained(rows: Sequence[Row], prior_only: bool, rng: np.random.Generator, pro
         "features": list(NAMES),
         "characters": [HEAD, TAIL],
         "data_sha256": data_hash(f"{r.prompt_id} {r.sample.output_tokens}\n".encode() for r in rows),
-        "score_correlation": float(np.corrcoef(scores[:, 1], prompts.targets)[0, 1]),
+        "score_correlation": float(np.corrcoef(scores[:, SCORES], prompts.targets[:, 0])[0, 1]),
         "output_tokens_range": [
             min(r.sample.output_tokens for r in rows),
             max(r.sample.output_tokens for r in rows),
@@ -91,14 +92,14 @@ def _by_source(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
 
 
 def _prompts(rows: Sequence[Row]) -> Prompts:
-    lengths: dict[str, list[float]] = defaultdict(list)
+    answers: dict[str, list[Floats]] = defaultdict(list)
     for row in rows:
-        lengths[alias(row.stream)].append(log(row.sample.output_tokens + 1.0))
-    usual = {stream: sum(values) / len(values) for stream, values in lengths.items()}
-    above: dict[str, list[float]] = defaultdict(list)
+        answers[alias(row.stream)].append(_target(row))
+    usual = {stream: np.mean(targets, axis=0) for stream, targets in answers.items()}
+    above: dict[str, list[Floats]] = defaultdict(list)
     query: dict[str, LengthQuery] = {}
     for row in rows:
-        above[row.prompt_id].append(log(row.sample.output_tokens + 1.0) - usual[alias(row.stream)])
+        above[row.prompt_id].append(_target(row) - usual[alias(row.stream)])
         query[row.prompt_id] = row.sample.query
     ids = list(above)
     words = [words_of(query[i]) for i in ids]
@@ -106,28 +107,34 @@ def _prompts(rows: Sequence[Row]) -> Prompts:
         ids,
         words,
         np.array([numbers_of(query[i], w) for i, w in zip(ids, words, strict=True)]),
-        np.array([sum(above[i]) / len(above[i]) for i in ids]),
+        np.array([np.mean(above[i], axis=0) for i in ids]),
         np.array([sqrt(len(above[i])) for i in ids]),
         np.arange(len(ids)) % FOLDS,
     )
 
 
+def _target(row: Row) -> Floats:
+    tokens = row.sample.output_tokens
+    size = Cuts().output_size(tokens)
+    return np.array([log(tokens + 1.0), size == Size.S, size == Size.L], float)
+
+
 def _fit_out_of_fold(prompts: Prompts, progress: Progress) -> tuple[TextPrior, Floats]:
-    """The prior fitted on everything, and for each prompt the two scores of one that did not see it."""
+    """The prior fitted on everything, and for each prompt the scores of one that did not see it."""
     table = _table(prompts.words)
-    scores = np.zeros((len(prompts.ids), 2))
+    scores = np.zeros((len(prompts.ids), SCORES + 1))
     for fold in range(FOLDS):
         inside = prompts.folds == fold
-        scores[inside, 0] = _ridge(table, prompts, ~inside).predict(table[inside])
+        scores[inside, :SCORES] = _ridge(table, prompts, ~inside).predict(table[inside])
+    stacked = np.column_stack([prompts.numbers, scores[:, :SCORES]])
     for fold in range(FOLDS):
         inside = prompts.folds == fold
-        stacked = np.column_stack([prompts.numbers, scores[:, 0]])
-        scores[inside, 1] = _boosted(stacked, prompts, ~inside).predict(stacked[inside])
+        scores[inside, SCORES] = _boosted(stacked, prompts, ~inside).predict(stacked[inside])
         progress(0.1 + 0.1 * fold, f"prior, fold {fold + 1} of {FOLDS}")
     everything = np.ones(len(prompts.ids), bool)
     ridge = _ridge(table, prompts, everything)
-    boosted = _boosted(np.column_stack([prompts.numbers, scores[:, 0]]), prompts, everything)
-    return TextPrior(ridge.coef_.tolist(), float(ridge.intercept_), flat(boosted)), scores
+    trees = flat(_boosted(stacked, prompts, everything))
+    return TextPrior(tuple(ridge.coef_.tolist()), tuple(ridge.intercept_.tolist()), trees), scores
 
 
 def _table(words: Sequence[Sequence[str]]) -> csr_array:
@@ -155,7 +162,7 @@ def _boosted(x: Floats, prompts: Prompts, inside: NDArray[np.bool_]) -> HistGrad
         min_samples_leaf=20,
         random_state=0,
     )
-    return model.fit(x[inside], prompts.targets[inside], sample_weight=prompts.weights[inside])
+    return model.fit(x[inside], prompts.targets[inside, 0], sample_weight=prompts.weights[inside])
 
 
 def flat(model: HistGradientBoostingRegressor) -> Trees:
@@ -239,8 +246,8 @@ def _nearer(weights: Floats, state: ModelState) -> Floats:
 
 def _untrained_start() -> Start:
     """Broad: the usual length is 150 tokens give or take a lot, the classes equally likely."""
-    weights = np.zeros((4, FEATURES))
-    weights[:, 0] = (log(150.0), 1 / 3, 1 / 3, 1 / 3)
+    weights = np.zeros((TARGETS, FEATURES))
+    weights[:, 0] = (log(150.0), 1 / 3, 1 / 3)
     variance = np.full(FEATURES, LINE_VARIANCE)
     variance[0] = BIAS_VARIANCE
     voices = len(TextPredictor.voices)

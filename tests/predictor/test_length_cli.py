@@ -1,0 +1,193 @@
+"""`train length` and `evaluate length` from files to figures, and the artifact between them."""
+
+import gzip
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from joulegate.cli import COMMANDS, run
+from joulegate.domain import Cuts
+from joulegate.errors import UserError
+from predictor.artifact import Artifact, load, save
+from predictor.length_data import read_prompts
+from predictor.length_evaluate import Judged, StreamName, report
+from predictor.length_state import restore, state_arrays
+from predictor.length_store import SCHEMA, factory
+from predictor.length_text import TextPredictor
+
+KINDS = (("Translate to French", 15), ("Write an essay about", 700), ("Explain briefly", 150))
+ROWS = 500
+KEYS = (
+    *("n", "accuracy", "macro_f1", "accuracy_after_100", "macro_f1_after_100", "first50_minus_majority"),
+    *("p_actual_over_q90", "pinball_q90", "kendall_tau_after_100", "under_prediction_rate"),
+    *("predict_us_p50", "predict_us_p99", "update_us_p99"),
+)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = random.Random(1)
+    path = tmp_path_factory.mktemp("data") / "prompts.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        for number in range(ROWS):
+            kind, tokens = rng.choice(KINDS)
+            row = {
+                "prompt": f"{kind} {rng.choice(('cats', 'ships', 'rain'))} {number}",
+                "output_tokens": max(1, int(tokens * rng.lognormvariate(0, 0.2))),
+                "model": rng.choice(("a", "b")),
+                "source": "made",
+                "group": kind,
+                "prompt_id": f"p{number}",
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(prompts: Path) -> Path:
+    out = prompts.parent / "model.npz"
+    assert run(["train", "length", "--data", str(prompts), "--out", str(out)], COMMANDS) == 0
+    return out
+
+
+def figures(arguments: Sequence[str], capsysbinary: pytest.CaptureFixture[bytes]) -> dict[str, float]:
+    capsysbinary.readouterr()
+    assert run(["evaluate", "length", "--json", *arguments], COMMANDS) == 0
+    found: dict[str, float] = json.loads(capsysbinary.readouterr().out)
+    return found
+
+
+def test_training_then_judging_unseen_prompts(
+    prompts: Path, model: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    found = figures(["--data", str(prompts), "--model", str(model), "--split", "test"], capsysbinary)
+    assert set(KEYS) <= set(found)
+    assert found["n"] == sum(crc32(f"p{number}".encode()) % 5 == 0 for number in range(ROWS))
+    assert found["accuracy"] > 0.9
+
+
+def test_a_tenant_key_is_learned_from_scratch(
+    prompts: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    plain = figures(["--data", str(prompts), "--prior", "none"], capsysbinary)
+    keyed = figures(["--data", str(prompts), "--prior", "none", "--tenant-key", "group"], capsysbinary)
+    assert keyed["accuracy_after_100"] > plain["accuracy_after_100"] + 0.1
+
+
+def test_a_trace_is_judged_and_the_files_name_can_be_the_tenant(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    for name, tokens in (("long", 900), ("short", 5)):
+        lines = [f"{at},{100 + at % 7},{tokens}" for at in range(200)]
+        (tmp_path / f"{name}.csv").write_text("timestamp_s,input_tokens,output_tokens\n" + "\n".join(lines))
+    traces = [
+        "--trace",
+        str(tmp_path / "long.csv"),
+        "--trace",
+        str(tmp_path / "short.csv"),
+        "--prior",
+        "none",
+    ]
+    assert figures([*traces, "--tenant-key", "trace"], capsysbinary)["accuracy"] > 0.95
+    assert figures(traces, capsysbinary)["n"] == 400
+
+
+def test_training_never_sees_the_held_out_fifth(prompts: Path, model: Path) -> None:
+    rows = [row for row in read_prompts([prompts]) if not row.held_out]
+    assert load(model, SCHEMA).header["rows"] == len(rows)
+
+
+def test_what_was_learned_is_restored_exactly(prompts: Path, model: Path) -> None:
+    make = factory(Cuts(), model, use_prior=True)
+    first, second = make(), make()
+    assert isinstance(first, TextPredictor)
+    rows = read_prompts([prompts])[:80]
+    for row in rows:
+        first.observe(row.sample.query, first.predict(row.sample.query), row.sample.output_tokens)
+    restore(second, *state_arrays(first))
+    for row in rows[:20]:
+        ours, theirs = first.predict(row.sample.query), second.predict(row.sample.query)
+        assert ours.classes == pytest.approx(theirs.classes, abs=1e-4)
+        assert ours.q90 == pytest.approx(theirs.q90, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["evaluate", "length"], "either --data or --trace", id="nothing to judge"),
+        pytest.param(["evaluate", "length", "--data", "/nowhere.jsonl"], "/nowhere.jsonl", id="no file"),
+        pytest.param(["train", "length"], "nothing to learn from", id="nothing to learn"),
+    ],
+)
+def test_a_wrong_command_says_what_is_wrong(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments, COMMANDS) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_bad_row_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "output_tokens": 3, "model": "m"}\n{"prompt": "b"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:2"):
+        read_prompts([path])
+
+
+def test_an_unknown_tenant_column_lists_the_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "output_tokens": 3, "model": "m"}\n')
+    with pytest.raises(UserError) as caught:
+        read_prompts([path], "team")
+    assert "output_tokens" in caught.value.help
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 torn"])
+def test_a_torn_artifact_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        load(path, SCHEMA)
+
+
+def test_an_artifact_of_another_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.npz"
+    save(path, "something/1", Artifact({}, {"a": np.zeros(3)}))
+    with pytest.raises(UserError, match="something/1"):
+        load(path, SCHEMA)
+
+
+def test_saving_replaces_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "model.npz"
+    for value in (1.0, 2.0):
+        save(path, "s/1", Artifact({"v": value}, {"a": np.full(3, value)}))
+    assert load(path, "s/1").arrays["a"].tolist() == [2.0, 2.0, 2.0]
+    assert [found.name for found in tmp_path.iterdir()] == ["model.npz"]
+
+
+def judged(place: int, actual: int, chosen: int, majority: int, q90: float, tokens: int) -> Judged:
+    return Judged(place, actual, chosen, majority, 0.5, 10.0, q90, tokens, 1e-5, 2e-5)
+
+
+def test_the_figures_are_what_their_names_say() -> None:
+    stream = [judged(place, 0, 0, 1, 20.0, 10) for place in range(60)]
+    stream += [judged(place, 2, 1, 2, 300.0, 400) for place in range(60, 120)]
+    found = report({StreamName("s", "m"): stream})
+    assert found.accuracy == 0.5
+    assert found.macro_f1 == pytest.approx(1 / 3)
+    assert found.accuracy_after_100 == 0.0
+    assert found.first50_minus_majority == {"s": 100.0}
+    assert found.p_actual_over_q90 == {"s": 1.0}
+    assert found.pinball_q90 == pytest.approx(90.0)
+    assert found.under_prediction_rate == 0.5
+    assert found.predict_us_p50 == pytest.approx(10.0)
+    assert found.update_us_p99 == pytest.approx(20.0)
+
+
+def test_nothing_to_judge_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        report({})

@@ -1,0 +1,151 @@
+"""The full predictor: the text prior and its trees, the online line, what is read and when."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from joulegate.domain import Cuts, LengthQuery, Size
+from predictor.experts_rls import TARGETS, LeastSquares
+from predictor.features import HEAD, NAMES, TAIL, ends, numbers_of, templates_of, words_of
+from predictor.length_prior import slots_of
+from predictor.length_store import factory
+from predictor.length_text import FEATURES, TextPredictor
+from predictor.length_train import flat
+
+CUTS = Cuts()
+
+
+def shipped() -> TextPredictor:
+    predictor = factory(CUTS, None, use_prior=True)()
+    assert isinstance(predictor, TextPredictor)
+    return predictor
+
+
+def asked(prompt: str, key: str = "", tokens: int = 0) -> LengthQuery:
+    head, tail = ends(prompt)
+    return LengthQuery("m", key, tokens or len(prompt) // 4 + 1, text_head=head, text_tail=tail)
+
+
+def test_the_shipped_prior_expects_more_of_an_essay_than_of_a_choice() -> None:
+    predictor = shipped()
+    essay = asked("Write a detailed blog article about the history of computing, with examples.")
+    choice = asked("Is the following sentence positive or negative? Answer with one word: I like it.")
+    for query, tokens in ((essay, 700), (choice, 3)) * 2:
+        predictor.observe(query, predictor.predict(query), tokens)
+    later = asked("Write a comprehensive article about the future of farming, with examples.")
+    short = asked("Is this tweet positive or negative? Answer with one word: It rains again.")
+    assert predictor.predict(later).q50 > 2 * predictor.predict(short).q50
+
+
+def test_a_kind_of_prompt_is_learned_without_any_key() -> None:
+    rng = random.Random(2)
+    predictor = shipped()
+    for number in range(150):
+        word = rng.choice(("apples", "rivers", "planets", "engines"))
+        pair = (
+            (f"Translate to French: the {word} {number}", 12),
+            (f"Explain in depth how {word} work {number}", 600),
+        )
+        for prompt, tokens in pair:
+            query = asked(prompt)
+            predictor.observe(query, predictor.predict(query), tokens)
+    short, long = (
+        predictor.predict(asked(p))
+        for p in ("Translate to French: the castle", "Explain in depth how castles work")
+    )
+    assert short.classes[Size.S] > 0.8
+    assert long.classes[Size.L] > 0.8
+
+
+def test_a_settled_history_answers_without_reading_the_text() -> None:
+    class Reads(TextPredictor):
+        reads = 0
+
+        def read(self, query: LengthQuery):  # type: ignore[no-untyped-def]
+            self.reads += 1
+            return super().read(query)
+
+    base = shipped()
+    predictor = Reads(CUTS, base.prior, base.start)
+    for number in range(60):
+        query = asked(f"Say yes {number}", key="k", tokens=9)
+        predictor.observe(query, predictor.predict(query), 5)
+    before = predictor.reads
+    assert predictor.predict(asked("Say yes now", key="k", tokens=9)).classes[Size.S] > 0.95
+    assert predictor.reads == before
+
+
+def test_a_request_without_text_is_predicted_too() -> None:
+    prediction = shipped().predict(LengthQuery("m", "", 500))
+    assert sum(prediction.classes) == pytest.approx(1.0)
+    assert 1 <= prediction.q50 <= prediction.q90
+
+
+def test_what_was_read_for_a_prediction_is_bounded() -> None:
+    predictor = shipped()
+    for number in range(2200):
+        predictor.read(asked(f"question {number}"))
+    assert len(predictor._read) <= 2048
+
+
+@given(st.text(max_size=3000), st.integers(0, 10**6), st.none() | st.integers(1, 10**6))
+def test_any_text_gives_finite_features_of_one_shape(text: str, tokens: int, cap: int | None) -> None:
+    head, tail = ends(text)
+    query = LengthQuery("m", "", tokens, max_tokens=cap, text_head=head, text_tail=tail)
+    words = words_of(query)
+    numbers = numbers_of(query, words)
+    assert len(numbers) == len(NAMES)
+    assert np.isfinite(numbers).all()
+    assert len(templates_of(query, words)) == 6
+    assert slots_of(words)
+
+
+def test_the_ends_of_a_message_do_not_overlap() -> None:
+    text = "".join(chr(97 + i % 26) for i in range(HEAD + TAIL // 2))
+    head, tail = ends(text)
+    assert head + tail == text
+    assert ends("short") == ("short", "")
+    head, tail = ends("x" * 5000)
+    assert (len(head), len(tail)) == (HEAD, TAIL)
+
+
+def test_flat_trees_say_what_scikit_learn_says() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 5))
+    model = HistGradientBoostingRegressor(max_iter=10, max_leaf_nodes=15)
+    model.fit(x, x[:, 0] * np.sin(x[:, 1]) + rng.normal(size=500) * 0.1)
+    trees = flat(model)
+    assert [trees.value(row) for row in x[:50].tolist()] == pytest.approx(model.predict(x[:50]).tolist())
+
+
+def test_the_line_finds_the_weights_that_made_the_lengths() -> None:
+    rng = np.random.default_rng(4)
+    true = np.array([4.0, 1.0, -0.5])
+    line = LeastSquares(np.zeros((TARGETS, 3)), np.eye(3) * 10.0, 1.0)
+    for _ in range(400):
+        x = [1.0, *rng.normal(size=2).tolist()]
+        line.learn(x, 1, float(true @ x))
+    assert line.weights[0] == pytest.approx(true, abs=0.05)
+
+
+def test_the_line_stays_finite_when_one_request_repeats_forever() -> None:
+    predictor = shipped()
+    line = predictor.fresh_line()
+    x = [1.0] + [0.3] * (FEATURES - 1)
+    for _ in range(20_000):
+        line.learn(x, 0, 2.0)
+    assert np.isfinite(line.covariance).all()
+    assert float(line.covariance.trace()) <= 2 * float(predictor.fresh_line().covariance.trace())
+    assert line.weights[0] @ x == pytest.approx(2.0, abs=0.01)
+
+
+def test_the_lines_classes_are_probabilities() -> None:
+    line = shipped().fresh_line()
+    for said in line.say([1.0] * FEATURES, (4.6, 5.86)):
+        assert sum(said[:3]) == pytest.approx(1.0)
+        assert min(said[:3]) >= 0.0
+        assert said[3] < said[4]
