@@ -112,7 +112,7 @@ class Node:
                 self._begin(answer, cause)
             self.lease = answer.lease
             self._aim(request)
-            self._actuate(cause)
+            self._actuate(cause, frozenset() if request.groups else frozenset(request.targets))
             self._wake_by(Seconds(answer.lease.expires + self._jitter))
             return answer.lease
 
@@ -269,7 +269,7 @@ class Node:
         if not named:
             return
         self._groups = {group - named for group in self._groups} - {frozenset()}
-        grouped = [frozenset(group) & named for group in request.groups] or [named]
+        grouped = [frozenset(group) & named for group in request.groups]
         singles = named.difference(*grouped)
         self._groups.update(group for group in grouped if group)
         self._groups.update(frozenset({uuid}) for uuid in singles)
@@ -283,7 +283,8 @@ class Node:
                 gpu.aim(target)
                 self._write(gpu, cause, only_up=True)
 
-    def _actuate(self, cause: Cause) -> None:
+    def _actuate(self, cause: Cause, atomic: frozenset[str]) -> None:
+        """Bring every GPU to what is wanted. A failed write among `atomic` takes all of those up."""
         groups = [[self.gpus[uuid] for uuid in group] for group in self._groups]
         for group in groups:
             if any(gpu.plan.target is not None and not gpu.accepts for gpu in group):
@@ -295,8 +296,10 @@ class Node:
             return
         if not self._guarded(lowering):
             return
-        for group in groups:
-            self._apply(group, cause)
+        failed = {gpu.uuid for group in groups if not self._apply(group, cause) for gpu in group}
+        if failed & atomic:
+            for uuid in atomic:
+                self.gpus[uuid].release_target(Cause(cause.who, "a GPU of the request failed"))
 
     def _guarded(self, lowering: Collection[str]) -> bool:
         """Before anything is lowered: the watchdog has the deadline, the disk has the names."""
@@ -317,13 +320,15 @@ class Node:
                 gpu.release_target(Cause("agent", problem))
         return not problem
 
-    def _apply(self, group: Sequence[ManagedGpu], cause: Cause) -> None:
+    def _apply(self, group: Sequence[ManagedGpu], cause: Cause) -> bool:
         """Up at once; down all together or, if one may not yet, not at all. One failure takes all up."""
         now = self._clock()
         only_up = any(gpu.waits(now) for gpu in group)
-        if not all([self._write(gpu, cause, only_up) for gpu in group]):
-            for gpu in group:
-                gpu.release_target(Cause(cause.who, "a GPU of the group failed"))
+        if all([self._write(gpu, cause, only_up) for gpu in group]):
+            return True
+        for gpu in group:
+            gpu.release_target(Cause(cause.who, "a GPU of the group failed"))
+        return False
 
     def _write(self, gpu: ManagedGpu, cause: Cause, only_up: bool) -> bool:
         due = gpu.due(self._clock())

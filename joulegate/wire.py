@@ -29,8 +29,8 @@ class Message(BaseModel):
 class SyncRequest(Message):
     """Renew (or ask for) the lease and set a clock ceiling per GPU; null takes the ceiling away.
 
-    GPUs left out keep what they have, for as long as the lease lives. GPUs of one group are lowered together
-    or not at all; without groups, the GPUs of the request are one group.
+    GPUs left out keep what they have, for as long as the lease lives. GPUs of one group (a tensor-parallel
+    instance) are lowered together or not at all. Without groups, one failed write takes all of them up.
     """
 
     version: Literal[1] = VERSION

@@ -184,11 +184,32 @@ def test_a_group_goes_down_together_or_waits_together(bench: Bench) -> None:
     lease = lock(bench, node, {"GPU-0": 1200})
     bench.clock.advance(0.5)
     both: dict[str, int | None] = {"GPU-0": 900, "GPU-1": 900}
-    sync(bench, node, both, lease.token)
+    instance = (("GPU-0", "GPU-1"),)
+    sync(bench, node, both, lease.token, groups=instance)
     assert bench.ceilings()[:2] == [1200, None]
     bench.clock.advance(0.5)
-    sync(bench, node, both, lease.token)
+    sync(bench, node, both, lease.token, groups=instance)
     assert bench.ceilings()[:2] == [900, 900]
+
+
+def test_a_group_with_a_gpu_that_cannot_follow_stays_up_and_others_do_not_care(bench: Bench) -> None:
+    node = bench.node()
+    bench.gpu(1).deny_writes()
+    targets: dict[str, int | None] = {f"GPU-{i}": 900 for i in range(3)}
+    lease = lock(bench, node, {"GPU-1": 900})
+    sync(bench, node, targets, lease.token, groups=(("GPU-0", "GPU-1"),))
+    assert bench.ceilings() == [None, None, 900, None]
+
+
+def test_without_groups_each_gpu_has_its_own_dwell_and_a_failure_is_everybodys(bench: Bench) -> None:
+    node = bench.node()
+    lease = lock(bench, node, {"GPU-0": 1200})
+    bench.clock.advance(0.5)
+    sync(bench, node, {"GPU-0": 900, "GPU-1": 900}, lease.token)
+    assert bench.ceilings()[:2] == [1200, 900]
+    bench.gpu(2).fail(Call.LOCK, NvmlReturn.TIMEOUT)
+    sync(bench, node, {"GPU-0": 1200, "GPU-1": 900, "GPU-2": 900}, lease.token)
+    assert bench.ceilings() == FREE
 
 
 def test_a_lost_gpu_does_not_stop_the_others(bench: Bench) -> None:
