@@ -21,7 +21,7 @@ import orjson
 from joulegate.domain import Cuts, Objectives
 from joulegate.errors import UserError
 from joulegate.units import Seconds
-from simulator.demo_site import INSTANCES_PER_POOL, MODEL, POOLS, Side, free_ports
+from simulator.demo_site import INSTANCES_PER_POOL, MODEL, POOLS, Side, die_with_parent, free_ports
 from simulator.demo_static import StaticClock, best_static
 from simulator.demo_summary import DemoResult, SideResult, residency
 from simulator.emulator import read_profile
@@ -142,12 +142,18 @@ async def _ask(sides: Sequence[Side], seconds: float) -> dict[str, int]:
     """The unmodified client, in a process of its own."""
     words = ["-m", "simulator.demo_client", str(seconds), MODEL, *(side.url for side in sides)]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *words, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
+        sys.executable,
+        *words,
+        stdout=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for us
+        preexec_fn=die_with_parent,
     )
     try:
         printed, _ = await process.communicate()
     except asyncio.CancelledError:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         raise
     if process.returncode != 0:
         return {"streams": 0, "errors": 1}

@@ -88,7 +88,7 @@ class Side:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on, in order
-                preexec_fn=_punctual if words[0] == "emulate" else _die_with_parent,
+                preexec_fn=_punctual if words[0] == "emulate" else die_with_parent,
             )
 
     async def _until(self, what: str, url: str) -> None:
@@ -195,7 +195,8 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child, before it becomes another program: end when the parent does, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() == 1:  # the parent went before the line above
@@ -204,6 +205,6 @@ def _die_with_parent() -> None:
 
 def _punctual() -> None:
     """The emulator keeps time for everybody else: where we may, it goes before them."""
-    _die_with_parent()
+    die_with_parent()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, EMULATOR_NICE)
