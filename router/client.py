@@ -7,10 +7,12 @@ never mixed in one answer.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+import logging
+from typing import Any, Protocol
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.server import ServerState
 
 from router.errors import BodyTooLarge, GatewayError
 from router.head import status_line
@@ -27,16 +29,68 @@ class Pausable(Protocol):
     def resume(self) -> None: ...
 
 
+class Edge(Protocol):
+    """What a request needs of its connection (the guard)."""
+
+    transport: asyncio.Transport
+    flow: FlowControl
+    logger: logging.Logger
+    access_logger: logging.Logger
+    access_log: bool
+    server_state: ServerState
+
+    def on_response_complete(self) -> None: ...
+
+    def linger(self) -> None: ...
+
+
 class ClientExchange(RequestResponseCycle):
     """Made by the guard for every request. Writes after the client left are dropped."""
 
     owner: "asyncio.Task[object] | None" = None
     feeder: Pausable | None = None
     claimed: int | None = None  # the relay reads the body: up to so many bytes
-    linger: Callable[[], None]
     _head: bytes = b""
     _until_close: bool = False
     _bodiless: bool = False
+    _event: asyncio.Event | None = None
+
+    def __init__(self, edge: Edge, scope: Any, fields: dict[bytes, bytes], keep_alive: bool) -> None:
+        """`fields`: the headers by name; of a repeated one, the last."""
+        # uvicorn's own attributes, set here as its constructor sets them: the event only when it is awaited
+        self.scope = scope
+        self.transport = edge.transport
+        self.flow = edge.flow
+        self.logger = edge.logger
+        self.access_logger = edge.access_logger
+        self.access_log = edge.access_log
+        self.default_headers = edge.server_state.default_headers
+        self.on_response = edge.on_response_complete
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = fields.get(b"expect", b"").lower() == b"100-continue"
+        self.body = bytearray()
+        self.more_body = True
+        self.response_started = False
+        self.response_complete = False
+        self.chunked_encoding = None
+        self.expected_content_length = 0
+        self.fields = fields
+        self.linger = edge.linger
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]
+        """Set when there is body, or an end. Made when somebody waits for it: the relay seldom does."""
+        event = self._event
+        if event is None:
+            event = self._event = asyncio.Event()
+            if self.body or not self.more_body or self.disconnected:
+                event.set()
+        return event
+
+    def wake(self) -> None:
+        if self._event is not None:
+            self._event.set()
 
     @property
     def gone(self) -> bool:
@@ -58,7 +112,7 @@ class ClientExchange(RequestResponseCycle):
     def lose(self) -> None:
         """The client left, or was refused while it still sent."""
         self.disconnected = True
-        self.message_event.set()
+        self.wake()
         if self.owner is not None:
             self.owner.cancel()
 
@@ -66,9 +120,8 @@ class ClientExchange(RequestResponseCycle):
         """The whole body, not copied. Raises BodyTooLarge as soon as it is known to be longer."""
         self.claimed = limit
         if self.more_body:
-            for name, value in self.scope["headers"]:
-                if name == b"content-length" and int(value) > limit:
-                    raise BodyTooLarge(f"the body may be at most {limit} bytes")
+            if int(self.fields.get(b"content-length", b"0")) > limit:
+                raise BodyTooLarge(f"the body may be at most {limit} bytes")
             if self.waiting_for_100_continue and not self.gone:
                 self.transport.write(CONTINUE)
                 self.waiting_for_100_continue = False

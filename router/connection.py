@@ -38,28 +38,26 @@ class Connection(asyncio.Protocol):
         self._lost = False
         self._clean = True  # nothing came that was not part of an answer
         self._paused = False
-        self._complete = True
+        self.sent_at = 0.0
+        self._lost_at = NEVER
+        self._pieces: list[bytes] = []  # of this read
+        self._held: list[bytes] = []
+        self.headers: Sequence[Header] = ()
         self._reset(head_only=False)
         self._complete = True
 
     def _reset(self, head_only: bool) -> None:
         self.status = 0
-        self.headers: Sequence[Header] = ()
         self.length: int | None = None
         self._fields: list[Header] = []
-        self._field_count = self._head_size = self._fed = self._informational = 0
-        self._lengths = self._encodings = 0
-        self._nominated: set[bytes] = set()
+        self._fed = self._informational = 0
+        self._chunked = False
         self._head_only = head_only
         self._head_done = False
         self._complete = False
         self._answered = False  # at least one byte came
-        self._sent_at = 0.0
-        self._lost_at = NEVER
         self._sink: Sink | None = None
-        self._pieces: list[bytes] = []  # of this read
-        self._held: list[bytes] = []  # read before somebody took the body
-        self._held_size = 0
+        self._held_size = 0  # of what was read before somebody took the body
         self._want = NEVER
 
     # the pool's side
@@ -68,26 +66,26 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Between two answers, and fit for another request."""
         transport = self._transport
-        return self._complete and self._clean and not self._lost and transport is not None
+        untaken = self._held  # somebody left before he took what there was: it must not reach the next one
+        return self._complete and self._clean and not untaken and not self._lost and transport is not None
 
     @property
     def raced(self) -> bool:
         """The engine had closed this kept connection when we wrote to it."""
-        soon = self._lost_at - self._sent_at < self.limits.race
+        soon = self._lost_at - self.sent_at < self.limits.race
         return self._reused and not self._answered and self._lost and soon
 
     def send(self, message: Sequence[bytes | memoryview], head_only: bool) -> None:
         """Write a request. Raises UpstreamDown if the instance has closed the connection."""
-        self._reused = self._sent_at > 0.0
+        self._reused = self.sent_at > 0.0
         self._reset(head_only)
-        self._error = None
-        self._sent_at = now = time.monotonic()
+        self.sent_at = now = time.monotonic()
         self.deadline = now + self.limits.head
         transport = self._transport
         if transport is None or self._lost or transport.is_closing():
             self._lost, self._lost_at = True, now
             raise UpstreamDown("the instance closed the connection")
-        if len(message) == 1 or sum(map(len, message)) < JOIN_BELOW:
+        if len(message[-1]) < JOIN_BELOW:
             transport.write(b"".join(message))
         else:
             transport.writelines(message)
@@ -109,6 +107,10 @@ class Connection(asyncio.Protocol):
         self.deadline = NEVER
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def head_done(self) -> bool:
+        return self._head_done
 
     async def _wait(self) -> None:
         if self._error is not None:
@@ -178,7 +180,7 @@ class Connection(asyncio.Protocol):
         self._lost_at = time.monotonic()
         self._clean = False
         if not self._complete:
-            until_close = self._head_done and self.length is None and not self._encodings
+            until_close = self._head_done and self.length is None and not self._chunked
             if until_close and exc is None and self._error is None:
                 self._complete = True
             elif self._error is None:
@@ -236,7 +238,7 @@ class Connection(asyncio.Protocol):
 
         llhttp skips line ends between messages without a word, so they are looked for here. In doubt: no.
         """
-        if self._encodings:
+        if self._chunked:
             return data.endswith(b"0\r\n\r\n")
         if head_was_done:
             return len(data) == body
@@ -249,50 +251,58 @@ class Connection(asyncio.Protocol):
             raise UpstreamGarbled("the instance sent more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._field_count += 1
-        self._head_size += len(name) + len(value)
-        if self._field_count > self.limits.header_fields or self._head_size > self.limits.header_bytes:
-            raise UpstreamGarbled("the instance's answer has too large a head")
-        if self._head_done:
-            return  # a trailer
-        name = name.lower()
-        if name not in NOT_RELAYED:
-            self._fields.append((name, value))
-        elif name == b"content-length":
-            self._lengths += 1
-            self.length = int(value) if value.isdigit() else None
-            if self.length is None:
-                raise UpstreamGarbled("the instance's Content-Length is not a number")
-        elif name == b"transfer-encoding":
-            self._encodings += 1
-            if value.lower() != b"chunked":
-                raise UpstreamGarbled("the instance's Transfer-Encoding is not 'chunked'")
-        elif name == b"connection":
-            self._nominated |= nominations(value)
+        fields = self._fields
+        fields.append((name.lower(), value))
+        if len(fields) > self.limits.header_fields:
+            raise UpstreamGarbled("the instance's answer has too many header fields")
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status == 101 or self._parser.should_upgrade():
+        parser = self._parser
+        status = parser.get_status_code()
+        fields = self._fields
+        self._fields = []  # what comes now are trailers, or the fields of another head
+        if status == 101 or parser.should_upgrade():
             raise UpstreamGarbled("the instance switched protocols unasked")
         if status < 200:
             self._informational += 1
             if status < 100 or self._informational > self.limits.informational:
                 raise UpstreamGarbled(f"the instance sent status {status} once too often")
-            self._fields, self._field_count, self._lengths, self._encodings, self.length = [], 0, 0, 0, None
             return
-        version = self._parser.get_http_version()
-        if version not in ("1.1", "1.0") or self._lengths + self._encodings > (
-            1 if version == "1.1" else 1 - self._encodings
+        if parser.get_http_version() != "1.1" and (
+            parser.get_http_version() != "1.0" or any(name == b"transfer-encoding" for name, _ in fields)
         ):
-            raise UpstreamGarbled("the length of the instance's answer is ambiguous")
+            raise UpstreamGarbled("the instance does not speak HTTP/1.1")
         self.status = status
-        nominated = self._nominated
-        self.headers = [f for f in self._fields if f[0] not in nominated] if nominated else self._fields
+        self.headers = self._framed(fields)
         self._head_done = True
         if self._head_only:
             # the parser now expects a body that will not come: this connection serves no other request
             self._complete = True
             self._clean = False
+
+    def _framed(self, fields: list[Header]) -> list[Header]:
+        """The fields to pass on; takes the framing from the others."""
+        kept = [field for field in fields if field[0] not in NOT_RELAYED]
+        nominated: set[bytes] = set()
+        framing = 0
+        for name, value in fields:
+            if name == b"content-length":
+                framing += 1
+                if not value.isdigit():
+                    raise UpstreamGarbled("the instance's Content-Length is not a number")
+                self.length = int(value)
+            elif name == b"transfer-encoding":
+                framing += 1
+                self._chunked = True
+                if value.lower() != b"chunked":
+                    raise UpstreamGarbled("the instance's Transfer-Encoding is not 'chunked'")
+            elif name == b"connection":
+                nominated |= nominations(value)
+        if framing > 1:
+            raise UpstreamGarbled("the length of the instance's answer is ambiguous")
+        if sum(len(name) + len(value) for name, value in fields) > self.limits.header_bytes:
+            raise UpstreamGarbled("the instance's answer has too large a head")
+        return [field for field in kept if field[0] not in nominated] if nominated else kept
 
     def on_body(self, body: bytes) -> None:
         if not self._head_only:

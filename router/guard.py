@@ -65,6 +65,7 @@ class Guard(HttpToolsProtocol):
         self.since = 0.0  # when `reading` began
         self.received = 0  # bytes since then
         self.stuck_since = 0.0  # when the write buffer filled
+        self.now = 0.0  # of the read that is being parsed
         self.ahead = bytearray()
 
     # transport's side
@@ -87,9 +88,12 @@ class Guard(HttpToolsProtocol):
         if active is not None and (self.reading is Reading.DONE or self.cycle is not active):
             self._keep_back(data)
             return
-        if self.reading is Reading.IDLE:
-            self._enter(Reading.HEAD)
+        self.now = self.loop.time()
         before = self.reading
+        if before is Reading.IDLE:
+            self.reading = before = Reading.HEAD
+            self.since = self.now
+            self.received = 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -123,14 +127,13 @@ class Guard(HttpToolsProtocol):
     # parser's side
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
         self.reading = Reading.HEAD
         if len(self.pipeline) >= self.limits.pipelined:
             raise BadRequest("too many requests sent ahead of their answers")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.reading is not Reading.HEAD:
-            return  # a trailer: nobody asked for it, and it must not pass for a header
         headers = self.headers
         headers.append((name.lower(), value))
         if len(headers) > self.limits.header_fields:
@@ -140,33 +143,34 @@ class Guard(HttpToolsProtocol):
         parser = self.parser
         version = parser.get_http_version()
         method = parser.get_method().decode("ascii")
-        expect = check_request_head(method, self.url, version, self.headers, self.limits.header_bytes)
+        headers = self.headers
+        self.headers = []  # trailers end here: nobody asked for them, and they must not pass for headers
+        fields = check_request_head(method, self.url, version, headers, self.limits.header_bytes)
         if parser.should_upgrade():
             raise BadRequest("Upgrade is not supported")
-        scope = self.scope
-        scope["method"] = method
-        scope["http_version"] = version
-        url = httptools.parse_url(self.url)
-        scope["raw_path"] = raw_path = url.path or b"/"
-        scope["path"] = decoded(raw_path)
-        scope["query_string"] = url.query or b""
-        cycle = ClientExchange(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=expect,
-            keep_alive=version == "1.1" and parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
-        cycle.linger = self.linger
-        scope["extensions"] = cast("dict[str, Any]", {EXTENSION: cycle})
+        raw_path, query = split_target(self.url)
+        scope: Any = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "headers": headers,
+            "state": self.app_state.copy(),
+            "method": method,
+            "raw_path": raw_path,
+            "path": decoded(raw_path),
+            "query_string": query,
+        }
+        keep_alive = version == "1.1" and parser.should_keep_alive()
+        cycle = ClientExchange(self, scope, fields, keep_alive)
+        scope["extensions"] = {EXTENSION: cycle}
         self.cycle = cycle
-        self._enter(Reading.BODY)
+        self.reading = Reading.BODY
+        self.since = self.now
+        self.received = 0
         if self.active is None:
             self._answer(cycle, self.app)
         else:
@@ -181,25 +185,27 @@ class Guard(HttpToolsProtocol):
         if cycle.claimed is None:
             if len(cycle.body) > AHEAD:
                 self.flow.pause_reading()
-            cycle.message_event.set()
+            cycle.wake()
         elif len(cycle.body) > cycle.claimed:
             self.flow.pause_reading()
-            cycle.message_event.set()
+            cycle.wake()
 
     def on_message_complete(self) -> None:
-        cycle = self.cycle
+        cycle = cast("ClientExchange", self.cycle)
         cycle.more_body = False
         if cycle.response_complete:
             self._enter(Reading.IDLE)
         else:
-            self._enter(Reading.DONE)
-            cycle.message_event.set()
+            self.reading = Reading.DONE
+            cycle.wake()
 
     # the answer's side
 
     def _answer(self, cycle: ClientExchange, app: ASGI3Application) -> None:
         self.active = cycle
-        self._start_asgi_task(cycle, app)
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -318,6 +324,15 @@ class Warden:
                     connection.expire(what)
         if connections:
             self._arm(connections, loop)
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a request target that has been checked."""
+    if target[:1] != b"/":
+        url = httptools.parse_url(target)
+        return url.path or b"/", url.query or b""
+    path, _, query = target.partition(b"?")
+    return path, query
 
 
 def decoded(raw_path: bytes) -> str:

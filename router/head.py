@@ -15,7 +15,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 # what a CGI-style server takes for the real field: nobody needs these, only attacks do
 ALIASES = frozenset({b"content_length", b"transfer_encoding"})
-FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"}) | ALIASES
+ONCE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key")
+VERSIONS = frozenset({"1.1", "1.0"})
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -46,6 +47,7 @@ NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
 SEGMENT = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~:@!$&'()*+,=-]+"
 PATH = re.compile(rf"/v1(?:{SEGMENT})+/?")
+COMMON = frozenset({"/v1/chat/completions", "/v1/completions"})
 OTHERS = frozenset({"/tokenize", "/detokenize"})
 TGI_ONLY = frozenset({"/generate", "/generate_stream", "/info"})
 # engines' administration that lives under /v1
@@ -57,41 +59,36 @@ UUID = re.compile(rb"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
 
 def check_request_head(
     method: str, target: bytes, version: str, headers: Sequence[Header], header_bytes: int
-) -> bool:
-    """Whether the client waits for 100 Continue. Raises a GatewayError when the head is doubtful."""
-    if version not in ("1.1", "1.0"):
+) -> dict[bytes, bytes]:
+    """The headers by name (of a repeated one, the last). Raises a GatewayError when the head is doubtful."""
+    if version not in VERSIONS:
         raise UnsupportedVersion("only versions 1.1 and 1.0 of HTTP are spoken here")
     if method not in METHODS:
         raise MethodNotAllowed(f"{method} is not supported")
-    host: bytes | None = None
-    lengths = size = 0
-    expect = False
-    for name, value in headers:
-        size += len(name) + len(value) + 4
-        if name not in FRAMING:
-            continue
-        if name == b"host":
-            if host is not None:
-                raise BadRequest("more than one Host header")
-            host = value
-        elif name == b"expect":
-            expect = version == "1.1" and value.lower() == b"100-continue"
-        else:
-            lengths += 1
-            _check_length(name, value, version)
-    if size > header_bytes:
+    fields = dict(headers)
+    if len(fields) != len(headers):
+        _check_once(headers, header_bytes)
+    encoding = fields.get(b"transfer-encoding")
+    if encoding is not None:
+        if encoding.lower() != b"chunked" or version != "1.1":
+            raise BadRequest("Transfer-Encoding must be 'chunked', in HTTP/1.1")
+        if b"content-length" in fields:
+            raise BadRequest("the length of the body is ambiguous")
+    if not ALIASES.isdisjoint(fields):
+        raise BadRequest("a header that may be taken for another is not accepted")
+    if sum(map(len, fields)) + sum(map(len, fields.values())) + 4 * len(fields) > header_bytes:
         raise HeadTooLarge("the request head is too large")
-    if lengths > 1:
-        raise BadRequest("the length of the body is ambiguous")
-    _check_host(host, target, version)
-    return expect
+    _check_host(fields.get(b"host"), target, version)
+    return fields
 
 
-def _check_length(name: bytes, value: bytes, version: str) -> None:
-    if name in ALIASES:
-        raise BadRequest(f"header {name.decode()} is not accepted")
-    if name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
-        raise BadRequest("Transfer-Encoding must be 'chunked', in HTTP/1.1")
+def _check_once(headers: Sequence[Header], header_bytes: int) -> None:
+    if sum(len(name) + len(value) + 4 for name, value in headers) > header_bytes:
+        raise HeadTooLarge("the request head is too large")
+    names = [name for name, _ in headers]
+    for name in ONCE:
+        if names.count(name) > 1:
+            raise BadRequest(f"more than one {name.decode()} header")
 
 
 def _check_host(host: bytes | None, target: bytes, version: str) -> None:
@@ -116,7 +113,7 @@ def check_path(raw_path: bytes) -> str:
     routes is.
     """
     path = raw_path.decode("ascii", "replace")
-    if path in OTHERS or path in TGI_ONLY:
+    if path in COMMON or path in OTHERS or path in TGI_ONLY:
         return path
     if PATH.fullmatch(path) is None or path.rstrip("/").lower() in DENIED:
         raise NoSuchRoute(f"no such route: {path[:200]}")
@@ -127,7 +124,7 @@ def request_head(
     method: str,
     path: str,
     query: bytes,
-    headers: Iterable[Header],
+    headers: Sequence[Header],
     fixed: Sequence[Header],
     body_length: int | None,
 ) -> bytes:
@@ -136,23 +133,19 @@ def request_head(
     lines = [b"%b %b HTTP/1.1" % (method.encode(), target)]
     lines += [b"%b: %b" % pair for pair in fixed]
     lines += [b"%b: %b" % pair for pair in forwarded(headers)]
-    if body_length is not None:
-        lines.append(b"content-length: %d" % body_length)
-    lines.append(b"\r\n")
+    lines.append(b"\r\n" if body_length is None else b"content-length: %d\r\n\r\n" % body_length)
     return b"\r\n".join(lines)
 
 
-def forwarded(headers: Iterable[Header]) -> list[Header]:
+def forwarded(headers: Sequence[Header]) -> list[Header]:
     """The end-to-end headers of a request, less what is ours and what `Connection` names."""
-    kept = []
+    kept = [pair for pair in headers if pair[0] not in NOT_FORWARDED and not pair[0].startswith(OURS)]
+    if len(kept) == len(headers):
+        return kept
     nominated: set[bytes] = set()
-    for pair in headers:
-        name = pair[0]
-        if name in NOT_FORWARDED or name.startswith(OURS):
-            if name == b"connection":
-                nominated |= nominations(pair[1])
-        else:
-            kept.append(pair)
+    for name, value in headers:
+        if name == b"connection":
+            nominated |= nominations(value)
     return [pair for pair in kept if pair[0] not in nominated] if nominated else kept
 
 

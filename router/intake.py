@@ -15,7 +15,7 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS"})
 BODYLESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every request, see ports.RelayRequest
 class Call:
     """A client's request, understood."""
 
@@ -32,7 +32,7 @@ class Call:
         return self.request.generative or self.request.method in IDEMPOTENT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """What goes to one instance. `strip`: the usage event comes because we asked for it."""
 
@@ -45,20 +45,20 @@ def understand(
     path: str,
     query: bytes,
     headers: Sequence[Header],
+    fields: dict[bytes, bytes],
     body: bytearray,
     caller: Caller,
     request_id: str,
     now: Seconds,
 ) -> Call:
-    """Raises BadRequest (objective headers) and Forbidden (a model this key may not use)."""
+    """`fields`: the headers by name. Raises BadRequest (objectives) and Forbidden (model, by key)."""
     route = path.rstrip("/")
-    found = dict(headers)
-    parsed = openai_api.parse(route, body, found.get(b"content-type", b""), caller.name)
+    parsed = openai_api.parse(route, body, fields.get(b"content-type", b""), caller.name)
     model = parsed.query.model
     if caller.models and model not in caller.models:
         raise Forbidden(f"this API key may not use the model '{model}'" if model else "name a model")
     generative = method == "POST" and route in openai_api.GENERATIVE
-    session = found.get(b"x-session-id") or found.get(b"x-session-affinity") or b""
+    session = fields.get(b"x-session-id") or fields.get(b"x-session-affinity")
     request = RelayRequest(
         id=request_id,
         route=route,
@@ -69,9 +69,9 @@ def understand(
         input_chars=parsed.input_chars,
         fingerprint=openai_api.fingerprint(body),
         arrived=now,
-        ttft=objective(found, b"x-slo-ttft-ms", caller.min_ttft),
-        tpot=objective(found, b"x-slo-tpot-ms", caller.min_tpot),
-        session=session.decode("latin-1"),
+        ttft=objective(fields, b"x-slo-ttft-ms", caller.min_ttft),
+        tpot=objective(fields, b"x-slo-tpot-ms", caller.min_tpot),
+        session=session.decode("latin-1") if session else "",
         method=method,
         engine=Engine.TGI if route in TGI_ONLY else None,
     )
@@ -92,12 +92,9 @@ def objective(headers: dict[bytes, bytes], name: bytes, least: Seconds) -> Secon
     return Seconds(max(value, least))
 
 
-def request_id(headers: Sequence[Header], fresh: str) -> str:
-    """The client's own, if it can safely be sent on and logged, else `fresh`."""
-    for name, value in headers:
-        if name == b"x-request-id" and SAFE_ID.fullmatch(value):
-            return value.decode()
-    return fresh
+def safe_id(given: bytes | None) -> str | None:
+    """The client's own request id, if it can safely be sent on and logged."""
+    return given.decode() if given is not None and SAFE_ID.fullmatch(given) else None
 
 
 def message(call: Call, endpoint: Endpoint) -> Message:

@@ -1,7 +1,7 @@
 """Pure: who may use the gateway: API keys, known only by their SHA-256.
 
     Keys(entries: Sequence[KeyEntry], admin: bytes | None)
-    keys.caller(headers) -> Caller            raises Unauthorized
+    keys.caller(fields) -> Caller             raises Unauthorized; `fields`: headers by lower-case name
     keys.is_admin(headers) -> bool
 
 No entries: the gateway is open (`keys.is_open`), and says so when it starts. A digest is looked up in a
@@ -10,7 +10,7 @@ which tells nothing about any key.
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
@@ -19,6 +19,7 @@ from router.errors import Unauthorized
 from router.ports import Caller
 
 Headers = Sequence[tuple[bytes, bytes]]
+Fields = Mapping[bytes, bytes]
 ANYBODY = Caller()
 
 
@@ -53,10 +54,14 @@ class Keys:
     def is_open(self) -> bool:
         return not self._callers
 
-    def caller(self, headers: Headers) -> Caller:
+    @property
+    def has_admin(self) -> bool:
+        return self._admin is not None
+
+    def caller(self, fields: Fields) -> Caller:
         if not self._callers:
             return ANYBODY
-        found = presented(headers)
+        found = presented(fields)
         if found is None:
             raise Unauthorized("no API key: send it as 'Authorization: Bearer KEY'")
         seen = sha256(found).digest()
@@ -66,24 +71,25 @@ class Keys:
         return entry.caller
 
     def is_admin(self, headers: Headers) -> bool:
-        found = presented(headers)
+        found = presented(dict(headers))
         if self._admin is None or found is None:
             return False
         return hmac.compare_digest(self._admin, sha256(found).digest())
 
 
-def presented(headers: Headers) -> bytes | None:
+def presented(fields: Fields) -> bytes | None:
     """The key a request shows: OpenAI's bearer token or Anthropic's x-api-key. Two different ones: none."""
     found: bytes | None = None
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, rest = value.partition(b" ")
-            key = rest.strip() if scheme.lower() == b"bearer" else b""
-        elif name == b"x-api-key":
-            key = value.strip()
-        else:
-            continue
-        if not key or (found is not None and found != key):
+    authorization = fields.get(b"authorization")
+    if authorization is not None:
+        scheme, _, rest = authorization.partition(b" ")
+        if scheme.lower() != b"bearer":
             return None
-        found = key
-    return found
+        found = rest.strip()
+    other = fields.get(b"x-api-key")
+    if other is not None:
+        other = other.strip()
+        if found is not None and found != other:
+            return None
+        found = other
+    return found or None

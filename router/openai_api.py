@@ -17,6 +17,8 @@ import orjson
 from joulegate.domain import LengthQuery
 from router.ports import ModelCard
 
+JSON_KEYS = frozenset({"response_format", "text", "guided_json", "structured_outputs"})
+STOP_KEYS = frozenset({"stop", "stop_sequences"})
 HEAD_CHARS = 1600
 TAIL_CHARS = 800
 FINGERPRINT_BYTES = 64 * 1024  # of each end
@@ -40,7 +42,7 @@ GENERATIVE = frozenset(
 Json = dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every request, see ports.RelayRequest
 class Parsed:
     """What a body says that matters here. A body that is no JSON object leaves the defaults."""
 
@@ -65,13 +67,14 @@ class _Text:
 
     @property
     def turn(self) -> int:
+        """Names the conversation so far."""
         return (self.chars << 32) | self.whole if self.whole else 0
 
     def add(self, role: str, text: str) -> None:
         if role == "assistant":
             self.parent = self.turn
         self.chars += len(text)
-        ends = f"{role}:{len(text)}:{text[:256]}{text[-256:]}"
+        ends = f"{role}:{len(text)}:{text[:256]}{text[-256:]}" if len(text) > 512 else f"{role}:{text}"
         self.whole = zlib.crc32(ends.encode("utf-8", "surrogatepass"), self.whole)
         if role in ("system", "developer"):
             self.system = (len(text) << 32) | zlib.crc32(text.encode("utf-8", "surrogatepass"), self.system)
@@ -87,30 +90,32 @@ def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) ->
     found = _load(body)
     if found is None:
         return Parsed(LengthQuery("", key, 0), input_chars=len(body))
+    get = found.get
     text = _text(found)
-    parameters = found.get("parameters")
+    parameters = get("parameters")
     limits = parameters if isinstance(parameters, dict) else found  # TGI's own routes
-    options = found.get("stream_options")
+    options = get("stream_options")
+    last = text.last
     return Parsed(
-        query=LengthQuery(
-            model=_string(found.get("model")),
-            key=key,
-            input_tokens=text.tokens,
-            max_tokens=_cap(limits),
-            n=max(1, _integer(found.get("n")) or 1) * text.prompts,
-            system_hash=text.system,
-            parent=text.parent,
-            has_tools=bool(found.get("tools")),
-            json_mode=_json_mode(found),
-            stop=bool(limits.get("stop") or limits.get("stop_sequences")),
-            text_head=text.last[:HEAD_CHARS],
-            text_tail=text.last[-TAIL_CHARS:],
-            turn=text.turn,
+        LengthQuery(
+            _string(get("model")),
+            key,
+            text.tokens,
+            _cap(limits),
+            max(1, _integer(get("n")) or 1) * text.prompts,
+            text.system,
+            text.parent,
+            bool(get("tools")),
+            not JSON_KEYS.isdisjoint(found) and _json_mode(found),
+            not STOP_KEYS.isdisjoint(limits) and bool(limits.get("stop") or limits.get("stop_sequences")),
+            last[:HEAD_CHARS],
+            last[-TAIL_CHARS:],
+            text.turn,
         ),
-        stream=found.get("stream") is True or route == "/generate_stream",
-        input_chars=text.chars,
-        options=options if isinstance(options, dict) else None,
-        has_options="stream_options" in found,
+        get("stream") is True or route == "/generate_stream",
+        text.chars,
+        options if isinstance(options, dict) else None,
+        options is not None or "stream_options" in found,
     )
 
 
@@ -267,9 +272,9 @@ def _plain(content: object) -> str:
 
 def _cap(found: Json) -> int | None:
     for name in ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens"):
-        value = _integer(found.get(name))
-        if value is not None and value > 0:
-            return value
+        value = found.get(name)
+        if value is not None and (size := _integer(value)) is not None and size > 0:
+            return size
     return None
 
 
@@ -284,7 +289,7 @@ def _json_mode(found: Json) -> bool:
 
 
 def _integer(found: object) -> int | None:
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    return found if type(found) is int else None
 
 
 def _string(found: object) -> str:

@@ -27,12 +27,13 @@ from router.errors import (
     GatewayError,
     MethodNotAllowed,
     NoSuchModel,
+    NoSuchRoute,
     UpstreamDown,
     UpstreamError,
     translate,
 )
 from router.head import Header, check_path, relayed, response_head
-from router.intake import Call, message, request_id, understand
+from router.intake import Call, message, safe_id, understand
 from router.keys import Keys
 from router.limits import RelayLimits
 from router.ports import Caller, Ending, Gate, Reply, Report, Slot, Upstream
@@ -81,7 +82,7 @@ class Relay:
         now = Seconds(time.monotonic())
         client: ClientExchange = scope["extensions"][EXTENSION]
         client.own()
-        sent_id = request_id(scope["headers"], next(self._ids))
+        sent_id = safe_id(client.fields.get(b"x-request-id")) or next(self._ids)
         try:
             await self._serve(client, scope, sent_id, now)
         except GatewayError as error:
@@ -95,16 +96,16 @@ class Relay:
             client.disown()
 
     async def _serve(self, client: ClientExchange, scope: Scope, sent_id: str, now: Seconds) -> None:
-        headers: list[Header] = scope["headers"]
         method: str = scope["method"]
-        caller = self.keys.caller(headers)
-        if scope["path"] == MODELS or scope["path"].startswith(MODELS + "/"):
+        fields = client.fields
+        caller = self.keys.caller(fields)
+        if scope["path"].startswith(MODELS):
             self._models(client, scope["path"], method, caller)
             return
         path = check_path(scope["raw_path"])
         body = await client.read_body(self.limits.body)
         query: bytes = scope["query_string"]
-        call = understand(method, path, query, headers, body, caller, sent_id, now)
+        call = understand(method, path, query, scope["headers"], fields, body, caller, sent_id, now)
         refusal = await self._place(client, call)
         if refusal is None:
             return
@@ -119,7 +120,10 @@ class Relay:
         if method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{method} is not supported here")
         cards = [card for card in self.gate.models() if not caller.models or card.id in caller.models]
-        wanted = path[len(MODELS) + 1 :]
+        wanted = path.removeprefix(MODELS)
+        if wanted and wanted[0] != "/":
+            raise NoSuchRoute(f"no such route: {path[:200]}")
+        wanted = wanted[1:]
         if wanted:
             cards = [card for card in cards if card.id == wanted]
             if not cards:
@@ -172,7 +176,7 @@ class Relay:
             request.pieces,
             head_only=call.request.method == "HEAD",
             repeatable=call.repeatable,
-            sent=lambda: slot.sent(Seconds(time.monotonic())),
+            sent=slot.sent,
         ) as reply:
             begun = True
             if call.request.generative:

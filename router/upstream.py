@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from joulegate.units import Seconds
 from router.connection import Connection
 from router.errors import GatewayBusy, UpstreamDown, UpstreamError, UpstreamSilent
 from router.limits import UpstreamLimits
@@ -49,7 +50,7 @@ class UpstreamPool:
         *,
         head_only: bool,
         repeatable: bool,
-        sent: Callable[[], None],
+        sent: Callable[[Seconds], None],
     ) -> "Exchange":
         return Exchange(self, endpoint, message, head_only, repeatable, sent)
 
@@ -179,7 +180,7 @@ class Exchange:
         message: Sequence[bytes | memoryview],
         head_only: bool,
         repeatable: bool,
-        sent: Callable[[], None],
+        sent: Callable[[Seconds], None],
     ) -> None:
         self.pool = pool
         self.endpoint = endpoint
@@ -218,7 +219,7 @@ class Exchange:
 
     async def _ask(self, connection: Connection) -> Connection:
         connection.send(self.message, self.head_only)
-        self.sent()
+        self.sent(Seconds(connection.sent_at))
         await connection.head()
         return connection
 
