@@ -75,6 +75,8 @@ async def _serve(fleet: Fleet, ready: Callable[[bytes], None]) -> None:
     await stopped.wait()
     for server in servers:
         server.close()
+    for instance in instances:
+        instance.engine.leave()
 
 
 def create_plants(nodes: tuple[Node, ...]) -> dict[str, PlantGpu]:

@@ -149,6 +149,14 @@ class LiveEngine:
         self._held.clear()
         self._start_if_idle(now)
 
+    def leave(self) -> None:
+        """The engine's process ends: its GPUs fall back to idle power, with nobody on them."""
+        now = Seconds(time.monotonic())
+        for gpu in self._gpus:
+            idle = Watts(self.profile.power.p_idle_w)
+            gpu.publish(now, gpu.true_energy_at(now), idle, self.profile.max_clock, GPU_IDLE)
+            gpu.processes = ()
+
     def energy_of(self, now: float) -> float:
         """Joules of all its GPUs since the plant began."""
         return sum(gpu.true_energy_at(Seconds(now)) for gpu in self._gpus)
