@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -33,14 +34,15 @@ def main() -> None:
         sys.exit(subprocess.call(["unshare", *flags, *inside]))
     services = services_of_profile()
     furnish(services)
-    processes = [start(service) for service in in_order(services) if service.get("command")]
+    logs = Path(tempfile.mkdtemp(prefix="joulegate-compose-"))
+    processes = {name: start(services[name], logs / name) for name in in_order(services)}
     try:
-        wait_until_ready()
+        wait_until_ready(processes, logs)
         sys.stdout.write(answer() + "\n")
         time.sleep(2.0)  # a few control ticks
         sys.stdout.write(metrics("joulegate_requests_total", "joulegate_gpu_clock_target_hertz"))
     finally:
-        for process in reversed(processes):
+        for process in reversed(processes.values()):
             process.terminate()
             process.wait(timeout=30)
 
@@ -57,14 +59,14 @@ def services_of_profile() -> dict[str, Any]:
     }
 
 
-def in_order(services: dict[str, Any]) -> list[Any]:
-    """What a service depends on comes before it."""
+def in_order(services: dict[str, Any]) -> list[str]:
+    """Names of the services with a command; what one depends on comes before it."""
     done: list[str] = []
     while len(done) < len(services):
         for name, service in services.items():
             if name not in done and all(other in done for other in service.get("depends_on", {})):
                 done.append(name)
-    return [services[name] for name in done]
+    return [name for name in done if "command" in services[name]]
 
 
 def furnish(services: dict[str, Any]) -> None:
@@ -83,25 +85,28 @@ def furnish(services: dict[str, Any]) -> None:
     run("ip", "link", "set", "lo", "up")
 
 
-def start(service: Any) -> subprocess.Popen[bytes]:
+def start(service: Any, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "joulegate", *service["command"]]
     environment = {**os.environ, **{k: v or "" for k, v in service.get("environment", {}).items()}}
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=stderr)
     plant = Path("/plant/node")
-    while service["command"][0] == "emulate" and not plant.exists():  # restart: always would try again
-        time.sleep(0.1)
+    while service["command"][0] == "emulate" and not plant.exists() and process.poll() is None:
+        time.sleep(0.1)  # where Docker is, `restart: always` tries again
     return process
 
 
-def wait_until_ready() -> None:
+def wait_until_ready(processes: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
+        for name in [name for name, process in processes.items() if process.poll() is not None]:
+            sys.exit(f"{name} ended:\n{(logs / name).read_text()[-2000:]}")
         try:
             with urllib.request.urlopen(f"{GATEWAY}/readyz", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    sys.exit("the gateway is not ready")
+    sys.exit(f"the gateway is not ready; logs are in {logs}")
 
 
 def answer() -> str:
