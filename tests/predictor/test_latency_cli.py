@@ -91,7 +91,14 @@ def test_training_again_leaves_one_set_of_tables(sweep_csv: Path, tmp_path: Path
     assert load(out)[0].clocks[1] == 750
 
 
-@pytest.mark.parametrize("way", [["--few-shot", "3"], ["--leave-one-clock-out"], ["--train-share", "0.5"]])
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["--few-shot", "3"],
+        pytest.param(["--leave-one-clock-out"], marks=pytest.mark.slow),
+        ["--train-share", "0.5"],
+    ],
+)
 def test_every_way_of_evaluating_gives_the_same_figures(
     way: list[str], sweep_csv: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
