@@ -1,18 +1,24 @@
 """An unmodified OpenAI client sees the same through the gateway as it sees directly."""
 
+import asyncio
 from collections.abc import Callable
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionStreamOptionsParam
 
-from tests.vllm.servers import MODEL
+from tests.vllm.servers import API_KEY, MODEL, Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 MESSAGES: list[ChatCompletionMessageParam] = [
     {"role": "system", "content": "You are brief."},
     {"role": "user", "content": "Name three colours."},
 ]
+SCHEMA: dict[str, object] = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}},
+    "required": ["colour"],
+}
 OWN_EVERY_TIME = {"id": None, "created": None}
 
 
@@ -46,7 +52,31 @@ def token_ids(client: openai.OpenAI) -> dict[str, object]:
     return answer.model_dump() | OWN_EVERY_TIME
 
 
-@pytest.mark.parametrize("ask", [chat, completion, logprobs, several, token_ids])
+def structured(client: openai.OpenAI) -> dict[str, object]:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        max_tokens=32,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "colours", "schema": SCHEMA}},
+    )
+    return answer.model_dump() | OWN_EVERY_TIME
+
+
+def tool(client: openai.OpenAI) -> list[tuple[str, str]]:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        max_tokens=32,
+        temperature=0,
+        tools=[{"type": "function", "function": {"name": "paint", "parameters": SCHEMA}}],
+        tool_choice={"type": "function", "function": {"name": "paint"}},
+    )
+    calls = answer.choices[0].message.tool_calls or []
+    return [(call.function.name, call.function.arguments) for call in calls if call.type == "function"]
+
+
+@pytest.mark.parametrize("ask", [chat, completion, logprobs, several, token_ids, structured, tool])
 def test_an_answer_is_the_same_as_direct(
     ask: Callable[[openai.OpenAI], object], client: openai.OpenAI, direct: openai.OpenAI
 ) -> None:
@@ -160,3 +190,26 @@ def test_what_vllm_does_not_have_is_its_own_404(client: openai.OpenAI, direct: o
     for asked in (client, direct):
         with pytest.raises(openai.NotFoundError):
             asked.embeddings.create(model=MODEL, input="hello")
+
+
+async def test_many_at_once_are_all_answered_by_both_servers(
+    gateway: Server, engines: tuple[Server, Server]
+) -> None:
+    before = [engine.metric("vllm:request_success_total") for engine in engines]
+    async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key=API_KEY, max_retries=0) as client:
+        answers = await asyncio.gather(
+            *(
+                client.completions.create(
+                    model=MODEL,
+                    prompt=f"{number} bottles",
+                    max_tokens=100,
+                    extra_body={"min_tokens": 100, "ignore_eos": True},
+                )
+                for number in range(24)
+            )
+        )
+    assert [answer.usage and answer.usage.completion_tokens for answer in answers] == [100] * 24
+    after = [engine.metric("vllm:request_success_total") for engine in engines]
+    shares = [now - then for now, then in zip(after, before, strict=True)]
+    assert sum(shares) == 24
+    assert min(shares) > 0
