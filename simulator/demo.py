@@ -30,7 +30,7 @@ from simulator.loadgen import Sender, Target, finish, play
 from simulator.replay_report import Engine, summary
 from simulator.trace_file import Arrival
 
-OBJECTIVES = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, None)
+OBJECTIVES = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, 1.2)  # the defaults
 PATIENCE = 30.0  # seconds without a byte after which the rest counts as lost
 LOOK_EVERY = 1.0  # seconds between two looks at the fleets
 Picture = dict[str, Any]
@@ -116,11 +116,15 @@ async def run(demo: Demo, sides: tuple[Side, Side]) -> DemoResult:
     began = time.monotonic()
     looking = asyncio.create_task(_look(demo, meters, began))
     asking = asyncio.create_task(_ask(sides, demo.arrivals[-1].at))
-    await play(demo.arrivals, senders, lambda _: None)
-    await finish(senders, PATIENCE, lambda _: None)
-    client = await asking
-    await asyncio.gather(*(meter.stop() for meter in meters))
-    looking.cancel()
+    try:
+        await play(demo.arrivals, senders, lambda _: None)
+        await finish(senders, PATIENCE, lambda _: None)
+        client = await asking
+        await asyncio.gather(*(meter.stop() for meter in meters))
+    finally:
+        looking.cancel()
+        asking.cancel()
+        await asyncio.gather(looking, asking, return_exceptions=True)
     seconds = time.monotonic() - began
     demo.say("computing the best static clock on the same arrivals")
     static = await asyncio.to_thread(_static, demo)
@@ -154,6 +158,7 @@ async def _ask(sides: Sequence[Side], seconds: float) -> dict[str, int]:
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
+        await process.wait()
         raise
     if process.returncode != 0:
         return {"streams": 0, "errors": 1}

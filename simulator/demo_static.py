@@ -6,6 +6,7 @@ hindsight. Requests go to the pool of their true type and there to the instance 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from joulegate.domain import Cuts, Objectives, RequestType
 from joulegate.engine_profile import EngineProfile
@@ -32,6 +33,7 @@ class StaticClock:
 class _Run:
     joules: float
     attainment: float
+    e2e: float  # median, seconds
 
 
 def best_static(
@@ -42,7 +44,10 @@ def best_static(
     objectives: Objectives,
     cuts: Cuts,
 ) -> StaticClock:
-    """The clock with the least energy that keeps attainment. `pool_of`: type name -> pool."""
+    """The clock with the least energy under the same promises: attainment, and `max_slowdown` of median E2E.
+
+    `pool_of`: type name -> pool.
+    """
     costs = EngineCosts(profile)
     top = profile.max_clock
     fleet = _Fleet(costs, arrivals, pool_of, per_pool, objectives, cuts)
@@ -51,7 +56,9 @@ def best_static(
     for clock in profile.clocks[::EVERY]:
         run = fleet.run(clock)
         saved = 1.0 - run.joules / reference.joules if reference.joules else 0.0
-        if run.attainment >= reference.attainment - TOLERATED and saved > best.saved_ratio:
+        slowdown = run.e2e / reference.e2e if reference.e2e else 1.0
+        kept = run.attainment >= reference.attainment - TOLERATED
+        if kept and saved > best.saved_ratio and slowdown <= (objectives.max_slowdown or slowdown):
             best = StaticClock(clock, saved, run.attainment)
     return best
 
@@ -84,7 +91,9 @@ class _Fleet:
         for engine in every:
             engine.advance(end)
         met = sum(self._met(at, job) for at, job in jobs)
-        return _Run(sum(engine.energy for engine in every), met / len(jobs) if jobs else 1.0)
+        times = [job.finished_at - at for at, job in jobs]
+        joules = sum(engine.energy for engine in every)
+        return _Run(joules, met / len(jobs) if jobs else 1.0, median(times) if times else 0.0)
 
     def _type(self, prompt: int, output: int) -> RequestType:
         return RequestType(self.cuts.input_size(prompt), self.cuts.output_size(output))
