@@ -1,6 +1,7 @@
 """What requests, failures and time do to the clocks of a node."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from gpu_agent.managed import Cause
 from gpu_agent.node import Node, NoLease, UnknownGpu
 from gpu_agent.plant_layout import Call, NvmlReturn
 from gpu_agent.state_file import read
-from joulegate.units import MegaHertz, Seconds
+from joulegate.units import Joules, MegaHertz, Seconds, Watts
 from joulegate.wire import BoostRequest, SyncRequest
 from tests.gpu_agent.conftest import GRACE, JITTER, Bench
 
@@ -400,3 +401,25 @@ def test_unknown_gpus_are_refused_and_change_nothing(bench: Bench) -> None:
         sync(bench, node, {"GPU-0": 1200, "GPU-9": 1200})
     assert bench.ceilings() == FREE
     assert node.lease is None
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counter", "integrated"])
+def test_energy_is_the_plants_to_half_a_percent(bench: Bench, counts: bool) -> None:
+    node, gpu, rng = bench.node(), bench.gpu(0), random.Random(3)
+    if not counts:
+        gpu.fail(Call.ENERGY, NvmlReturn.NOT_SUPPORTED)
+    gpu.publish(bench.clock(), Joules(0.0), Watts(300.0), MegaHertz(1980))
+    node.observe()
+    start = node.states()[0].energy_j
+    for _ in range(2000):  # power changes about every 30 ms, the agent looks four times a second
+        bench.clock.advance(rng.uniform(0.0, 0.06))
+        watts = Watts(rng.uniform(70.0, 700.0) if rng.random() < 0.5 else 300.0)
+        gpu.publish(bench.clock(), gpu.true_energy_at(bench.clock()), watts, MegaHertz(1980))
+        if rng.random() < 0.12:
+            node.observe()
+    node.observe()
+    state = node.states()[0]
+    used, truth = state.energy_j - start, gpu.true_energy_at(bench.clock())
+    assert state.energy_source == ("counter" if counts else "integrated")
+    # Power looked at now and then is an estimate; the counter is not.
+    assert used == pytest.approx(truth, rel=0.005 if counts else 0.1)
