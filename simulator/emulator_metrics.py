@@ -27,72 +27,51 @@ class VllmState:
 
 def vllm_page(state: VllmState) -> bytes:
     labels = f'engine="0",model_name="{state.model}"'
-    blocks = state.kv_capacity_tokens // state.block_size
-    lines = [
-        *_one(
-            "gauge",
-            "vllm:num_requests_running",
-            "Requests in model execution batches.",
-            labels,
-            state.running,
-        ),
-        *_one(
-            "gauge", "vllm:num_requests_waiting", "Requests waiting to be processed.", labels, state.waiting
-        ),
-        *_many(
-            "gauge",
-            "vllm:num_requests_waiting_by_reason",
-            "Waiting requests by reason.",
-            [(f'{labels},reason="capacity"', state.waiting), (f'{labels},reason="deferred"', 0)],
-        ),
-        *_many(
-            "gauge",
-            "vllm:engine_sleep_state",
-            "Engine sleep state.",
-            [
-                (f'{labels},sleep_state="awake"', int(not state.asleep)),
-                (f'{labels},sleep_state="weights_offloaded"', int(state.asleep)),
-                (f'{labels},sleep_state="discard_all"', 0),
-            ],
-        ),
-        *_one("gauge", "vllm:kv_cache_usage_perc", "KV-cache usage, 0 to 1.", labels, state.kv_usage_ratio),
-        *_one("counter", "vllm:prefix_cache_queries_total", "Prefix cache queries, tokens.", labels, 0),
-        *_one("counter", "vllm:prefix_cache_hits_total", "Prefix cache hits, tokens.", labels, 0),
-        *_one("counter", "vllm:num_preemptions_total", "Preemptions.", labels, state.preemptions),
-        *_one(
-            "counter", "vllm:prompt_tokens_total", "Prefill tokens processed.", labels, state.prompt_tokens
-        ),
-        *_one(
-            "counter", "vllm:generation_tokens_total", "Generation tokens.", labels, state.generation_tokens
-        ),
-        *_many(
-            "counter",
-            "vllm:request_success_total",
-            "Successfully processed requests.",
-            [
-                (f'engine="0",finished_reason="{why}",model_name="{state.model}"', n)
-                for why, n in state.finished
-            ],
-        ),
-        *_one(
-            "counter",
-            "vllm:admission_rejections_total",
-            "Admission attempts rejected by a queue limit.",
-            f'model_name="{state.model}",reason="max_num_queued_reqs"',
-            state.rejected,
-        ),
-        *_one(
-            "gauge",
-            "vllm:cache_config_info",
-            "Information of the LLMEngine CacheConfig",
-            f'block_size="{state.block_size}",enable_prefix_caching="False",engine="0",'
-            f'kv_cache_size_tokens="{state.kv_capacity_tokens}",num_gpu_blocks="{blocks}"',
-            1,
-        ),
-    ]
+    lines = [*_vllm_gauges(state, labels), *_vllm_counters(state, labels)]
     for name, text, histogram in state.histograms:
         lines += _histogram(name, text, labels, histogram)
     return "\n".join((*lines, "")).encode()
+
+
+def _vllm_gauges(state: VllmState, labels: str) -> list[str]:
+    reasons = [(f'{labels},reason="capacity"', state.waiting), (f'{labels},reason="deferred"', 0)]
+    sleep = [
+        (f'{labels},sleep_state="awake"', int(not state.asleep)),
+        (f'{labels},sleep_state="weights_offloaded"', int(state.asleep)),
+        (f'{labels},sleep_state="discard_all"', 0),
+    ]
+    cache = (
+        f'block_size="{state.block_size}",enable_prefix_caching="False",engine="0",'
+        f'kv_cache_size_tokens="{state.kv_capacity_tokens}",'
+        f'num_gpu_blocks="{state.kv_capacity_tokens // state.block_size}"'
+    )
+    return [
+        *_one("gauge", "vllm:num_requests_running", "Requests in execution.", labels, state.running),
+        *_one("gauge", "vllm:num_requests_waiting", "Requests waiting.", labels, state.waiting),
+        *_many("gauge", "vllm:num_requests_waiting_by_reason", "Waiting requests by reason.", reasons),
+        *_many("gauge", "vllm:engine_sleep_state", "Engine sleep state.", sleep),
+        *_one("gauge", "vllm:kv_cache_usage_perc", "KV-cache usage, 0 to 1.", labels, state.kv_usage_ratio),
+        *_one("gauge", "vllm:cache_config_info", "Information of the CacheConfig.", cache, 1),
+    ]
+
+
+def _vllm_counters(state: VllmState, labels: str) -> list[str]:
+    finished = [
+        (f'engine="0",finished_reason="{why}",model_name="{state.model}"', n) for why, n in state.finished
+    ]
+    rejected = f'model_name="{state.model}",reason="max_num_queued_reqs"'
+    totals = (
+        ("vllm:prefix_cache_queries_total", "Prefix cache queries, tokens.", 0),
+        ("vllm:prefix_cache_hits_total", "Prefix cache hits, tokens.", 0),
+        ("vllm:num_preemptions_total", "Preemptions.", state.preemptions),
+        ("vllm:prompt_tokens_total", "Prefill tokens processed.", state.prompt_tokens),
+        ("vllm:generation_tokens_total", "Generation tokens.", state.generation_tokens),
+    )
+    return [
+        *(line for name, text, value in totals for line in _one("counter", name, text, labels, value)),
+        *_many("counter", "vllm:request_success_total", "Requests answered.", finished),
+        *_one("counter", "vllm:admission_rejections_total", "Refused by a limit.", rejected, state.rejected),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
