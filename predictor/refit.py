@@ -111,7 +111,9 @@ def _fit(work: Work, seconds: Array) -> tuple[LatencyCoefficients, float]:
             x_scale=np.maximum(start, 0.05),
             loss="soft_l1",
             f_scale=ROBUST,
-            max_nfev=200,
+            ftol=1e-6,
+            xtol=1e-6,
+            max_nfev=100,
         )
         if best is None or found.cost < best[0]:
             best = (float(found.cost), found.x)

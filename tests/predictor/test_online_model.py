@@ -108,3 +108,35 @@ def test_the_memory_is_bounded_and_forgets_the_regime_longest_unseen() -> None:
     assert [sample.batch.decoding for sample in memory] == [8, 16, 32]
     memory.forget_before(Seconds(5.0))
     assert [sample.batch.decoding for sample in memory] == [32]
+
+
+@pytest.mark.parametrize("name", ["a100-40g_llama-3.1-8b_tp1", "h100_llama-3.1-70b_tp4"])
+def test_load_levels_never_seen_are_predicted_from_those_that_were(name: str) -> None:
+    engine, rng = plant(name), random.Random(6)
+    clock = engine.clocks[-1]
+
+    def windows(levels: list[int], noise: float) -> list[Sample]:
+        """Windows of some iterations each: their mean work, and their mean time."""
+        seen = []
+        for level in levels:
+            for _ in range(12):
+                work = [
+                    Batch(level, level * rng.uniform(200, 900), rng.choice([0, 0, 0, 128])) for _ in range(20)
+                ]
+                mean = Batch(
+                    level,
+                    sum(batch.context_tokens for batch in work) / len(work),
+                    round(sum(batch.prefill_tokens for batch in work) / len(work)),
+                )
+                seconds = sum(engine.iteration_time(batch, clock) for batch in work) / len(work)
+                seen.append(Sample(mean, clock, Seconds(seconds * rng.gauss(1.0, noise)), None, Seconds(0.0)))
+        return seen
+
+    model = learn(windows([1, 4, 16, 32, 64], noise=0.02), engine.clocks, Watts(0.0), LearnSettings())
+    assert model is not None
+    held_out = windows([2, 8, 24, 48], noise=0.0)
+    truth = [1.0 / sample.seconds for sample in held_out]
+    predicted = [1.0 / model.iteration_time(sample.batch, clock) for sample in held_out]
+    mean = sum(truth) / len(truth)
+    left = sum((a - b) ** 2 for a, b in zip(truth, predicted, strict=True))
+    assert 1.0 - left / sum((a - mean) ** 2 for a in truth) >= 0.97
