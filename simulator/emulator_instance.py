@@ -84,6 +84,7 @@ class LiveEngine:
         self.asleep = False
         self._loop = loop
         self._gpus = gpus
+        self._before = [gpu.true_energy_at(Seconds(now)) for gpu in gpus]  # a counter never goes back
         costs = EngineCosts(profile)
         for clock in profile.clocks:
             costs.at(clock)  # half a millisecond each: not between two tokens
@@ -196,10 +197,10 @@ class LiveEngine:
         busy = self._due is not None
         clock = MegaHertz(int(engine.board_clock) if busy else self.profile.max_clock)
         capped = POWER_CAP if engine.board_clock < engine.clock else 0
-        for gpu in self._gpus:
+        for gpu, before in zip(self._gpus, self._before, strict=True):
             gpu.publish(
                 Seconds(now),
-                Joules(engine.energy * share),
+                Joules(before + engine.energy * share),
                 Watts(engine.watts * share),
                 clock,
                 capped if busy else GPU_IDLE,
