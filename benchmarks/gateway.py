@@ -82,7 +82,11 @@ def instance(node: str, position: int, engine: int) -> dict[str, object]:
 
 
 def settings(
-    port: int, prior: str, agents: Sequence[dict[str, str]], instances: Sequence[dict[str, object]]
+    port: int,
+    prior: str,
+    agents: Sequence[dict[str, str]],
+    instances: Sequence[dict[str, object]],
+    mode: str = "enforce",
 ) -> dict[str, object]:
     return {
         "version": 1,
@@ -91,5 +95,5 @@ def settings(
         "agents": agents,
         "predictor": {"prior": prior},
         "usage_injection": "auto",
-        "models": [{"name": MODEL, "pools": [{"name": "all", "mode": "enforce", "instances": instances}]}],
+        "models": [{"name": MODEL, "pools": [{"name": "all", "mode": mode, "instances": instances}]}],
     }
