@@ -10,10 +10,12 @@ from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import dsymv, dsyr
 
 from predictor.history import Estimate
 
 FORGET = 0.9995
+INFLATE_EVERY = 16  # completions between two rounds of forgetting
 TARGETS = 3
 SPREAD_DECAY = 0.98
 Z90 = 1.2816  # standard normal quantile at 0.9
@@ -25,9 +27,10 @@ class LeastSquares:
 
     def __init__(self, weights: NDArray[np.float64], covariance: NDArray[np.float64], spread: float) -> None:
         self.weights = weights
-        self.covariance = covariance
+        self.covariance = np.asfortranarray(covariance)  # only its lower triangle is kept up to date
         self.spread = spread  # variance of the log residual
         self._bound = float(np.trace(covariance))
+        self._count = 0
         self._lines: list[list[float]] = weights.tolist()
 
     def say(self, x: list[float], cuts: tuple[float, float]) -> tuple[Estimate, Estimate]:
@@ -47,12 +50,14 @@ class LeastSquares:
 
     def learn(self, x: list[float], size: int, log_tokens: float) -> None:
         row = np.array(x)
-        projected = self.covariance @ row
-        gain = projected / (FORGET + float(row @ projected))
-        missed = np.array((log_tokens, size == 0, size == 2), float) - self.weights @ row
-        self.weights += missed[:, None] * gain
-        self.covariance -= gain[:, None] * projected
-        if float(self.covariance.trace()) < self._bound:
-            self.covariance *= 1.0 / FORGET
-        self.spread = max(0.02, SPREAD_DECAY * self.spread + (1.0 - SPREAD_DECAY) * float(missed[0]) ** 2)
+        projected = dsymv(1.0, self.covariance, row, lower=1)
+        scale = 1.0 / (FORGET + float(row @ projected))
+        said = self.weights @ row
+        missed = (log_tokens - float(said[0]), (size == 0) - float(said[1]), (size == 2) - float(said[2]))
+        self.weights += np.multiply.outer(missed, projected * scale)
         self._lines = self.weights.tolist()
+        self.covariance = dsyr(-scale, projected, a=self.covariance, lower=1, overwrite_a=1)
+        self._count += 1
+        if self._count % INFLATE_EVERY == 0 and float(self.covariance.trace()) < self._bound:
+            self.covariance *= FORGET**-INFLATE_EVERY
+        self.spread = max(0.02, SPREAD_DECAY * self.spread + (1.0 - SPREAD_DECAY) * missed[0] * missed[0])

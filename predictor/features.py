@@ -12,7 +12,7 @@ from joulegate.domain import LengthQuery
 
 HEAD = 700  # characters of the message's start that are looked at
 TAIL = 300  # and of its end
-WORDS = re.compile(r"[a-z']+|\d+")
+WORDS = re.compile(rb"[a-z']+|[0-9]+")
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "wh": ("what", "who", "when", "where", "which", "whose"),
@@ -75,7 +75,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "please": ("please", "help", "can", "could", "would"),
     "table": ("table", "format", "json", "csv", "bullet", "points", "output", "input"),
 }
-PLACE = {word: place for place, words in enumerate(GROUPS.values()) for word in words}
+PLACE = {word.encode(): place for place, words in enumerate(GROUPS.values()) for word in words}
 NAMES = (
     *("one", "input", "input_squared", "tokens_small", "lines", "ends_question", "ends_colon", "questions"),
     *("symbols", "digits", "numbers", "quotes", "options", "word_length", "tools", "json", "capped", "cap"),
@@ -89,12 +89,12 @@ def ends(message: str) -> tuple[str, str]:
     return message[:HEAD], message[max(HEAD, len(message) - TAIL) :]
 
 
-def words_of(query: LengthQuery) -> list[str]:
-    """Lower-case words and numbers of the head, then of the tail."""
-    return WORDS.findall(query.text_head.lower()) + WORDS.findall(query.text_tail.lower())
+def words_of(query: LengthQuery) -> list[bytes]:
+    """Lower-case words and numbers of the head, then of the tail, as UTF-8."""
+    return WORDS.findall(f"{query.text_head} {query.text_tail}".lower().encode(errors="replace"))
 
 
-def numbers_of(query: LengthQuery, words: list[str]) -> list[float]:
+def numbers_of(query: LengthQuery, words: list[bytes]) -> list[float]:
     """One value per name in NAMES, each about 0 to 2."""
     text = query.text_head + query.text_tail
     size = len(text) + 1.0
@@ -133,17 +133,19 @@ def numbers_of(query: LengthQuery, words: list[str]) -> list[float]:
     ]
 
 
-def templates_of(query: LengthQuery, words: list[str]) -> tuple[int, int, int, int, int, int]:
+def templates_of(query: LengthQuery, words: list[bytes]) -> tuple[int, int, int, int, int]:
     """Hashes that requests of one template share; 0 without text.
 
-    First 1, 2 and 3 words; the first 40 characters; outward shape; last two words.
+    First word; first three words; first 40 characters; outward shape; last two words.
     """
     if not words:
-        return 0, 0, 0, 0, 0, 0
-    one = crc32(words[0].encode())
-    two = crc32(words[1].encode(), one) if len(words) > 1 else one
-    three = crc32(words[2].encode(), two) if len(words) > 2 else two
-    opening = crc32(query.text_head[:40].encode())
+        return 0, 0, 0, 0, 0
     text = query.text_tail or query.text_head
-    marks = f"{text.rstrip()[-1:]}{'?' in text}{chr(10) in query.text_head}{query.input_tokens.bit_length()}"
-    return one, two, three, opening, crc32(marks.encode()), crc32(" ".join(words[-2:]).encode())
+    close = crc32(text.rstrip()[-1:].encode(errors="replace"), query.input_tokens.bit_length())
+    return (
+        crc32(words[0]),
+        crc32(b" ".join(words[:3])),
+        crc32(query.text_head[:40].encode(errors="replace")),
+        close ^ ("?" in text) ^ ("\n" in query.text_head) << 1,
+        crc32(b" ".join(words[-2:])),
+    )

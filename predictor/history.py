@@ -46,6 +46,7 @@ LEVELS = (
     Level("session", 4, 2.0, 0.98),
 )
 VOICES = (2, 4, 5, 7, 8)  # places in the list of estimates that are pooled; the others speak through these
+QUANTILE_VOICES = (4, 7, 8)
 BASE: Estimate = (0.34, 0.33, 0.33, log(150.0), log(600.0), 0.0)
 
 
@@ -115,15 +116,11 @@ def _added(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a + b for a, b in zip(ours[:LOG50], theirs[:LOG50], strict=True)] + quantiles
 
 
-def estimates(table: KeyTable, levels: Sequence[Level], keys: Sequence[int]) -> list[Estimate]:
-    """What each level says, the base first."""
-    out = [BASE]
-    extend(out, table, levels, keys)
-    return out
-
-
-def extend(out: list[Estimate], table: KeyTable, levels: Sequence[Level], keys: Sequence[int]) -> None:
-    """Append what each level says. Key 0 means that the request has nothing at this level."""
+def estimates(
+    table: KeyTable, levels: Sequence[Level], keys: Sequence[int], before: Sequence[Estimate] = (BASE,)
+) -> list[Estimate]:
+    """What each level says, after what was said `before`. Key 0: the request has nothing at this level."""
+    out = list(before)
     get = table.get
     for (_, parent, strength, _, _), key in zip(levels, keys, strict=True):
         up = out[parent]
@@ -148,6 +145,7 @@ def extend(out: list[Estimate], table: KeyTable, levels: Sequence[Level], keys: 
                 weight,
             )
         )
+    return out
 
 
 def learn(

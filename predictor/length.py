@@ -20,7 +20,17 @@ from zlib import crc32
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
 from predictor.experts import Classes, QuantilePool, learn_pool, logs, pooled
 from predictor.experts_rls import LeastSquares
-from predictor.history import LEVELS, VOICES, Estimate, KeyTable, estimates, join, learn
+from predictor.history import (
+    LEVELS,
+    QUANTILE_VOICES,
+    VOICES,
+    Estimate,
+    KeyTable,
+    Level,
+    estimates,
+    join,
+    learn,
+)
 from predictor.length_drift import Drift
 from predictor.length_survival import remaining
 
@@ -30,8 +40,8 @@ TURNS = 20_000  # conversations whose last answer is remembered
 TARGET_OVER = 0.1  # share of answers that may exceed q90
 OFFSET_STEP = 0.1  # of the conformal offset, in log tokens
 START_WEIGHT = 1.4  # sum of the pool's weights before anything is learned
-EXACT = 7  # estimate of the finest input length
-EVIDENCE = (0.5, 1.5, 2.5)  # borders of "how often was this exact key seen" for the choice of weights
+EXACT = 7  # estimate of the finest input length; how often it was seen chooses the weights
+IN_FLIGHT = 2048  # requests whose thoughts are kept until their answer ends
 
 
 @dataclass(slots=True)
@@ -50,20 +60,36 @@ class ModelState:
     line: LeastSquares | None = None  # over the text's features, where text is read
 
 
+@dataclass(slots=True)
+class Thought:
+    """What a prediction was made of: kept until the answer's length is known, to learn from."""
+
+    query: LengthQuery
+    state: ModelState
+    keys: list[int]
+    said: list[Estimate]  # the base first
+    inputs: list[float] = field(default_factory=list)  # of the line, where text is read
+    pool: list[float] = field(default_factory=list)  # the weights used
+    logs: list[Classes] = field(default_factory=list)  # of the voices
+
+
 class HistoryPredictor:
     """Learns output lengths by model, key, system prompt, input length and conversation. No text."""
 
-    voices: Sequence[int] = VOICES
+    levels: Sequence[Level] = LEVELS
+    voices: Sequence[int] = VOICES  # estimates pooled for the classes
+    quantile_voices: Sequence[int] = QUANTILE_VOICES
 
     def __init__(self, cuts: Cuts, capacity: int = CAPACITY) -> None:
         self.cuts = cuts
         self.table = KeyTable(capacity)
         self.models: OrderedDict[str, ModelState] = OrderedDict()
         self.turns: OrderedDict[int, int] = OrderedDict()  # turn -> half-octave of its answer
+        self._thoughts: OrderedDict[int, Thought] = OrderedDict()  # by id of the query, which they hold
 
     def predict(self, query: LengthQuery) -> LengthPrediction:
-        state = self.state_of(query.model)
-        return self.answer(query, state, self.say(query, state))
+        """What is known of the answer's length; what it was made of is kept for `observe`."""
+        return self.answer(self.kept(self.think(query)))
 
     def remaining(self, query: LengthQuery, prediction: LengthPrediction, generated: int) -> LengthPrediction:
         """The same prediction once `generated` tokens are out: tokens still to come."""
@@ -71,32 +97,57 @@ class HistoryPredictor:
 
     def observe(self, query: LengthQuery, prediction: LengthPrediction, output_tokens: int) -> None:
         """Learn from one completed choice. One cut off by `max_tokens` teaches only "at least so long"."""
+        thought = self._thoughts.pop(id(query), None)
+        if thought is None or thought.query is not query:
+            thought = self.think(query)
+        tokens = output_tokens
+        if query.max_tokens is not None and tokens >= query.max_tokens:
+            tokens = max(tokens, int(exp(self._median(thought)) - 1.0))
+        log_tokens = log(tokens + 1.0)
+        self.learn(thought, int(self.cuts.output_size(tokens)), log_tokens)
+        turn = query.turn or query.parent
+        if turn:
+            self.turns[turn] = int(log_tokens * 2.885)
+            self.turns.move_to_end(turn)
+            if len(self.turns) > TURNS:
+                self.turns.popitem(last=False)
+
+    def kept(self, thought: Thought) -> Thought:
+        """Kept for `observe`, while fewer than IN_FLIGHT newer ones are."""
+        self._thoughts[id(thought.query)] = thought
+        if len(self._thoughts) > IN_FLIGHT:
+            self._thoughts.popitem(last=False)
+        return thought
+
+    def think(self, query: LengthQuery) -> Thought:
+        """Every expert's opinion."""
         state = self.state_of(query.model)
-        self.models.move_to_end(query.model)
-        said = self.say(query, state)
-        tokens = self._uncensored(query, state, said, output_tokens)
-        size, log_tokens = int(self.cuts.output_size(tokens)), log(tokens + 1.0)
-        self.learn_said(query, state, said, size, log_tokens)
-        state.seen += 1
-        self._remember_turn(query, log_tokens)
+        keys = self.keys(query, state)
+        said = estimates(self.table, LEVELS, keys)
+        weight = said[EXACT][5]
+        pool = state.pools[(weight > 0.5) + (weight > 1.5) + (weight > 2.5)]
+        return Thought(query, state, keys, said, [], pool, logs([said[place] for place in VOICES]))
 
-    def say(self, query: LengthQuery, state: ModelState) -> list[Estimate]:
-        """Every expert's opinion; the base first."""
-        return estimates(self.table, LEVELS, self.keys(query, state))
+    def answer(self, thought: Thought) -> LengthPrediction:
+        state, said = thought.state, thought.said
+        classes = pooled(thought.pool, state.bias, thought.logs)
+        q50 = exp(self._median(thought)) - 1.0
+        q90 = exp(state.high.mean([said[place][4] for place in self.quantile_voices]) + state.offset) - 1.0
+        return capped(self.cuts, q50, q90, classes, thought.query.max_tokens)
 
-    def learn_said(
-        self, query: LengthQuery, state: ModelState, said: list[Estimate], size: int, log_tokens: float
-    ) -> None:
-        voices = [said[place] for place in self.voices]
-        classes = logs(voices)
-        loss = learn_pool(self.pool_of(query, state, said), state.bias, classes, size)
-        middle, high = [e[3] for e in voices], [e[4] for e in voices]
+    def learn(self, thought: Thought, size: int, log_tokens: float) -> None:
+        """One completion into the pools, the conformal offset, the rows and the watch for swaps."""
+        state, said = thought.state, thought.said
+        loss = learn_pool(thought.pool, state.bias, thought.logs, size)
+        middle = [said[place][3] for place in self.quantile_voices]
+        high = [said[place][4] for place in self.quantile_voices]
         miss = log_tokens - state.median.mean(middle)
         over = log_tokens > state.high.mean(high) + state.offset
         state.offset += OFFSET_STEP * (over - TARGET_OVER)
         state.median.learn(middle, log_tokens)
         state.high.learn(high, log_tokens)
-        learn(self.table, LEVELS, self.keys(query, state), said, size, log_tokens)
+        learn(self.table, self.levels, thought.keys, said, size, log_tokens)
+        state.seen += 1
         if state.drift.changed(loss, miss):
             self.forget(state)
 
@@ -117,13 +168,13 @@ class HistoryPredictor:
 
     def fresh(self, model: str) -> ModelState:
         """What is believed about a model never seen."""
-        experts = len(self.voices)
+        experts, quantiles = len(self.voices), len(self.quantile_voices)
         return ModelState(
             join(crc32(model.encode())),
-            [[START_WEIGHT / experts] * experts for _ in range(len(EVIDENCE) + 1)],
+            [[START_WEIGHT / experts] * experts for _ in range(4)],
             [0.0, 0.0, 0.0],
-            QuantilePool(experts, 0.5),
-            QuantilePool(experts, 0.9),
+            QuantilePool(quantiles, 0.5),
+            QuantilePool(quantiles, 0.9),
         )
 
     def keys(self, query: LengthQuery, state: ModelState) -> list[int]:
@@ -148,51 +199,24 @@ class HistoryPredictor:
             who ^ (7 << 44 | turn) if turn is not None else 0,
         ]
 
-    def pool_of(self, query: LengthQuery, state: ModelState, said: Sequence[Estimate]) -> list[float]:
-        """Which set of weights: by how often the finest input-length key was seen."""
-        weight = said[EXACT][5]
-        return state.pools[sum([weight > border for border in EVIDENCE])]
-
-    def answer(self, query: LengthQuery, state: ModelState, said: list[Estimate]) -> LengthPrediction:
-        voices = [said[place] for place in self.voices]
-        classes = pooled(self.pool_of(query, state, said), state.bias, logs(voices))
-        q50 = exp(state.median.mean([e[3] for e in voices])) - 1.0
-        q90 = exp(state.high.mean([e[4] for e in voices]) + state.offset) - 1.0
-        free = LengthPrediction(max(1.0, q50), max(1.0, q50, q90), classes)
-        return capped(self.cuts, free, query.max_tokens)
-
-    def _uncensored(
-        self, query: LengthQuery, state: ModelState, said: list[Estimate], output_tokens: int
-    ) -> float:
-        if query.max_tokens is None or output_tokens < query.max_tokens:
-            return float(output_tokens)
-        return max(
-            float(output_tokens), exp(state.median.mean([said[place][3] for place in self.voices])) - 1.0
-        )
-
-    def _remember_turn(self, query: LengthQuery, log_tokens: float) -> None:
-        turn = query.turn or query.parent
-        if not turn:
-            return
-        self.turns[turn] = int(log_tokens * 2.885)
-        self.turns.move_to_end(turn)
-        if len(self.turns) > TURNS:
-            self.turns.popitem(last=False)
+    def _median(self, thought: Thought) -> float:
+        said = thought.said
+        return thought.state.median.mean([said[place][3] for place in self.quantile_voices])
 
 
-def capped(cuts: Cuts, prediction: LengthPrediction, cap: int | None) -> LengthPrediction:
+def capped(cuts: Cuts, q50: float, q90: float, classes: Classes, cap: int | None) -> LengthPrediction:
     """`max_tokens` is a bound: no quantile beyond it, no probability above its class."""
+    q50 = q50 if q50 > 1.0 else 1.0
+    q90 = q90 if q90 > q50 else q50
     if cap is None:
-        return prediction
-    short, medium, long = prediction.classes
+        return LengthPrediction(q50, q90, classes)
+    short, medium, long = classes
     if cap < cuts.output[0]:
-        classes: Classes = (1.0, 0.0, 0.0)
+        classes = (1.0, 0.0, 0.0)
     elif cap < cuts.output[1]:
         classes = (short, medium + long, 0.0)
-    else:
-        classes = (short, medium, long)
     bound = float(max(cap, 1))
-    return LengthPrediction(min(prediction.q50, bound), min(prediction.q90, bound), classes)
+    return LengthPrediction(min(q50, bound), min(q90, bound), classes)
 
 
 def chosen_size(prediction: LengthPrediction, under_cost: float) -> int:

@@ -1,8 +1,8 @@
-"""Pure: the text prior: four numbers about a prompt, trained offline and served from flat lists.
+"""Pure: the text prior: two numbers about a prompt, trained offline and served from flat lists.
 
-`ngrams`: ridge regression on hashed words and word pairs, each present or not, at unit length; of log tokens,
-and of being short and being long. `trees`: boosted trees of log tokens on the features and those scores.
-All say how much more than usual for its model; the usual is learned online: a prior never speaks for a model.
+`ngrams`: ridge regression of log tokens on hashed words and word pairs, each present or not, at unit length.
+`trees`: boosted trees on `predictor.features` and the first number. Both say how much longer than usual for
+its model an answer will be, in log tokens; the usual is learned online: a prior never speaks for a model.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from itertools import pairwise
 from zlib import crc32
 
 SLOTS = 1 << 16
-SCORES = 3  # log tokens, short, long
+MASK = SLOTS - 1
+SCORES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +40,25 @@ class Trees:
 
 @dataclass(frozen=True, slots=True)
 class TextPrior:
-    """What training left: for each of SCORES a weight by slot, and trees."""
+    """What training left: a weight by slot, and trees."""
 
-    ngrams: tuple[list[float], ...]
-    starts: tuple[float, ...]
+    ngrams: list[float]
+    start: float
     trees: Trees
 
-    def scores(self, words: Sequence[str], numbers: list[float]) -> list[float]:
-        """The n-gram scores, then the tree score; each is relative to what is usual for the model."""
+    def scores(self, words: Sequence[bytes], numbers: list[float]) -> list[float]:
+        """(n-gram score, tree score), in log tokens above what is usual for the model."""
         slots = slots_of(words)
-        scale = len(slots) ** -0.5
-        scores = [
-            start + scale * sum([weights[slot] for slot in slots])
-            for start, weights in zip(self.starts, self.ngrams, strict=True)
-        ]
-        scores.append(self.trees.value([*numbers, *scores]))
-        return scores
+        score = self.start + sum(map(self.ngrams.__getitem__, slots)) * len(slots) ** -0.5
+        return [score, self.trees.value([*numbers, score])]
 
 
-def slots_of(words: Sequence[str]) -> list[int]:
+def slots_of(words: Sequence[bytes]) -> set[int]:
     """Slots of the words, of neighbouring pairs, of the first and last words by place, and of the length."""
-    codes = [crc32(word.encode()) for word in words]
-    slots = {code % SLOTS for code in codes}
-    slots.update([(first * 31 + second) % SLOTS for first, second in pairwise(codes)])
-    slots.update([(code * 7919 + place) % SLOTS for place, code in enumerate(codes[:4], 1)])
-    slots.update([(code * 104729 + place) % SLOTS for place, code in enumerate(codes[-3:], 1)])
-    slots.update([(len(codes) // step * 17 + step) % SLOTS for step in (4, 16, 64)])
-    return list(slots)
+    codes = list(map(crc32, words))
+    slots = {code & MASK for code in codes}
+    slots.update([(first * 31 + second) & MASK for first, second in pairwise(codes)])
+    slots.update([(code * 7919 + place) & MASK for place, code in enumerate(codes[:4], 1)])
+    slots.update([(code * 104729 + place) & MASK for place, code in enumerate(codes[-3:], 1)])
+    slots.update([(len(codes) // step * 17 + step) & MASK for step in (4, 16, 64)])
+    return slots

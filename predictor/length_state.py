@@ -25,7 +25,7 @@ def prior_arrays(prior: TextPrior, start: Start) -> dict[str, Array]:
     trees = prior.trees
     return {
         "ngrams": np.array(prior.ngrams, np.float32),
-        "ngram_starts": np.array(prior.starts),
+        "ngram_start": np.array([prior.start]),
         "tree_roots": np.array(trees.roots, np.int64),
         "tree_feature": np.array(trees.feature, np.int64),
         "tree_threshold": np.array(trees.threshold),
@@ -55,8 +55,7 @@ def prior_of(arrays: Arrays) -> tuple[TextPrior, Start]:
         float(arrays["start_spread"][0]),
         tuple(map(tuple, arrays["start_pools"].tolist())),
     )
-    ngrams = tuple(arrays["ngrams"].tolist())
-    return TextPrior(ngrams, tuple(arrays["ngram_starts"].tolist()), trees), start
+    return TextPrior(arrays["ngrams"].tolist(), float(arrays["ngram_start"][0]), trees), start
 
 
 def state_arrays(predictor: HistoryPredictor) -> tuple[list[dict[str, object]], dict[str, Array]]:

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 
-from joulegate.domain import Cuts, LengthQuery, Size
+from joulegate.domain import Cuts, LengthQuery
 from predictor.artifact import Artifact, data_hash
 from predictor.experts_rls import TARGETS
 from predictor.features import HEAD, NAMES, TAIL, numbers_of, templates_of, words_of
@@ -28,8 +28,8 @@ from predictor.length_text import FEATURES, POOLS, Reading, Start, TextPredictor
 
 FOLDS = 5
 RIDGE = 1.0
-TREES, LEAVES = 30, 15  # what can be served in tens of microseconds
-LEARNING_RATE = 0.15
+TREES, LEAVES = 20, 15  # what can be served in tens of microseconds
+LEARNING_RATE = 0.2
 REPTILE = 0.1  # share of the way to a stream's weights that the start moves
 PIECE = 150  # completions of a short stream
 CAPACITY = 2_000_000  # rows while rehearsing: nothing is forgotten
@@ -44,9 +44,9 @@ class Prompts:
     """Each distinct prompt once: what is read of it, and its target."""
 
     ids: list[str]
-    words: list[list[str]]
+    words: list[list[bytes]]
     numbers: Floats  # (n, len(NAMES))
-    targets: Floats  # (n, SCORES): log tokens, share short, share long, each above the usual
+    targets: Floats  # log tokens above the usual
     weights: Floats  # square root of how many answers it has
     folds: NDArray[np.int64]
 
@@ -73,7 +73,7 @@ def trained(rows: Sequence[Row], prior_only: bool, rng: np.random.Generator, pro
         "features": list(NAMES),
         "characters": [HEAD, TAIL],
         "data_sha256": data_hash(f"{r.prompt_id} {r.sample.output_tokens}\n".encode() for r in rows),
-        "score_correlation": float(np.corrcoef(scores[:, SCORES], prompts.targets[:, 0])[0, 1]),
+        "score_correlation": float(np.corrcoef(scores[:, 1], prompts.targets)[0, 1]),
         "output_tokens_range": [
             min(r.sample.output_tokens for r in rows),
             max(r.sample.output_tokens for r in rows),
@@ -92,14 +92,14 @@ def _by_source(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
 
 
 def _prompts(rows: Sequence[Row]) -> Prompts:
-    answers: dict[str, list[Floats]] = defaultdict(list)
+    lengths: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        answers[alias(row.stream)].append(_target(row))
-    usual = {stream: np.mean(targets, axis=0) for stream, targets in answers.items()}
-    above: dict[str, list[Floats]] = defaultdict(list)
+        lengths[alias(row.stream)].append(log(row.sample.output_tokens + 1.0))
+    usual = {stream: sum(values) / len(values) for stream, values in lengths.items()}
+    above: dict[str, list[float]] = defaultdict(list)
     query: dict[str, LengthQuery] = {}
     for row in rows:
-        above[row.prompt_id].append(_target(row) - usual[alias(row.stream)])
+        above[row.prompt_id].append(log(row.sample.output_tokens + 1.0) - usual[alias(row.stream)])
         query[row.prompt_id] = row.sample.query
     ids = list(above)
     words = [words_of(query[i]) for i in ids]
@@ -107,37 +107,31 @@ def _prompts(rows: Sequence[Row]) -> Prompts:
         ids,
         words,
         np.array([numbers_of(query[i], w) for i, w in zip(ids, words, strict=True)]),
-        np.array([np.mean(above[i], axis=0) for i in ids]),
+        np.array([sum(above[i]) / len(above[i]) for i in ids]),
         np.array([sqrt(len(above[i])) for i in ids]),
         np.arange(len(ids)) % FOLDS,
     )
 
 
-def _target(row: Row) -> Floats:
-    tokens = row.sample.output_tokens
-    size = Cuts().output_size(tokens)
-    return np.array([log(tokens + 1.0), size == Size.S, size == Size.L], float)
-
-
 def _fit_out_of_fold(prompts: Prompts, progress: Progress) -> tuple[TextPrior, Floats]:
-    """The prior fitted on everything, and for each prompt the scores of one that did not see it."""
+    """The prior fitted on everything, and for each prompt the two scores of one that did not see it."""
     table = _table(prompts.words)
-    scores = np.zeros((len(prompts.ids), SCORES + 1))
+    scores = np.zeros((len(prompts.ids), SCORES))
     for fold in range(FOLDS):
         inside = prompts.folds == fold
-        scores[inside, :SCORES] = _ridge(table, prompts, ~inside).predict(table[inside])
-    stacked = np.column_stack([prompts.numbers, scores[:, :SCORES]])
+        scores[inside, 0] = _ridge(table, prompts, ~inside).predict(table[inside])
+    stacked = np.column_stack([prompts.numbers, scores[:, 0]])
     for fold in range(FOLDS):
         inside = prompts.folds == fold
-        scores[inside, SCORES] = _boosted(stacked, prompts, ~inside).predict(stacked[inside])
+        scores[inside, 1] = _boosted(stacked, prompts, ~inside).predict(stacked[inside])
         progress(0.1 + 0.1 * fold, f"prior, fold {fold + 1} of {FOLDS}")
     everything = np.ones(len(prompts.ids), bool)
     ridge = _ridge(table, prompts, everything)
     trees = flat(_boosted(stacked, prompts, everything))
-    return TextPrior(tuple(ridge.coef_.tolist()), tuple(ridge.intercept_.tolist()), trees), scores
+    return TextPrior(ridge.coef_.tolist(), float(ridge.intercept_), trees), scores
 
 
-def _table(words: Sequence[Sequence[str]]) -> csr_array:
+def _table(words: Sequence[Sequence[bytes]]) -> csr_array:
     """One row a prompt: its slots, at unit length."""
     indices, data, pointers = [], [], [0]
     for prompt in words:
@@ -162,7 +156,7 @@ def _boosted(x: Floats, prompts: Prompts, inside: NDArray[np.bool_]) -> HistGrad
         min_samples_leaf=20,
         random_state=0,
     )
-    return model.fit(x[inside], prompts.targets[inside, 0], sample_weight=prompts.weights[inside])
+    return model.fit(x[inside], prompts.targets[inside], sample_weight=prompts.weights[inside])
 
 
 def flat(model: HistGradientBoostingRegressor) -> Trees:

@@ -13,7 +13,7 @@ from predictor.experts_rls import TARGETS, LeastSquares
 from predictor.features import HEAD, NAMES, TAIL, ends, numbers_of, templates_of, words_of
 from predictor.length_prior import slots_of
 from predictor.length_store import factory
-from predictor.length_text import FEATURES, TextPredictor
+from predictor.length_text import FEATURES, Reading, TextPredictor
 from predictor.length_train import flat
 
 CUTS = Cuts()
@@ -61,14 +61,15 @@ def test_a_kind_of_prompt_is_learned_without_any_key() -> None:
     assert long.classes[Size.L] > 0.8
 
 
+class Reads(TextPredictor):
+    reads = 0
+
+    def read(self, query: LengthQuery) -> Reading:
+        self.reads += 1
+        return super().read(query)
+
+
 def test_a_settled_history_answers_without_reading_the_text() -> None:
-    class Reads(TextPredictor):
-        reads = 0
-
-        def read(self, query: LengthQuery):  # type: ignore[no-untyped-def]
-            self.reads += 1
-            return super().read(query)
-
     base = shipped()
     predictor = Reads(CUTS, base.prior, base.start)
     for number in range(60):
@@ -85,11 +86,22 @@ def test_a_request_without_text_is_predicted_too() -> None:
     assert 1 <= prediction.q50 <= prediction.q90
 
 
-def test_what_was_read_for_a_prediction_is_bounded() -> None:
+def test_learning_from_a_request_still_in_flight_costs_no_second_reading() -> None:
+    base = shipped()
+    predictor = Reads(CUTS, base.prior, base.start)
+    query = asked("Tell me a story")
+    predictor.observe(query, predictor.predict(query), 300)
+    assert predictor.reads == 1
+
+
+def test_a_request_forgotten_meanwhile_still_teaches() -> None:
     predictor = shipped()
-    for number in range(2200):
-        predictor.read(asked(f"question {number}"))
-    assert len(predictor._read) <= 2048
+    first = asked("What is the capital of France?")
+    prediction = predictor.predict(first)
+    for number in range(2100):
+        predictor.predict(asked(f"question {number}"))
+    predictor.observe(first, prediction, 5)
+    assert predictor.models["m"].seen == 1
 
 
 @given(st.text(max_size=3000), st.integers(0, 10**6), st.none() | st.integers(1, 10**6))
@@ -100,7 +112,7 @@ def test_any_text_gives_finite_features_of_one_shape(text: str, tokens: int, cap
     numbers = numbers_of(query, words)
     assert len(numbers) == len(NAMES)
     assert np.isfinite(numbers).all()
-    assert len(templates_of(query, words)) == 6
+    assert len(templates_of(query, words)) == 5
     assert slots_of(words)
 
 
