@@ -9,7 +9,7 @@ from gpu_agent.drivers import driver_for
 from gpu_agent.state_file import claimant, read
 from gpu_agent.watchdog_link import WatchdogLink
 from joulegate.errors import UserError
-from joulegate.settings.agent import AgentSettings
+from joulegate.settings.agent import AgentSettings, ZeusdDevice
 from joulegate.units import Seconds
 
 CAP_KILL, CAP_SYS_ADMIN = 5, 21
@@ -19,14 +19,15 @@ def examine(settings: AgentSettings) -> Facts:
     problem, gpus = _driver(settings)
     capabilities = _capabilities(Path("/proc/self/status").read_text())
     state_problem, locked, runs = _state(settings.state_dir)
+    over_zeusd = isinstance(settings.device, ZeusdDevice)  # then it has the rights, and is no rival
     return Facts(
         driver_problem=problem,
         gpus=gpus,
         allow_writes=settings.allow_writes,
-        may_set_clocks=bool(capabilities & 1 << CAP_SYS_ADMIN),
+        may_set_clocks=over_zeusd or bool(capabilities & 1 << CAP_SYS_ADMIN),
         may_kill=bool(capabilities & 1 << CAP_KILL),
         has_pidfd=_has_pidfd(),
-        rivals=_rivals(Path("/proc")),
+        rivals=tuple(name for name in _rivals(Path("/proc")) if not (over_zeusd and name == "zeusd")),
         watchdog=_watchdog(settings),
         state_problem=state_problem,
         left_locked=locked,

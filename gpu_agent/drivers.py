@@ -5,7 +5,8 @@ import time
 from gpu_agent.device import Driver
 from gpu_agent.emulated import EmulatedDriver
 from joulegate.errors import UserError
-from joulegate.settings.agent import AgentSettings, EmulatedDevice
+from joulegate.settings.agent import AgentSettings, EmulatedDevice, ZeusdDevice
+from joulegate.settings.load import read_secret
 from joulegate.units import Seconds
 
 
@@ -18,6 +19,14 @@ def driver_for(settings: AgentSettings) -> Driver:
     device = settings.device
     if isinstance(device, EmulatedDevice):
         return EmulatedDriver(device.plant, monotonic)
+    if isinstance(device, ZeusdDevice):
+        from gpu_agent.zeusd import ZeusdDriver
+
+        return ZeusdDriver(_nvml(), device.socket, read_secret(device.token, device.token_file))
+    return _nvml()
+
+
+def _nvml() -> Driver:
     try:
         from gpu_agent.nvml import NvmlDriver
     except ModuleNotFoundError as error:

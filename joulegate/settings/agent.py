@@ -30,7 +30,20 @@ class EmulatedDevice(Section):
     gpus: tuple[Uuid, ...] = Field(default=(), description="UUIDs to manage; empty: every GPU of the plant.")
 
 
-Device = Annotated[NvmlDevice | EmulatedDevice, Field(discriminator="kind")]
+class ZeusdDevice(Section):
+    """NVIDIA GPUs read through NVML and set through zeusd, which has the rights."""
+
+    kind: Literal["zeusd"]
+    socket: LocalPath = Field(default=Path("/run/zeusd/zeusd.sock"), description="zeusd's Unix socket.")
+    token: SecretStr | None = Field(default=None, description="JWT with the scope gpu-control.")
+    token_file: InputFile | None = Field(default=None, description="A file that holds it.")
+    gpus: tuple[Uuid, ...] = Field(default=(), description="UUIDs to manage; empty: every GPU of the node.")
+
+    def faults(self) -> Iterator[Fault]:
+        yield from one_of(self, "token", "token_file")
+
+
+Device = Annotated[NvmlDevice | EmulatedDevice | ZeusdDevice, Field(discriminator="kind")]
 
 
 class Clocks(Section):
