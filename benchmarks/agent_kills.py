@@ -10,6 +10,7 @@ the event and was never answered counts.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -52,6 +53,7 @@ class Kind:
     name: str
     happen: Callable[[AgentHost, random.Random], None]
     resume: Callable[[AgentHost], None]
+    starts: bool = False  # processes, so it takes its turn with the nodes that do
 
 
 def agent_kill(host: AgentHost, _: random.Random) -> None:
@@ -134,7 +136,7 @@ KINDS = (
     Kind("gateway stopped", gateway_stop, resume_all),
     Kind("both killed", both_kill, resume_all),
     Kind("both stopped", both_stop, resume_all),
-    Kind("agent and watchdog killed", agent_and_watchdog_kill, resume_all),
+    Kind("agent and watchdog killed", agent_and_watchdog_kill, resume_all, starts=True),
     Kind("network cut", network_cut, resume_all),
     Kind("disk full", disk_full, ask_on_a_full_disk),
 )
@@ -165,11 +167,12 @@ class Bench:
         host.wait_for(lambda: None not in host.ceilings(), "locked clocks")
         time.sleep(rng.uniform(0.0, 0.6))
         host.wait_for(lambda: None not in host.ceilings(), "locked clocks")
-        event = time.monotonic()
-        kind.happen(host, rng)
-        sent, granted = host.last_sent()
-        expiry = max(granted, sent if sent < event else 0.0) + TTL
-        free = wait_until_free(host, expiry + PATIENCE)
+        with self._starting if kind.starts else contextlib.nullcontext():
+            event = time.monotonic()
+            kind.happen(host, rng)
+            sent, granted = host.last_sent()
+            expiry = max(granted, sent if sent < event else 0.0) + TTL
+            free = wait_until_free(host, expiry + PATIENCE)
         restore = host.freed_at() - expiry
         left = 0 if free else sum(ceiling is not None for ceiling in host.ceilings())
         kind.resume(host)

@@ -37,6 +37,7 @@ class EmulatedDriver:
         self._gpus: dict[str, PlantGpu] = {}
         self._plant: Plant | None = None
         self._generation = 0
+        self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
         try:
@@ -45,6 +46,7 @@ class EmulatedDriver:
             raise Broken(error.message) from error
         self._gpus = {gpu.uuid: gpu for gpu in plant.gpus}
         self._plant, self._generation = plant, plant.generation
+        self._file = _identity(self._path)
 
     def close(self) -> None:
         self._plant, self._gpus = None, {}
@@ -99,6 +101,8 @@ class EmulatedDriver:
             raise Broken("the plant is not open")
         if plant.generation != self._generation:
             raise Broken("the driver was reloaded")
+        if _identity(self._path) not in (self._file, None):
+            raise Broken("the emulator was started again, with a new plant")
         return plant
 
     def _gpu(self, uuid: str, call: Call) -> PlantGpu:
@@ -108,6 +112,15 @@ class EmulatedDriver:
             raise Lost(f"{uuid}: no such GPU")
         _check(gpu, call)
         return gpu
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file this is; None when it is gone (the mapping is still good)."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _check(gpu: PlantGpu, call: Call) -> None:

@@ -9,6 +9,7 @@ import pytest
 from gpu_agent.lease import Lease, Refused
 from gpu_agent.managed import Cause
 from gpu_agent.node import Node, NoLease, UnknownGpu
+from gpu_agent.plant import GpuSpec, Plant
 from gpu_agent.plant_layout import Call, NvmlReturn
 from gpu_agent.state_file import read
 from joulegate.units import Joules, MegaHertz, Seconds, Watts
@@ -251,6 +252,17 @@ def test_a_driver_reload_is_survived(bench: Bench) -> None:
     lease = lock(bench, node, {"GPU-0": 1100})
     assert lease.token == 2
     assert bench.ceilings()[0] == 1110
+
+
+def test_a_new_plant_of_a_restarted_emulator_is_taken_up(bench: Bench) -> None:
+    node = bench.node()
+    lock(bench, node, {"GPU-0": 1200})
+    specs = [GpuSpec(uuid=f"GPU-{i}", clocks=bench.gpu(0).clocks, settle=Seconds(0.01)) for i in range(4)]
+    bench.plant = Plant.create(bench.path, specs)
+    node.observe()
+    bench.clock.advance(2.5)
+    lock(bench, node, {"GPU-0": 1200})
+    assert bench.ceilings()[0] == 1200
 
 
 def test_a_write_into_a_broken_library_fails_up_and_recovers(bench: Bench) -> None:
