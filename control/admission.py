@@ -24,7 +24,7 @@ from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from control.arrivals import Smoothed
+from control.arrivals import Fading
 from control.pick import Rng, pick
 from control.projection import Load, Pace
 from control.state import Flight, Instance, PoolRules
@@ -77,7 +77,7 @@ class PoolQueue:
     rules: PoolRules
     waiting: list[tuple[tuple[float, float], int, Flight]] = field(default_factory=list)  # in order
     tokens: float = 0.0  # uncached prompt tokens queued
-    tenants: dict[str, Smoothed] = field(default_factory=dict)  # prompt tokens granted lately
+    tenants: dict[str, Fading] = field(default_factory=dict)  # prompt tokens granted lately
     _serial: int = 0
 
     def __len__(self) -> int:
@@ -123,7 +123,7 @@ class PoolQueue:
 
     def granted(self, flight: Flight, now: Seconds) -> None:
         """Remember whose work is done; a tenant long unseen is forgotten first."""
-        tokens = self.tenants.pop(flight.tenant, None) or Smoothed(TENANT_MEMORY)
+        tokens = self.tenants.pop(flight.tenant, None) or Fading(TENANT_MEMORY)
         tokens.add(flight.uncached_tokens, now)
         self.tenants[flight.tenant] = tokens
         if len(self.tenants) > MAX_TENANTS:
@@ -135,37 +135,54 @@ class PoolQueue:
         return tokens.total(flight.arrived) if tokens is not None else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """The instances of one pool; `queue` is where its own requests wait."""
+
+    queue: PoolQueue
+    instances: tuple[Instance, ...]
+
+
+Layout = Mapping[str, tuple[Tier, ...]]  # pool -> itself, then the pools it may spill to, nearest first
+
+
+def layout(queues: Mapping[str, PoolQueue], instances: Sequence[Instance]) -> Layout:
+    """Who may serve whom; it only changes when instances come or go."""
+    tiers = {n: Tier(q, tuple(i for i in instances if i.pool == n)) for n, q in queues.items()}
+    reach = {n: q.rules.reach for n, q in queues.items()}
+
+    def larger(name: str) -> list[str]:
+        own = reach[name]
+        able = [n for n, r in reach.items() if n != name and r[0] >= own[0] and r[1] >= own[1]]
+        return sorted(able, key=lambda n: (reach[n], n))
+
+    return {name: (tiers[name], *(tiers[n] for n in larger(name))) for name in queues}
+
+
 def assign(
-    queues: Mapping[str, PoolQueue],
-    instances: Sequence[Instance],
+    places: Layout,
     rules: AdmissionRules,
     rng: Rng,
     now: Seconds,
     share: float = 1.0,
 ) -> Outcome:
-    """Grant and refuse until nothing more fits. Mutates queues and books; `instances` of one model."""
+    """Grant and refuse until nothing more fits. Mutates queues and books; the pools of one model."""
     grants: list[Grant] = []
     rejects: list[Reject] = []
-    for queue in queues.values():
-        if len(queue):
-            targets = _targets(queue, queues, instances)
-            rejects += _drop_lost(queue, targets, rules, now)
-            grants += _grant(queue, targets, rules, rng, now, share)
+    for tiers in places.values():
+        if tiers[0].queue.waiting:
+            rejects += _drop_lost(tiers, rules, now)
+            grants += _grant(tiers, rng, now, share)
     return Outcome(tuple(grants), tuple(rejects))
 
 
-def _grant(
-    queue: PoolQueue,
-    targets: Sequence[Sequence[Instance]],
-    rules: AdmissionRules,
-    rng: Rng,
-    now: Seconds,
-    share: float,
-) -> list[Grant]:
-    grants: list[Grant] = []
+def _grant(tiers: Sequence[Tier], rng: Rng, now: Seconds, share: float) -> list[Grant]:
+    queue, grants = tiers[0].queue, list[Grant]()
     while (flight := queue.head()) is not None:
-        for tier in targets:
-            open_ = [i for i in tier if takes_prompts(i, now)]
+        for tier in tiers:
+            if tier.queue is not queue and tier.queue.waiting:
+                continue  # it has its own to serve first
+            open_ = [i for i in tier.instances if takes_prompts(i, now)]
             chosen = pick(flight, open_, rng, share) if open_ else None
             if chosen is not None:
                 queue.pop()
@@ -180,31 +197,18 @@ def _grant(
 
 def takes_prompts(instance: Instance, now: Seconds) -> bool:
     """Whether the engine is about to need more prompt tokens: what it holds, less what it has done by now."""
-    book = instance.book
-    done = instance.prompt_rate * max(0.0, now - book.served_at)
-    return book.queued_tokens - done < instance.prompt_window
+    book, window = instance.book, instance.prompt_window
+    if book.queued_tokens < window:
+        return True
+    return book.queued_tokens - instance.prompt_rate * (now - book.served_at) < window
 
 
-def _targets(
-    queue: PoolQueue, queues: Mapping[str, PoolQueue], instances: Sequence[Instance]
-) -> list[list[Instance]]:
-    """The pool's own instances, then those of each pool it may spill to, nearest first."""
-    own = queue.rules.reach
-    larger = sorted(
-        (q.rules.reach, name)
-        for name, q in queues.items()
-        if q is not queue and q.rules.reach[0] >= own[0] and q.rules.reach[1] >= own[1] and not len(q)
-    )
-    names = [queue.rules.name, *(name for _, name in larger)]
-    return [[i for i in instances if i.pool == name] for name in names]
-
-
-def _drop_lost(
-    queue: PoolQueue, targets: Sequence[Sequence[Instance]], rules: AdmissionRules, now: Seconds
-) -> list[Reject]:
+def _drop_lost(tiers: Sequence[Tier], rules: AdmissionRules, now: Seconds) -> list[Reject]:
     """Mark what cannot be in time any more; refuse it if the pool sheds, or once it waited too long."""
-    rejects: list[Reject] = []
-    everyone = [i for tier in targets for i in tier if i.ready]
+    queue, rejects = tiers[0].queue, list[Reject]()
+    if now - queue.waiting[0][2].arrived < 0.5 * queue.waiting[0][2].ttft:
+        return rejects
+    everyone = [i for tier in tiers for i in tier.instances if i.ready]
     while rules.edf and (head := queue.head()) is not None and not head.lost and is_lost(head, everyone, now):
         flight = queue.lose(rules)
         if queue.rules.shed:

@@ -6,11 +6,10 @@ Theory of operation (reference: control laws; papers §2.6, §10.3). Each decisi
 within the
    TPOT objective and `max_slowdown`, every E2E objective is kept as the batch drains. Higher clocks are never
    slower, so a binary search finds it;
-2. *headroom* for what has not come yet: raising happens on arrival, so a burst that lands within one
-control window
-   (its p-quantile, `control.arrivals`) is served slowly for one iteration and then at maximum clock, and
-   must still be in time;
-3. the *floor of the load* (`control.floor`): below it energy rises again, because batches grow.
+2. the *floor of the load* (`control.floor`): below it energy rises again, because batches grow. Its price
+for delay
+   is what keeps room for the bursts that have not come yet: it is learned from objectives missed
+   (`control.prices`).
 
 Raising is never delayed. Lowering waits until the higher clock has not been needed for `dwell`, at most
 once in `lowering_interval`. Without a model, without word from the agent, or with an engine that queues
@@ -38,7 +37,6 @@ class Reason(Enum):
     TPOT = "tpot"
     E2E = "e2e"
     SLOWDOWN = "slowdown"
-    HEADROOM = "headroom"
     LOAD = "load"  # the energy floor of the load
     IDLE = "idle"
     DWELL = "dwell"  # a lower clock would do, but not for long enough yet
@@ -55,7 +53,7 @@ class GovernorRules:
 
     error_ratio: float = 0.05  # p95 relative error of the model: the guard on every projection
     switch: Seconds = Seconds(0.025)  # clock-switch latency
-    dwell: Seconds = Seconds(1.0)
+    dwell: Seconds = Seconds(0.5)
     lowering_interval: Seconds = Seconds(1.0)
     stale_after: Seconds = Seconds(2.0)
     static_clock: MegaHertz | None = None  # mode `static`: this clock, whatever the load
@@ -66,7 +64,6 @@ class GovernorRules:
 class Outlook:
     """What the governor is told about the load to come."""
 
-    burst_tokens: float = 0.0  # prompt tokens that may land in one control window
     floor: MegaHertz | None = None  # floor of the load; None: not known yet
     prompt_share: float = 0.0  # share of engine time that prompts take, at maximum clock
     queued: tuple[Flight, ...] = ()  # in the gateway, bound for this instance, in order
@@ -130,7 +127,6 @@ class _Case:
     start: float  # when the iteration that takes the first queued prompt begins, at the clock in force
     guard: float
     switch: float
-    burst: float
     share: float
     step_limit: float
     fastest: Pace
@@ -187,7 +183,6 @@ def _case(
         start=started,
         guard=1.0 + rules.error_ratio,
         switch=rules.switch,
-        burst=outlook.burst_tokens,
         share=min(0.8, outlook.prompt_share),
         step_limit=_step_limit(instance, objectives, fastest),
         fastest=fastest,
@@ -251,25 +246,11 @@ def _ends_in_time(case: _Case, clock: MegaHertz) -> bool:
     return ends_met(case.stretches, pace, start, case.guard, case.share)
 
 
-def _burst_in_time(case: _Case, clock: MegaHertz) -> bool:
-    """control.md law 2: what lands before the raise acts is served slowly once, the rest at maximum clock."""
-    if case.burst <= 0.0:
-        return True
-    chunk, queued = case.load.chunk, case.load.prompt_tokens
-    pace = case.pace(clock)
-    first = min(queued, chunk)
-    second = min(case.burst + queued - first, chunk)
-    rest = case.burst + queued - first - second
-    slow = pace.iteration(first) + pace.iteration(second)
-    return (slow + case.fastest.prompts(rest)) * case.guard <= min(case.objectives.ttft)
-
-
 _TESTS = {
     Reason.TPOT: _steps_in_time,
     Reason.SLOWDOWN: _slowed_enough,
     Reason.TTFT: _prompts_in_time,
     Reason.E2E: _ends_in_time,
-    Reason.HEADROOM: _burst_in_time,
 }
 
 
@@ -330,7 +311,6 @@ _BECAUSE = {
     Reason.TPOT: "slowest that keeps TPOT",
     Reason.E2E: "slowest at which every request ends in time",
     Reason.SLOWDOWN: "slowest within max_slowdown",
-    Reason.HEADROOM: "room for the next burst of prompts",
     Reason.LOAD: "least energy for this load",
     Reason.IDLE: "nothing to do",
     Reason.DWELL: "not lowered yet, a higher clock was needed a moment ago",

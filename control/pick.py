@@ -28,16 +28,24 @@ class Pick:
 
 def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float = 1.0) -> Pick | None:
     """One of `candidates` (already able to serve the model); None: no free slot anywhere."""
-    able = [i for i in candidates if fits(flight, i)]
+    calm: list[Instance] = []
+    fast: list[Instance] = []
+    able: list[Instance] = []
+    tokens = flight.uncached_tokens
+    for instance in candidates:
+        if not fits(flight, instance):
+            continue
+        able.append(instance)
+        if within(instance, instance.at_clock, tokens, share):
+            calm.append(instance)
+        elif within(instance, instance.at_max, tokens, share):
+            fast.append(instance)
     if not able:
         return None
-    home = _home(flight, able, share)
-    if home is not None:
+    if flight.session and (home := _home(flight.session, (*calm, *fast))) is not None:
         return Pick(home, "session")
-    calm = [i for i in able if _within(flight, i, i.at_clock, share)]
     if calm:
         return Pick(_of_two(calm, rng, fullest=True), "no rise")
-    fast = [i for i in able if _within(flight, i, i.at_max, share)]
     if fast:
         return Pick(_of_two(fast, rng, fullest=False), "rise")
     return Pick(_of_two(able, rng, fullest=False), "least loaded")
@@ -46,28 +54,33 @@ def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float 
 def fits(flight: Flight, instance: Instance) -> bool:
     """A free slot, and room in KV and context length (unknown limits do not bind)."""
     book, limits = instance.book, instance.limits
-    if not instance.ready or book.running >= instance.slots:
+    if not instance.ready or len(book.flights) >= instance.slots:
         return False
-    need = flight.input_tokens + flight.output_q50
     if limits.max_model_len is not None and flight.input_tokens >= limits.max_model_len:
         return False
-    return limits.kv_capacity is None or not book.flights or book.held + need <= limits.kv_capacity
+    if limits.kv_capacity is None or not book.flights:
+        return True
+    return book.held + flight.input_tokens + flight.output_q50 <= limits.kv_capacity
 
 
-def _within(flight: Flight, instance: Instance, room: Room, share: float) -> bool:
+def within(instance: Instance, room: Room, tokens: float, share: float) -> bool:
+    """Whether a request with so many prompt tokens stays inside `share` of the room."""
     book = instance.book
-    at = room if share >= 1.0 else room.scaled(book, share)
-    return book.running < at.decoding and book.queued_tokens + flight.uncached_tokens <= at.prompt_tokens
+    running, queued = len(book.flights), book.queued_tokens
+    if share >= 1.0:
+        return running < room.decoding and queued + tokens <= room.prompt_tokens
+    return share * (room.decoding - running) >= 1.0 and tokens <= share * (room.prompt_tokens - queued)
 
 
-def _home(flight: Flight, able: Sequence[Instance], share: float) -> Instance | None:
-    if not flight.session:
-        return None
-    homes = [i for i in able if flight.session in i.sessions and _within(flight, i, i.at_max, share)]
-    return max(homes, key=lambda i: i.sessions[flight.session]) if homes else None
+def _home(session: str, able: Sequence[Instance]) -> Instance | None:
+    """Where most of the session's prefix is cached."""
+    homes = [i for i in able if session in i.sessions]
+    return max(homes, key=lambda i: i.sessions[session]) if homes else None
 
 
 def _of_two(candidates: Sequence[Instance], rng: Rng, fullest: bool) -> Instance:
+    if len(candidates) == 1:
+        return candidates[0]
     first = candidates[rng(len(candidates))]
     second = candidates[rng(len(candidates))]
     if fullest:

@@ -165,14 +165,6 @@ class Room:
     prompt_tokens: float  # prompt tokens queued up to which every first token is in time
     at: Seconds
 
-    def scaled(self, book: LoadBook, share: float) -> "Room":
-        """The part of the headroom that one of several gateways may use (1/R)."""
-        return Room(
-            decoding=book.running + int((self.decoding - book.running) * share),
-            prompt_tokens=book.queued_tokens + (self.prompt_tokens - book.queued_tokens) * share,
-            at=self.at,
-        )
-
 
 NO_ROOM = Room(decoding=0, prompt_tokens=0.0, at=Seconds(0.0))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
-from control.admission import AdmissionRules, Outcome, PoolQueue, assign, refuse
+from control.admission import AdmissionRules, Layout, Outcome, PoolQueue, assign, layout, refuse
 from control.arrivals import Arrivals
 from control.floor import Demand, cheapest, going_price
 from control.governor import Decision, GovernorRules, Memory, Outlook, choose
@@ -19,10 +19,13 @@ from control.pick import Rng
 from control.prices import PriceRules, Prices
 from control.state import Flight, Instance, PoolRules
 from control.twin import Twin
+from joulegate.domain import Batch
 from joulegate.units import MegaHertz, Seconds
 
 TWIN_PATIENCE = 60.0  # seconds that the twin waits for a request to end before it goes on without it
 FIRST_STRETCH = 1.25  # time in system over that at maximum clock, until the price has been learned
+LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
+LEAST_PRICE = 1e-3  # of the watts of a busy GPU: where slow clocks save nothing at the load first seen
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
 
 
@@ -32,9 +35,7 @@ class PoolState:
 
     queue: PoolQueue
     arrivals: Arrivals = field(default_factory=Arrivals)
-    urgent: Arrivals = field(default_factory=Arrivals)  # requests of the tightest TTFT objectives only
     instances: int = 1
-    quantile: float = 0.0  # p of the burst that headroom is kept for; 0: none
     prices: Prices = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,21 +76,28 @@ class Steering:
     ) -> None:
         self.pools = {rules.name: PoolState(PoolQueue(rules)) for rules in pools}
         self.steered = {i.name: Steered(i) for i in instances}
-        for state in self.pools.values():
-            state.instances = sum(1 for i in instances if i.pool == state.queue.rules.name)
         self.admission = admission
         self.governor = governor
         self.share = share
         self._rng = rng
+        self._places: Layout = {}
+        self._lay_out()
 
     def join(self, instance: Instance) -> None:
         """An instance has come."""
         self.steered[instance.name] = Steered(instance)
-        self.pools[instance.pool].instances += 1
+        self._lay_out()
 
     def leave(self, name: str) -> None:
         """An instance is gone; it must be empty."""
-        self.pools[self.steered.pop(name).instance.pool].instances -= 1
+        del self.steered[name]
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        instances = [s.instance for s in self.steered.values()]
+        self._places = layout(self.queues, instances)
+        for name, state in self.pools.items():
+            state.instances = sum(1 for i in instances if i.pool == name)
 
     def resume(self, pools: Mapping[str, "PoolState"]) -> None:
         """Take over what another steering of the same pools has learned; requests stay where they are."""
@@ -109,8 +117,6 @@ class Steering:
         """A request for `pool`; what it and others are granted or refused."""
         state = self.pools[pool]
         state.arrivals.add(flight.uncached_tokens, flight.output_q50, now)
-        if flight.ttft <= 2.0 * min(state.queue.rules.objectives.ttft):
-            state.urgent.add(flight.uncached_tokens, flight.output_q50, now)
         refused = refuse(state.queue, flight, self._of(pool), self.admission)
         if refused is not None:
             return Outcome(rejects=(refused,))
@@ -119,8 +125,7 @@ class Steering:
 
     def assign(self, now: Seconds) -> Outcome:
         """Work off the queues; call it whenever room may have come free."""
-        instances = [s.instance for s in self.steered.values()]
-        return assign(self.queues, instances, self.admission, self._rng, now, self.share)
+        return assign(self._places, self.admission, self._rng, now, self.share)
 
     def exceeded(self, instance: Instance) -> bool:
         """Whether what was sent to it, or waits for it, leaves the headroom of its last decision."""
@@ -150,11 +155,9 @@ class Steering:
     def _outlook(self, steered: Steered, state: PoolState, now: Seconds) -> Outlook:
         peers = self._of(steered.instance.pool) or [steered.instance]
         rank = peers.index(steered.instance) if steered.instance in peers else 0
-        state.urgent.roll(now)
         if now - steered.floor_at >= FLOOR_EVERY:
             self._look_at_load(steered, state, len(peers), now)
         return Outlook(
-            burst_tokens=state.urgent.quantile(state.quantile) / len(peers),
             floor=steered.floor,
             prompt_share=steered.prompt_share,
             queued=state.queue.in_order()[rank :: len(peers)],
@@ -169,7 +172,10 @@ class Steering:
         demand = replace(whole, rate=whole.rate / peers)
         prices, factor = state.prices, steered.instance.correction
         if prices.start is None:
-            prices.start = going_price(model, demand, limits.chunk_budget, FIRST_STRETCH, factor)
+            if state.arrivals.age(now) < LOAD_KNOWN:
+                return  # no floor yet: maximum clock
+            price = going_price(model, demand, limits.chunk_budget, FIRST_STRETCH, factor)
+            prices.start = max(price, LEAST_PRICE * model.watts(Batch(1), model.clocks[-1]))
         steered.floor = cheapest(model, demand, limits.chunk_budget, prices.price, factor, near=steered.floor)
         steered.floor_at = now
 

@@ -13,6 +13,7 @@ from control.admission import (
     PoolQueue,
     assign,
     backlog,
+    layout,
     learned_slots,
     refuse,
     takes_prompts,
@@ -82,7 +83,7 @@ def test_grants_come_in_order_of_deadline(requests: list[tuple[float, float]], s
     queue = pool()
     for n, (waited, ttft) in enumerate(requests):
         queue.push(flight(n, waited, ttft), RULES)
-    outcome = assign({"p": queue}, [engine("a", slots=slots)], RULES, rng().randrange, NOW)
+    outcome = assign(layout({"p": queue}, [engine("a", slots=slots)]), RULES, rng().randrange, NOW)
     granted = [g.flight.deadline for g in outcome.grants]
     left = [f.deadline for f in queue.in_order()]
     assert len(granted) == min(slots, len(requests))
@@ -101,7 +102,7 @@ def test_grants_never_exceed_slots_and_nobody_is_lost_or_doubled(
     for one in flights:
         queue.push(one, RULES)
     engines = [engine(f"e{n}", slots=s) for n, s in enumerate(slots)]
-    outcome = assign({"p": queue}, engines, RULES, rng().randrange, NOW)
+    outcome = assign(layout({"p": queue}, engines), RULES, rng().randrange, NOW)
     assert all(e.book.running <= e.slots for e in engines)
     places = [g.flight.id for g in outcome.grants] + [f.id for f in queue.in_order()]
     assert sorted(places) == sorted(f.id for f in flights)
@@ -117,7 +118,7 @@ def test_requests_spill_only_to_pools_at_least_as_large(
     other = pool("other", frozenset({RequestType(other_i, other_o)}))
     home.push(flight(1), RULES)
     engines = [engine("other", "other")]
-    outcome = assign({"home": home, "other": other}, engines, RULES, rng().randrange, NOW)
+    outcome = assign(layout({"home": home, "other": other}, engines), RULES, rng().randrange, NOW)
     assert bool(outcome.grants) == RequestType(i, o).fits_in(RequestType(other_i, other_o))
 
 
@@ -127,7 +128,7 @@ def test_a_pool_with_its_own_queue_takes_nobody_else() -> None:
     home.push(flight(1), RULES)
     busy.push(flight(2), RULES)
     outcome = assign(
-        {"home": home, "busy": busy}, [engine("b", "busy", slots=1)], RULES, rng().randrange, NOW
+        layout({"home": home, "busy": busy}, [engine("b", "busy", slots=1)]), RULES, rng().randrange, NOW
     )
     assert [g.flight.id for g in outcome.grants] == ["2"]
 
@@ -136,7 +137,7 @@ def test_a_short_prompt_passes_a_long_one_that_may_wait() -> None:
     queue = pool()
     queue.push(flight(1, waited=0.1, ttft=2.0, tokens=4000), RULES)
     queue.push(flight(2, ttft=0.25), RULES)
-    outcome = assign({"p": queue}, [engine("a", window=50)], RULES, rng().randrange, NOW)
+    outcome = assign(layout({"p": queue}, [engine("a", window=50)]), RULES, rng().randrange, NOW)
     assert [g.flight.id for g in outcome.grants] == ["2"]
 
 
@@ -152,7 +153,7 @@ def test_a_request_out_of_reach_makes_nobody_late_but_is_still_served() -> None:
     queue = pool()
     queue.push(flight(1, waited=0.395, ttft=0.4, tokens=2000), RULES)
     queue.push(flight(2, waited=0.3, ttft=0.4), RULES)
-    outcome = assign({"p": queue}, [engine("a", window=50)], RULES, rng().randrange, NOW)
+    outcome = assign(layout({"p": queue}, [engine("a", window=50)]), RULES, rng().randrange, NOW)
     assert [g.flight.id for g in outcome.grants] == ["2"]
     assert [(f.id, f.lost) for f in queue.in_order()] == [("1", True)]
 
@@ -160,7 +161,7 @@ def test_a_request_out_of_reach_makes_nobody_late_but_is_still_served() -> None:
 def test_a_pool_that_sheds_refuses_what_is_out_of_reach_and_says_when_to_come_back() -> None:
     queue = pool(shed=True)
     queue.push(flight(1, waited=0.5, ttft=0.4), RULES)
-    outcome = assign({"p": queue}, [engine("a")], RULES, rng().randrange, NOW)
+    outcome = assign(layout({"p": queue}, [engine("a")]), RULES, rng().randrange, NOW)
     assert not outcome.grants
     assert [(r.flight.id, r.retry_after >= 1.0) for r in outcome.rejects] == [("1", True)]
 
@@ -175,7 +176,7 @@ def test_retry_after_grows_with_the_backlog() -> None:
 def test_without_a_free_slot_everybody_waits() -> None:
     queue = pool()
     queue.push(flight(1), RULES)
-    assert not assign({"p": queue}, [engine("a", slots=0)], RULES, rng().randrange, NOW).grants
+    assert not assign(layout({"p": queue}, [engine("a", slots=0)]), RULES, rng().randrange, NOW).grants
     assert len(queue) == 1
 
 
@@ -191,18 +192,18 @@ def test_equal_deadlines_go_to_the_tenant_with_less_work_in_flight() -> None:
     queue = pool()
     queue.push(flight(1, tenant="busy"), RULES)
     engines = [engine("a", slots=1)]
-    assign({"p": queue}, engines, RULES, rng().randrange, NOW)
+    assign(layout({"p": queue}, engines), RULES, rng().randrange, NOW)
     queue.push(flight(2, tenant="busy"), RULES)
     queue.push(flight(3, tenant="quiet"), RULES)
     engines[0].slots = 2
-    outcome = assign({"p": queue}, engines, RULES, rng().randrange, NOW)
+    outcome = assign(layout({"p": queue}, engines), RULES, rng().randrange, NOW)
     assert [g.flight.id for g in outcome.grants] == ["3"]
 
 
 def test_what_a_tenant_had_is_forgotten_in_time() -> None:
     queue = pool()
     queue.push(flight(1, tenant="busy"), RULES)
-    assign({"p": queue}, [engine("a")], RULES, rng().randrange, NOW)
+    assign(layout({"p": queue}, [engine("a")]), RULES, rng().randrange, NOW)
     at_once = queue.worked(flight(2, tenant="busy"))
     later = queue.worked(flight(3, tenant="busy", waited=-600.0))
     assert at_once == pytest.approx(100.0, rel=0.01)

@@ -268,16 +268,6 @@ def test_without_a_slowdown_limit_slowness_costs_nothing() -> None:
 # -- arrivals
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.floats(0.0, 0.5), st.integers(1, 5000)), min_size=1, max_size=60))
-def test_the_burst_quantile_is_that_of_the_windows_counted_by_hand(rows: list[tuple[float, int]]) -> None:
-    made, at = Arrivals(), 0.0
-    for gap, tokens in rows:
-        at += gap
-        made.add(tokens, 100.0, Seconds(at))
-    assert 0.0 <= made.quantile(0.5) <= made.quantile(0.9) <= sum(tokens for _, tokens in rows)
-
-
 def test_the_rate_and_the_means_follow_a_steady_stream() -> None:
     made = Arrivals()
     for n in range(2000):
