@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from router.errors import BodyTooLarge, GatewayError
-from router.head import status_line
+from router.head import RequestHead, status_line
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 EXTENSION = "joulegate.client"
@@ -50,13 +50,14 @@ class ClientExchange(RequestResponseCycle):
     owner: "asyncio.Task[object] | None" = None
     feeder: Pausable | None = None
     claimed: int | None = None  # the relay reads the body: up to so many bytes
-    _head: bytes = b""
+    _unsent: bytes = b""  # the head, until there is a body to send with it
     _until_close: bool = False
     _bodiless: bool = False
     _event: asyncio.Event | None = None
 
-    def __init__(self, edge: Edge, scope: Any, fields: dict[bytes, bytes], keep_alive: bool) -> None:
-        """`fields`: the headers by name; of a repeated one, the last."""
+    def __init__(
+        self, edge: Edge, scope: Any, head: RequestHead, length: bytes | None, keep_alive: bool
+    ) -> None:
         # uvicorn's own attributes, set here as its constructor sets them: the event only when it is awaited
         self.scope = scope
         self.transport = edge.transport
@@ -68,14 +69,15 @@ class ClientExchange(RequestResponseCycle):
         self.on_response = edge.on_response_complete
         self.disconnected = False
         self.keep_alive = keep_alive
-        self.waiting_for_100_continue = fields.get(b"expect", b"").lower() == b"100-continue"
+        self.waiting_for_100_continue = head.expects
         self.body = bytearray()
         self.more_body = True
         self.response_started = False
         self.response_complete = False
         self.chunked_encoding = None
         self.expected_content_length = 0
-        self.fields = fields
+        self.head = head
+        self.length = length
         self.linger = edge.linger
 
     @property
@@ -120,7 +122,7 @@ class ClientExchange(RequestResponseCycle):
         """The whole body, not copied. Raises BodyTooLarge as soon as it is known to be longer."""
         self.claimed = limit
         if self.more_body:
-            if int(self.fields.get(b"content-length", b"0")) > limit:
+            if self.length is not None and int(self.length) > limit:
                 raise BodyTooLarge(f"the body may be at most {limit} bytes")
             if self.waiting_for_100_continue and not self.gone:
                 self.transport.write(CONTINUE)
@@ -158,7 +160,7 @@ class ClientExchange(RequestResponseCycle):
             self.keep_alive = False
         if not self.keep_alive:
             framing += b"connection: close\r\n"
-        self._head = b"%b%b\r\n" % (head, framing)
+        self._unsent = b"%b%b\r\n" % (head, framing)
 
     def write(self, body: bytes) -> None:
         """Send a piece of the body."""
@@ -168,32 +170,32 @@ class ClientExchange(RequestResponseCycle):
             self.flush()
             return
         if self.chunked_encoding:
-            body = b"%b%x\r\n%b\r\n" % (self._head, len(body), body)
+            body = b"%b%x\r\n%b\r\n" % (self._unsent, len(body), body)
         elif self._until_close:
-            body = self._head + body
+            body = self._unsent + body
         else:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:
                 self.abort()
                 return
-            body = self._head + body
-        self._head = b""
+            body = self._unsent + body
+        self._unsent = b""
         if not self.transport.is_closing():
             self.transport.write(body)
 
     def flush(self) -> None:
         """Send the head if it still waits for a body."""
-        if self._head and not self.gone:
-            self.transport.write(self._head)
-        self._head = b""
+        if self._unsent and not self.gone:
+            self.transport.write(self._unsent)
+        self._unsent = b""
 
     def finish(self) -> None:
         """The answer is whole: the connection may serve the next request."""
         if self.gone:
             return
         if self.chunked_encoding:
-            self.transport.write(self._head + b"0\r\n\r\n")
-            self._head = b""
+            self.transport.write(self._unsent + b"0\r\n\r\n")
+            self._unsent = b""
         else:
             self.flush()
             if self.expected_content_length and not self._bodiless:

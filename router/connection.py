@@ -14,7 +14,7 @@ from typing import cast
 import httptools
 
 from router.errors import UpstreamDown, UpstreamError, UpstreamGarbled
-from router.head import NOT_RELAYED, Header, nominations
+from router.head import NOT_RELAYED, Header, nominations, reply_head
 from router.limits import UpstreamLimits
 from router.ports import Sink
 
@@ -40,9 +40,13 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self.sent_at = 0.0
         self._lost_at = NEVER
+        self._awaits_body = False
         self._pieces: list[bytes] = []  # of this read
         self._held: list[bytes] = []
-        self.headers: Sequence[Header] = ()
+        self.head = reply_head(())  # of the last answer, and what it was made of
+        self._chunked = False
+        self._same_fields: list[Header] = []
+        self._length_field = b""
         self._reset(head_only=False)
         self._complete = True
 
@@ -51,7 +55,7 @@ class Connection(asyncio.Protocol):
         self.length: int | None = None
         self._fields: list[Header] = []
         self._fed = self._informational = 0
-        self._chunked = False
+        self._lengths = 0
         self._head_only = head_only
         self._head_done = False
         self._complete = False
@@ -90,9 +94,10 @@ class Connection(asyncio.Protocol):
         else:
             transport.writelines(message)
 
-    async def head(self) -> None:
-        """Wait for the head of the answer."""
-        if not self._head_done:
+    async def answered(self, with_body: bool) -> None:
+        """Wait for the head of the answer; `with_body`: and for the first byte of its body, or its end."""
+        self._awaits_body = with_body
+        if not self._head_done or (with_body and not self._held_size and not self._complete):
             await self._wait()
 
     def fail(self, error: UpstreamError) -> None:
@@ -107,10 +112,6 @@ class Connection(asyncio.Protocol):
         self.deadline = NEVER
         if self._transport is not None:
             self._transport.abort()
-
-    @property
-    def head_done(self) -> bool:
-        return self._head_done
 
     async def _wait(self) -> None:
         if self._error is not None:
@@ -130,9 +131,9 @@ class Connection(asyncio.Protocol):
 
     # the relay's side
 
-    async def begun(self) -> bool:
-        if not self._held_size and not self._complete:
-            await self._wait()
+    @property
+    def begun(self) -> bool:
+        """At least one byte of the body has come."""
         return self._held_size > 0
 
     async def read(self, limit: int) -> bytes | None:
@@ -218,7 +219,7 @@ class Connection(asyncio.Protocol):
             self._clean = self._clean and self._ends_exactly(data, len(body), head_was_done)
             self.deadline = NEVER
             self._wake()
-        elif not head_was_done:
+        elif not head_was_done and not self._awaits_body:
             self._wake()
 
     def _deliver(self, body: bytes) -> None:
@@ -251,8 +252,13 @@ class Connection(asyncio.Protocol):
             raise UpstreamGarbled("the instance sent more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-length":
+            self._lengths += 1
+            self._length_field = value
+            return
         fields = self._fields
-        fields.append((name.lower(), value))
+        fields.append((name, value))
         if len(fields) > self.limits.header_fields:
             raise UpstreamGarbled("the instance's answer has too many header fields")
 
@@ -261,6 +267,7 @@ class Connection(asyncio.Protocol):
         status = parser.get_status_code()
         fields = self._fields
         self._fields = []  # what comes now are trailers, or the fields of another head
+        lengths, self._lengths = self._lengths, 0
         if status == 101 or parser.should_upgrade():
             raise UpstreamGarbled("the instance switched protocols unasked")
         if status < 200:
@@ -268,41 +275,47 @@ class Connection(asyncio.Protocol):
             if status < 100 or self._informational > self.limits.informational:
                 raise UpstreamGarbled(f"the instance sent status {status} once too often")
             return
-        if parser.get_http_version() != "1.1" and (
-            parser.get_http_version() != "1.0" or any(name == b"transfer-encoding" for name, _ in fields)
-        ):
-            raise UpstreamGarbled("the instance does not speak HTTP/1.1")
+        version = parser.get_http_version()
+        if fields != self._same_fields or version != "1.1":
+            self._examine(fields, version)
+        if lengths:
+            if lengths > 1 or self._chunked or not self._length_field.isdigit():
+                raise UpstreamGarbled("the length of the instance's answer is ambiguous")
+            self.length = int(self._length_field)
         self.status = status
-        self.headers = self._framed(fields)
         self._head_done = True
         if self._head_only:
             # the parser now expects a body that will not come: this connection serves no other request
             self._complete = True
             self._clean = False
 
-    def _framed(self, fields: list[Header]) -> list[Header]:
-        """The fields to pass on; takes the framing from the others."""
-        kept = [field for field in fields if field[0] not in NOT_RELAYED]
+    def _examine(self, fields: list[Header], version: str) -> None:
+        """What follows from the fields of a head; the next answer mostly has the same ones."""
+        kept: list[Header] = []
         nominated: set[bytes] = set()
-        framing = 0
-        for name, value in fields:
-            if name == b"content-length":
-                framing += 1
-                if not value.isdigit():
-                    raise UpstreamGarbled("the instance's Content-Length is not a number")
-                self.length = int(value)
+        encodings = size = 0
+        for pair in fields:
+            name, value = pair
+            size += len(name) + len(value)
+            if name not in NOT_RELAYED:
+                kept.append(pair)
             elif name == b"transfer-encoding":
-                framing += 1
-                self._chunked = True
+                encodings += 1
                 if value.lower() != b"chunked":
                     raise UpstreamGarbled("the instance's Transfer-Encoding is not 'chunked'")
             elif name == b"connection":
                 nominated |= nominations(value)
-        if framing > 1:
+        if version != "1.1" and (version != "1.0" or encodings):
+            raise UpstreamGarbled("the instance does not speak HTTP/1.1")
+        if encodings > 1:
             raise UpstreamGarbled("the length of the instance's answer is ambiguous")
-        if sum(len(name) + len(value) for name, value in fields) > self.limits.header_bytes:
+        if size > self.limits.header_bytes:
             raise UpstreamGarbled("the instance's answer has too large a head")
-        return [field for field in kept if field[0] not in nominated] if nominated else kept
+        if nominated:
+            kept = [pair for pair in kept if pair[0] not in nominated]
+        self.head = reply_head(kept)
+        self._chunked = encodings == 1
+        self._same_fields = fields
 
     def on_body(self, body: bytes) -> None:
         if not self._head_only:

@@ -17,6 +17,11 @@ from router.sse import Cutter, events, payload
 
 Json = dict[str, object]
 USAGE = re.compile(rb'"usage"\s*:\s*\{')
+# as vLLM and TGI write it: plain fields, then at most one object of details
+COUNTS = re.compile(
+    rb'"usage":\{"prompt_tokens":(\d{1,15}),"total_tokens":\d+,"completion_tokens":(\d{1,15})'
+    rb'(?:,"prompt_tokens_details":(?:null|\{[^{}]*?"cached_tokens":(\d{1,15})[^{}]*\}))?\}'
+)
 NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 DONE = b"data: [DONE]\n\n"
 
@@ -28,6 +33,9 @@ class Usage:
     prompt: int | None = None
     completion: int | None = None
     cached: int | None = None
+
+
+NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +112,18 @@ def injects_usage(dialect: Dialect, endpoint: Endpoint) -> bool:
 
 
 def usage_of(body: bytes) -> Usage:
-    """The usage in a whole answer, or in the last event that has one."""
+    """The usage in a whole answer, or in the last event that has one.
+
+    Most answers are only looked at where their usage is; those of another shape are parsed.
+    """
+    start = body.rfind(b'"usage":{"prompt_tokens":')
+    if start >= 0:
+        match = COUNTS.match(body, start)
+        if match is not None:
+            prompt, completion, cached = match.groups()
+            return Usage(int(prompt), int(completion), None if cached is None else int(cached))
     found = _json(body)
-    return usage_in(found) if found is not None else Usage()
+    return usage_in(found) if found is not None else NO_USAGE
 
 
 def usage_in(found: Json) -> Usage:

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from router.client import EXTENSION, ClientExchange
 from router.errors import BadRequest, ClientTimeout, GatewayError, HeadTooLarge
-from router.head import check_request_head, status_line
+from router.head import NO_HEAD, RequestHead, check_request_head, check_target, status_line
 from router.limits import EdgeLimits
 
 LINGER = 1.0  # seconds in which a refused client may still read why
@@ -66,6 +66,8 @@ class Guard(HttpToolsProtocol):
         self.received = 0  # bytes since then
         self.stuck_since = 0.0  # when the write buffer filled
         self.now = 0.0  # of the read that is being parsed
+        self.length: bytes | None = None  # Content-Length of the head that is being parsed
+        self.head = NO_HEAD  # of the request before
         self.ahead = bytearray()
 
     # transport's side
@@ -129,13 +131,20 @@ class Guard(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
+        self.length = None
         self.reading = Reading.HEAD
         if len(self.pipeline) >= self.limits.pipelined:
             raise BadRequest("too many requests sent ahead of their answers")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self.headers
-        headers.append((name.lower(), value))
+        name = name.lower()
+        if name == b"content-length" and self.reading is Reading.HEAD:
+            if self.length is not None:
+                raise BadRequest("more than one content-length header")
+            self.length = value
+            return
+        headers.append((name, value))
         if len(headers) > self.limits.header_fields:
             raise HeadTooLarge(f"more than {self.limits.header_fields} header fields")
 
@@ -145,9 +154,18 @@ class Guard(HttpToolsProtocol):
         method = parser.get_method().decode("ascii")
         headers = self.headers
         self.headers = []  # trailers end here: nobody asked for them, and they must not pass for headers
-        fields = check_request_head(method, self.url, version, headers, self.limits.header_bytes)
+        head = self.head
+        if head.headers != headers or head.method != method or head.version != version:
+            fields = check_request_head(method, version, headers, self.limits.header_bytes)
+            head = self.head = RequestHead(method, version, headers, fields)
+        if self.url[:1] != b"/":
+            check_target(self.url, head.fields.get(b"host"))
         if parser.should_upgrade():
             raise BadRequest("Upgrade is not supported")
+        if self.length is not None:
+            if b"transfer-encoding" in head.fields:
+                raise BadRequest("the length of the body is ambiguous")
+            headers = [*headers, (b"content-length", self.length)]
         raw_path, query = split_target(self.url)
         scope: Any = {
             "type": "http",
@@ -165,7 +183,7 @@ class Guard(HttpToolsProtocol):
             "query_string": query,
         }
         keep_alive = version == "1.1" and parser.should_keep_alive()
-        cycle = ClientExchange(self, scope, fields, keep_alive)
+        cycle = ClientExchange(self, scope, head, self.length, keep_alive)
         scope["extensions"] = {EXTENSION: cycle}
         self.cycle = cycle
         self.reading = Reading.BODY

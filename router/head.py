@@ -5,7 +5,8 @@ ways is refused, never repaired (request smuggling).
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from router.errors import BadRequest, HeadTooLarge, MethodNotAllowed, NoSuchRoute, UnsupportedVersion
@@ -15,7 +16,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 # what a CGI-style server takes for the real field: nobody needs these, only attacks do
 ALIASES = frozenset({b"content_length", b"transfer_encoding"})
-ONCE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key")
+ONCE = (b"host", b"transfer-encoding", b"authorization", b"x-api-key")
 VERSIONS = frozenset({"1.1", "1.0"})
 HOP_BY_HOP = frozenset(
     {
@@ -57,52 +58,105 @@ STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}".encode() for s in HTTP
 UUID = re.compile(rb"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
 
 
+class RequestHead:
+    """The head of a request without target and length, checked.
+
+    The requests of one connection mostly have the same one: what follows from it is worked out once.
+    """
+
+    __slots__ = ("_lines", "expects", "fields", "headers", "known", "method", "version")
+
+    def __init__(
+        self, method: str, version: str, headers: Sequence[Header], fields: dict[bytes, bytes]
+    ) -> None:
+        """`fields`: the headers by name; of a repeated one, the last."""
+        self.method = method
+        self.version = version
+        self.headers = headers
+        self.fields = fields
+        self.expects = version == "1.1" and fields.get(b"expect", b"").lower() == b"100-continue"
+        self.known: tuple[object, object] | None = None  # who sent it, and who says so
+        self._lines: dict[bool, bytes] = {}
+
+    def lines(self, encoded: bool) -> bytes:
+        """What is forwarded of it, as header lines; not `encoded`: the answer must not be compressed."""
+        found = self._lines.get(encoded)
+        if found is None:
+            pairs = forwarded(self.headers)
+            if not encoded:
+                pairs = [pair for pair in pairs if pair[0] != b"accept-encoding"]
+            found = self._lines[encoded] = b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+        return found
+
+
+NO_HEAD = RequestHead("", "", (), {})
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyHead:
+    """The head of an answer without status and framing."""
+
+    headers: Sequence[Header]
+    lines: bytes  # the same as header lines
+    event_stream: bool  # one that can be read: not encoded
+    encoded: bool
+
+
+def reply_head(headers: Sequence[Header]) -> ReplyHead:
+    kind = b""
+    encoded = False
+    for name, value in headers:
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-encoding":
+            encoded = True
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    return ReplyHead(headers, lines, kind.startswith(b"text/event-stream") and not encoded, encoded)
+
+
 def check_request_head(
-    method: str, target: bytes, version: str, headers: Sequence[Header], header_bytes: int
+    method: str, version: str, headers: Sequence[Header], header_bytes: int
 ) -> dict[bytes, bytes]:
     """The headers by name (of a repeated one, the last). Raises a GatewayError when the head is doubtful."""
     if version not in VERSIONS:
         raise UnsupportedVersion("only versions 1.1 and 1.0 of HTTP are spoken here")
     if method not in METHODS:
         raise MethodNotAllowed(f"{method} is not supported")
+    if sum(len(name) + len(value) + 4 for name, value in headers) > header_bytes:
+        raise HeadTooLarge("the request head is too large")
     fields = dict(headers)
     if len(fields) != len(headers):
-        _check_once(headers, header_bytes)
+        _check_once([name for name, _ in headers])
     encoding = fields.get(b"transfer-encoding")
-    if encoding is not None:
-        if encoding.lower() != b"chunked" or version != "1.1":
-            raise BadRequest("Transfer-Encoding must be 'chunked', in HTTP/1.1")
-        if b"content-length" in fields:
-            raise BadRequest("the length of the body is ambiguous")
+    if encoding is not None and (encoding.lower() != b"chunked" or version != "1.1"):
+        raise BadRequest("Transfer-Encoding must be 'chunked', in HTTP/1.1")
     if not ALIASES.isdisjoint(fields):
         raise BadRequest("a header that may be taken for another is not accepted")
-    if sum(map(len, fields)) + sum(map(len, fields.values())) + 4 * len(fields) > header_bytes:
-        raise HeadTooLarge("the request head is too large")
-    _check_host(fields.get(b"host"), target, version)
+    _check_host(fields.get(b"host"), version)
     return fields
 
 
-def _check_once(headers: Sequence[Header], header_bytes: int) -> None:
-    if sum(len(name) + len(value) + 4 for name, value in headers) > header_bytes:
-        raise HeadTooLarge("the request head is too large")
-    names = [name for name, _ in headers]
+def _check_once(names: list[bytes]) -> None:
     for name in ONCE:
         if names.count(name) > 1:
             raise BadRequest(f"more than one {name.decode()} header")
 
 
-def _check_host(host: bytes | None, target: bytes, version: str) -> None:
+def _check_host(host: bytes | None, version: str) -> None:
     if host is None:
         if version == "1.1":
             raise BadRequest("no Host header")
-    else:
-        match = HOST.fullmatch(host)
-        if match is None or int(match[1] or 0) > 65535:
-            raise BadRequest("invalid Host header")
-    if target[:1] != b"/":
-        scheme, _, rest = target.partition(b"://")
-        if scheme.lower() not in (b"http", b"https") or host is None or rest.partition(b"/")[0] != host:
-            raise BadRequest("the request target must be a path, or a URL on this host")
+        return
+    match = HOST.fullmatch(host)
+    if match is None or int(match[1] or 0) > 65535:
+        raise BadRequest("invalid Host header")
+
+
+def check_target(target: bytes, host: bytes | None) -> None:
+    """A target that is no path must be a URL on this host."""
+    scheme, _, rest = target.partition(b"://")
+    if scheme.lower() not in (b"http", b"https") or host is None or rest.partition(b"/")[0] != host:
+        raise BadRequest("the request target must be a path, or a URL on this host")
 
 
 def check_path(raw_path: bytes) -> str:
@@ -121,20 +175,14 @@ def check_path(raw_path: bytes) -> str:
 
 
 def request_head(
-    method: str,
-    path: str,
-    query: bytes,
-    headers: Sequence[Header],
-    fixed: Sequence[Header],
-    body_length: int | None,
+    method: str, path: str, query: bytes, fixed: Sequence[Header], lines: bytes, body_length: int | None
 ) -> bytes:
-    """A request head for an instance: the client's headers but the ones of this hop, then `fixed`."""
+    """A request head for an instance: `fixed`, then the `lines` a RequestHead made of the client's own."""
     target = path.encode() + b"?" + query if query else path.encode()
-    lines = [b"%b %b HTTP/1.1" % (method.encode(), target)]
-    lines += [b"%b: %b" % pair for pair in fixed]
-    lines += [b"%b: %b" % pair for pair in forwarded(headers)]
-    lines.append(b"\r\n" if body_length is None else b"content-length: %d\r\n\r\n" % body_length)
-    return b"\r\n".join(lines)
+    start = b"%b %b HTTP/1.1\r\n%b" % (method.encode(), target, b"".join(b"%b: %b\r\n" % f for f in fixed))
+    if body_length is None:
+        return b"%b%b\r\n" % (start, lines)
+    return b"%b%bcontent-length: %d\r\n\r\n" % (start, lines, body_length)
 
 
 def forwarded(headers: Sequence[Header]) -> list[Header]:
@@ -152,15 +200,6 @@ def forwarded(headers: Sequence[Header]) -> list[Header]:
 def nominations(value: bytes) -> set[bytes]:
     """What a Connection header makes hop-by-hop."""
     return {token.strip().lower() for token in value.split(b",")} - {b"close", b"keep-alive"}
-
-
-def response_head(status: int, headers: Iterable[Header], extra: Iterable[Header]) -> bytes:
-    """Status line and header lines of an answer, each ended, without framing fields."""
-    lines = [status_line(status)]
-    lines += [b"%b: %b" % pair for pair in headers]
-    lines += [b"%b: %b" % pair for pair in extra]
-    lines.append(b"")
-    return b"\r\n".join(lines)
 
 
 def status_line(status: int) -> bytes:

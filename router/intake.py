@@ -1,14 +1,13 @@
 """Pure: from a client's request to what the gate is asked, and to the message an instance gets."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from joulegate.units import Seconds
 from router import openai_api
 from router.dialects import Dialect, dialect_of, injects_usage
 from router.errors import BadRequest, Forbidden
-from router.head import SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, Header, request_head
+from router.head import SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, Header, RequestHead, request_head
 from router.ports import Caller, Endpoint, Engine, RelayRequest
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -23,7 +22,7 @@ class Call:
     parsed: openai_api.Parsed
     dialect: Dialect
     query: bytes
-    headers: Sequence[Header]
+    head: RequestHead
     body: bytearray
 
     @property
@@ -44,14 +43,14 @@ def understand(
     method: str,
     path: str,
     query: bytes,
-    headers: Sequence[Header],
-    fields: dict[bytes, bytes],
+    head: RequestHead,
     body: bytearray,
     caller: Caller,
     request_id: str,
     now: Seconds,
 ) -> Call:
-    """`fields`: the headers by name. Raises BadRequest (objectives) and Forbidden (model, by key)."""
+    """Raises BadRequest (objectives) and Forbidden (a model this key may not use)."""
+    fields = head.fields
     route = path.rstrip("/")
     parsed = openai_api.parse(route, body, fields.get(b"content-type", b""), caller.name)
     model = parsed.query.model
@@ -75,7 +74,7 @@ def understand(
         method=method,
         engine=Engine.TGI if route in TGI_ONLY else None,
     )
-    return Call(request, parsed, dialect_of(route), query, headers, body)
+    return Call(request, parsed, dialect_of(route), query, head, body)
 
 
 def objective(headers: dict[bytes, bytes], name: bytes, least: Seconds) -> Seconds | None:
@@ -112,16 +111,14 @@ def message(call: Call, endpoint: Endpoint) -> Message:
     sent_id = request.id.encode()
     if endpoint.engine is not Engine.OPENAI or UUID.fullmatch(sent_id):
         fixed.append((b"x-request-id", sent_id))
-    headers = call.headers
-    if strip:  # an encoded stream could not be stripped
-        headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
-    if endpoint.emulated:
-        fixed += [pair for pair in headers if pair[0] == TRUE_LENGTH]
+    if endpoint.emulated and (tokens := call.head.fields.get(TRUE_LENGTH)) is not None:
+        fixed.append((TRUE_LENGTH, tokens))
     length = sum(map(len, pieces)) if pieces or request.method not in BODYLESS else None
-    pieces.insert(0, request_head(request.method, request.route, call.query, headers, fixed, length))
+    lines = call.head.lines(encoded=not strip)  # an encoded stream could not be stripped
+    pieces.insert(0, request_head(request.method, request.route, call.query, fixed, lines, length))
     return Message(pieces, strip)
 
 
 def host_of(endpoint: Endpoint) -> bytes:
-    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    return f"{host}:{endpoint.port}".encode()
+    name = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return b"%b:%d" % (name.encode(), endpoint.port)

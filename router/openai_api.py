@@ -19,6 +19,7 @@ from router.ports import ModelCard
 
 JSON_KEYS = frozenset({"response_format", "text", "guided_json", "structured_outputs"})
 STOP_KEYS = frozenset({"stop", "stop_sequences"})
+SYSTEM = frozenset({"system", "developer"})
 HEAD_CHARS = 1600
 TAIL_CHARS = 800
 FINGERPRINT_BYTES = 64 * 1024  # of each end
@@ -53,33 +54,35 @@ class Parsed:
     has_options: bool = False
 
 
-@dataclass(slots=True)
 class _Text:
-    """Sums of the text of one request."""
+    """What the text of one request adds up to."""
 
-    chars: int = 0
-    tokens: int = 0  # of prompts given as token ids
-    system: int = 0
-    parent: int = 0
-    whole: int = 0  # of all messages so far
-    prompts: int = 1
-    last: str = ""
+    __slots__ = ("chars", "last", "parent", "prompts", "system", "tokens", "whole")
 
-    @property
-    def turn(self) -> int:
-        """Names the conversation so far."""
-        return (self.chars << 32) | self.whole if self.whole else 0
+    def __init__(self) -> None:
+        self.chars = 0
+        self.tokens = 0  # of prompts given as token ids
+        self.system = 0
+        self.parent = 0
+        self.whole = 0  # of all messages so far
+        self.prompts = 1
+        self.last = ""  # of the user
 
     def add(self, role: str, text: str) -> None:
         if role == "assistant":
-            self.parent = self.turn
-        self.chars += len(text)
-        ends = f"{role}:{len(text)}:{text[:256]}{text[-256:]}" if len(text) > 512 else f"{role}:{text}"
-        self.whole = zlib.crc32(ends.encode("utf-8", "surrogatepass"), self.whole)
-        if role in ("system", "developer"):
-            self.system = (len(text) << 32) | zlib.crc32(text.encode("utf-8", "surrogatepass"), self.system)
-        elif role == "user":
+            self.parent = self.turn()
+        size = len(text)
+        self.chars += size
+        said = f"{role}:{text}" if size <= 512 else f"{role}:{size}:{text[:256]}{text[-256:]}"
+        self.whole = zlib.crc32(said.encode("utf-8", "surrogatepass"), self.whole)
+        if role == "user":
             self.last = text
+        elif role in SYSTEM:
+            self.system = self.turn()
+
+    def turn(self) -> int:
+        """Names the conversation so far."""
+        return (self.chars << 32) | self.whole if self.whole else 0
 
 
 def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) -> Parsed:
@@ -110,7 +113,7 @@ def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) ->
             not STOP_KEYS.isdisjoint(limits) and bool(limits.get("stop") or limits.get("stop_sequences")),
             last[:HEAD_CHARS],
             last[-TAIL_CHARS:],
-            text.turn,
+            text.turn(),
         ),
         get("stream") is True or route == "/generate_stream",
         text.chars,
@@ -232,7 +235,11 @@ def _text(found: Json) -> _Text:
     if isinstance(messages, list):
         for message in messages:
             if isinstance(message, dict):
-                text.add(_string(message.get("role")), _plain(message.get("content")))
+                role, content = message.get("role"), message.get("content")
+                text.add(
+                    role if isinstance(role, str) else "",
+                    content if isinstance(content, str) else _plain(content),
+                )
             else:
                 text.add("user", _plain(message))
     elif isinstance(messages, str):

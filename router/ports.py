@@ -13,6 +13,7 @@ from typing import Protocol
 
 from joulegate.domain import LengthQuery
 from joulegate.units import Seconds
+from router.head import ReplyHead
 
 
 class Engine(Enum):
@@ -167,7 +168,7 @@ class Reply(Protocol):
     def status(self) -> int: ...
 
     @property
-    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+    def head(self) -> ReplyHead:
         """Names in lower case, hop-by-hop fields and framing left out."""
         ...
 
@@ -176,8 +177,9 @@ class Reply(Protocol):
         """Content-Length; None: chunked, or until the connection closes."""
         ...
 
-    def begun(self) -> Awaitable[bool]:
-        """Wait for the first byte of the body; False: it ended without one."""
+    @property
+    def begun(self) -> bool:
+        """At least one byte of the body has come."""
         ...
 
     def read(self, limit: int) -> Awaitable[bytes | None]:
@@ -201,10 +203,11 @@ class Upstream(Protocol):
         message: Sequence[bytes | memoryview],
         *,
         head_only: bool,
+        with_body: bool,
         repeatable: bool,
         sent: Callable[[Seconds], None],
     ) -> AbstractAsyncContextManager[Reply]:
-        """Send one request, wait for the head of the answer.
+        """Send one request, wait for the head of the answer; `with_body`: and for the first byte of its body.
 
         `message` is the request's head and body. `repeatable`: it may be sent once more, on a fresh
         connection to the same instance, when a kept connection dies unanswered. `sent` is told when the

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from joulegate.units import Seconds
 from router import openai_api
@@ -32,7 +32,7 @@ from router.errors import (
     UpstreamError,
     translate,
 )
-from router.head import Header, check_path, relayed, response_head
+from router.head import RequestHead, check_path, relayed, reply_head, status_line
 from router.intake import Call, message, safe_id, understand
 from router.keys import Keys
 from router.limits import RelayLimits
@@ -44,6 +44,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+CLIENT_LEFT = Report(Ending.CLIENT_LEFT, 0)
+JSON_OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 KEEP = 256 * 1024  # bytes of an answer that is not a stream, to find its usage in
 MODELS = "/v1/models"
 STOPPING = GatewayBusy("the gateway is stopping", retry_after=1.0)
@@ -82,7 +84,7 @@ class Relay:
         now = Seconds(time.monotonic())
         client: ClientExchange = scope["extensions"][EXTENSION]
         client.own()
-        sent_id = safe_id(client.fields.get(b"x-request-id")) or next(self._ids)
+        sent_id = safe_id(client.head.fields.get(b"x-request-id")) or next(self._ids)
         try:
             await self._serve(client, scope, sent_id, now)
         except GatewayError as error:
@@ -97,15 +99,15 @@ class Relay:
 
     async def _serve(self, client: ClientExchange, scope: Scope, sent_id: str, now: Seconds) -> None:
         method: str = scope["method"]
-        fields = client.fields
-        caller = self.keys.caller(fields)
+        head = client.head
+        caller = self._caller(head)
         if scope["path"].startswith(MODELS):
             self._models(client, scope["path"], method, caller)
             return
         path = check_path(scope["raw_path"])
         body = await client.read_body(self.limits.body)
         query: bytes = scope["query_string"]
-        call = understand(method, path, query, scope["headers"], fields, body, caller, sent_id, now)
+        call = understand(method, path, query, head, body, caller, sent_id, now)
         refusal = await self._place(client, call)
         if refusal is None:
             return
@@ -115,6 +117,15 @@ class Relay:
         client.begin(refusal.report.status, refusal.head, len(refusal.body))
         client.write(refusal.body)
         client.finish()
+
+    def _caller(self, head: RequestHead) -> Caller:
+        """Asked once for all the requests of a connection that have the same head."""
+        known = head.known
+        if known is not None and known[0] is self.keys:
+            return cast("Caller", known[1])
+        caller = self.keys.caller(head.fields)
+        head.known = (self.keys, caller)
+        return caller
 
     def _models(self, client: ClientExchange, path: str, method: str, caller: Caller) -> None:
         if method not in ("GET", "HEAD"):
@@ -129,7 +140,7 @@ class Relay:
             if not cards:
                 raise NoSuchModel(f"the model '{wanted}' does not exist", param="model")
         body = openai_api.model_card(cards[0]) if wanted else openai_api.model_list(cards)
-        client.begin(200, response_head(200, [(b"content-type", b"application/json")], ()), len(body))
+        client.begin(200, JSON_OK, len(body))
         client.write(body)
         client.finish()
 
@@ -154,40 +165,33 @@ class Relay:
 
         Closes the slot, whatever happens.
         """
-        report = Report(Ending.CLIENT_LEFT, 0)
+        report = CLIENT_LEFT
+        endpoint = slot.endpoint
+        request = message(call, endpoint)
+        generative = call.request.generative
         try:
-            outcome = await self._exchange(client, call, slot)
-            if isinstance(outcome, Refusal):
-                report = outcome.report
-                return outcome
-            report = outcome
-            return None
+            async with self.upstream.exchange(
+                endpoint,
+                request.pieces,
+                head_only=call.request.method == "HEAD",
+                with_body=generative,
+                repeatable=call.repeatable,
+                sent=slot.sent,
+            ) as reply:
+                if generative and not reply.begun and reply.status == 200:
+                    raise UpstreamDown(f"{endpoint.name}: an empty answer")
+                if reply.status >= 400:
+                    refusal = await self._refusal(call, slot, reply)
+                    if refusal is not None:
+                        report = refusal.report
+                        return refusal
+                report = await self._pass_on(client, call, slot, reply, request.strip)
+                return None
         except (UpstreamError, GatewayBusy) as error:
             report = Report(ending_of_failure(error), 0, error=error.message)
             return Refusal(report, error)
         finally:
             slot.close(report)
-
-    async def _exchange(self, client: ClientExchange, call: Call, slot: Slot) -> Report | Refusal:
-        endpoint = slot.endpoint
-        request = message(call, endpoint)
-        async with self.upstream.exchange(
-            endpoint,
-            request.pieces,
-            head_only=call.request.method == "HEAD",
-            repeatable=call.repeatable,
-            sent=slot.sent,
-        ) as reply:
-            begun = True
-            if call.request.generative:
-                begun = await reply.begun()
-                if not begun and reply.status == 200:
-                    raise UpstreamDown(f"{endpoint.name}: an empty answer")
-            if reply.status >= 400:
-                refusal = await self._refusal(call, slot, reply)
-                if refusal is not None:
-                    return refusal
-            return await self._pass_on(client, call, slot, reply, request.strip)
 
     async def _refusal(self, call: Call, slot: Slot, reply: Reply) -> Refusal | None:
         """An error answer, read whole and put into OpenAI's shape; None: too long for that."""
@@ -196,34 +200,33 @@ class Relay:
             return None
         status = reply.status
         report = Report(ending_of(status, body), status, error=body[:200].decode("utf-8", "replace"))
-        headers = list(reply.headers)
-        encoded = any(name == b"content-encoding" for name, _ in headers)
-        if call.dialect.translates and call.request.method != "HEAD" and not encoded:
+        lines = reply.head.lines
+        if call.dialect.translates and call.request.method != "HEAD" and not reply.head.encoded:
             translated = translate(status, body)
             if translated is not None:
                 body = translated
-                headers = [pair for pair in headers if pair[0] != b"content-type"]
-                headers.append((b"content-type", b"application/json"))
-        return Refusal(report, None, response_head(status, headers, extra_headers(call, slot)), body)
+                headers = [pair for pair in reply.head.headers if pair[0] != b"content-type"]
+                lines = reply_head([*headers, (b"content-type", b"application/json")]).lines
+        return Refusal(report, None, answer_head(status, lines, call, slot), body)
 
     async def _pass_on(
         self, client: ClientExchange, call: Call, slot: Slot, reply: Reply, strip: bool
     ) -> Report:
         """The status is committed: from here on an error can only be said inside the answer."""
-        head = response_head(reply.status, reply.headers, extra_headers(call, slot))
+        status = reply.status
+        head = answer_head(status, reply.head.lines, call, slot)
         sink: EventSink | PlainSink
-        if is_event_stream(reply):
+        if reply.head.event_stream:
             sink = EventSink(client, slot, Tap(call.dialect, strip))
-            client.begin(reply.status, head, None)
+            client.begin(status, head, None)
         else:
             sink = PlainSink(client, KEEP if call.request.generative else 0)
-            client.begin(reply.status, head, reply.length)
+            client.begin(status, head, reply.length)
         if not call.request.generative:
             client.flush()
         client.feeder = reply
         if client.flow.write_paused:
             reply.pause()
-        status = reply.status
         try:
             await reply.pump(sink)
         except UpstreamError as error:
@@ -256,21 +259,15 @@ def finished(ending: Ending, status: int, sink: EventSink | PlainSink, error: st
     )
 
 
-def is_event_stream(reply: Reply) -> bool:
-    """An encoded stream cannot be read: it is passed on as it is."""
-    events = False
-    for name, value in reply.headers:
-        if name == b"content-type":
-            events = value.startswith(b"text/event-stream")
-        elif name == b"content-encoding":
-            return False
-    return events
-
-
-def extra_headers(call: Call, slot: Slot) -> list[Header]:
-    found = [(name.encode(), value.encode()) for name, value in slot.headers.items()]
-    found.append((b"x-request-id", call.request.id.encode()))
-    return found
+def answer_head(status: int, lines: bytes, call: Call, slot: Slot) -> bytes:
+    """Status line and header lines for the client, without framing fields."""
+    ours = "".join([f"{name}: {value}\r\n" for name, value in slot.headers.items()])
+    return b"%b\r\n%b%bx-request-id: %b\r\n" % (
+        status_line(status),
+        lines,
+        ours.encode(),
+        call.request.id.encode(),
+    )
 
 
 class Entry:

@@ -5,7 +5,7 @@ import time
 
 from joulegate.units import Seconds
 from router.client import ClientExchange
-from router.dialects import Tap, Usage, usage_of
+from router.dialects import NO_USAGE, Tap, Usage, usage_of
 from router.errors import GatewayError
 from router.ports import Slot
 
@@ -38,7 +38,7 @@ class PlainSink:
         self.client.abort()
 
     def usage(self) -> Usage:
-        return usage_of(b"".join(self._copy)) if self._keep > 0 and self._copy else Usage()
+        return usage_of(b"".join(self._copy)) if self._keep > 0 and self._copy else NO_USAGE
 
 
 class EventSink:

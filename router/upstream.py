@@ -1,7 +1,7 @@
 """Shell: kept connections to instances.
 
     pool = UpstreamPool(UpstreamLimits())
-    async with pool.exchange(endpoint, message, head_only=False, repeatable=True) as reply: ...
+    async with pool.exchange(endpoint, message, head_only=False, with_body=True, ...) as reply: ...
     await pool.aclose()
 
 A connection is kept only after an answer that was read to its exact end and that allows it; one that brings a
@@ -49,10 +49,11 @@ class UpstreamPool:
         message: Sequence[bytes | memoryview],
         *,
         head_only: bool,
+        with_body: bool,
         repeatable: bool,
         sent: Callable[[Seconds], None],
     ) -> "Exchange":
-        return Exchange(self, endpoint, message, head_only, repeatable, sent)
+        return Exchange(self, endpoint, message, head_only, with_body, repeatable, sent)
 
     @property
     def open_connections(self) -> int:
@@ -171,7 +172,7 @@ def _key(endpoint: Endpoint) -> Key:
 class Exchange:
     """One request and its answer: `async with` sends, and yields the connection as the Reply."""
 
-    __slots__ = ("connection", "endpoint", "head_only", "message", "pool", "repeatable", "sent")
+    __slots__ = ("connection", "endpoint", "head_only", "message", "pool", "repeatable", "sent", "with_body")
 
     def __init__(
         self,
@@ -179,6 +180,7 @@ class Exchange:
         endpoint: Endpoint,
         message: Sequence[bytes | memoryview],
         head_only: bool,
+        with_body: bool,
         repeatable: bool,
         sent: Callable[[Seconds], None],
     ) -> None:
@@ -186,6 +188,7 @@ class Exchange:
         self.endpoint = endpoint
         self.message = message
         self.head_only = head_only
+        self.with_body = with_body
         self.repeatable = repeatable
         self.sent = sent
         self.connection: Connection | None = None
@@ -220,7 +223,7 @@ class Exchange:
     async def _ask(self, connection: Connection) -> Connection:
         connection.send(self.message, self.head_only)
         self.sent(Seconds(connection.sent_at))
-        await connection.head()
+        await connection.answered(self.with_body)
         return connection
 
     def _drop(self) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from joulegate.units import Seconds
 from router.errors import BadRequest, NoSuchRoute, PoolDown, Shed, UpstreamDown, UpstreamSilent, translate
-from router.head import check_path, forwarded, relayed, request_head
+from router.head import RequestHead, check_path, forwarded, relayed, request_head
 from router.intake import message, objective, safe_id, understand
 from router.keys import KeyEntry, Keys, digest
 from router.ports import Caller, Ending, Endpoint, Engine
@@ -100,7 +100,7 @@ def test_headers_of_this_hop_and_of_the_gateway_are_not_forwarded() -> None:
 
 
 def test_a_head_is_written_as_http_wants_it() -> None:
-    head = request_head("POST", "/v1/x", b"a=b", [(b"accept", b"*/*")], [(b"host", b"h:1")], 5)
+    head = request_head("POST", "/v1/x", b"a=b", [(b"host", b"h:1")], b"accept: */*\r\n", 5)
     assert head == b"POST /v1/x?a=b HTTP/1.1\r\nhost: h:1\r\naccept: */*\r\ncontent-length: 5\r\n\r\n"
 
 
@@ -150,7 +150,14 @@ def test_objectives_are_clamped_and_checked() -> None:
 def sent(endpoint: Endpoint, headers: list[tuple[bytes, bytes]], id_: str = "gw-1") -> bytes:
     body = bytearray(b'{"stream":true}')
     call = understand(
-        "POST", "/v1/chat/completions", b"", headers, dict(headers), body, Caller(), id_, Seconds(0.0)
+        "POST",
+        "/v1/chat/completions",
+        b"",
+        RequestHead("POST", "1.1", headers, dict(headers)),
+        body,
+        Caller(),
+        id_,
+        Seconds(0.0),
     )
     return b"".join(message(call, endpoint).pieces)
 
