@@ -17,10 +17,10 @@ from joulegate.settings import gateway as settings_of
 from joulegate.settings.load import read_secret
 from joulegate.units import MegaHertz, Seconds
 from predictor.length import HistoryPredictor
-from predictor.length_store import factory
 from predictor.physics import PhysicsModel
 from router.fleet import InstanceStatus
 from router.holdback_meter import HoldbackMeter
+from router.learned import build_predictor
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Endpoint, Engine
 from router.speed import Speed
@@ -38,16 +38,6 @@ def build_fleet(settings: settings_of.Gateway) -> Fleet:
         models[model.name] = model
         models.update(dict.fromkeys(section.aliases, model))
     return Fleet(models)
-
-
-def build_predictor(settings: settings_of.Gateway) -> HistoryPredictor:
-    """One for all models: it keeps them apart by name. Raises UserError for a prior that cannot be read."""
-    prior = settings.predictor.prior
-    chosen = prior if isinstance(prior, Path) else None
-    try:
-        return factory(settings.types.cuts, chosen, use_prior=prior != "none")()
-    except (OSError, ValueError) as error:
-        raise UserError(f"length prior {prior}: {error}", "joulegate train length makes one") from error
 
 
 def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> PoolRules:

@@ -28,6 +28,7 @@ from router.footprint import Footprint, constant, series
 from router.gate import FleetGate
 from router.http_client import HttpClient
 from router.keys import KeyEntry, Keys, digest
+from router.learned import save_predictor
 from router.observe import Condition, GatewayCollector
 from router.pools import Member
 from router.ports import Caller
@@ -115,6 +116,9 @@ class Runtime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(node.release() for node in self.nodes.values()))
         await self.replicas.close()
+        for model in self.fleet.unique():
+            save_predictor(self.settings, model.predictor)
+            break  # one predictor serves every model
         await self._stack.aclose()
 
     def _wake(self) -> None:

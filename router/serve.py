@@ -10,6 +10,7 @@ from types import FrameType
 
 import uvicorn
 
+from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
 from joulegate.settings.front import Edge, Listen
 from router.app import build_app
@@ -62,8 +63,25 @@ def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
     if runtime.keys.is_open:
         log.warning("no API keys: everybody who reaches this port may use the models")
     server = GatewayServer(_config(settings, app), stopping)
-    log.info("gateway starts", extra={"gateway": runtime.name, "port": settings.listen.port})
-    server.run()
+    listener = _bound(settings.listen)
+    log.info("gateway starts", extra={"gateway": runtime.name, "port": listener.getsockname()[1]})
+    server.run(sockets=[listener])
+
+
+def _bound(listen: Listen) -> socket.socket:
+    """The socket to listen on. Raises UserError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((listen.host, listen.port))
+    except OSError as error:
+        listener.close()
+        place = f"{listen.host}:{listen.port}"
+        raise UserError(
+            f"cannot listen on {place}: {error.strerror}", "listen.host and listen.port"
+        ) from error
+    return listener
 
 
 def _config(settings: settings_of.Gateway, app: Entry) -> uvicorn.Config:

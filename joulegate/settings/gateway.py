@@ -231,6 +231,10 @@ class Predictor(Section):
     )
     state_file: LocalPath | None = Field(default=None, description="Keeps what was learned over a restart.")
 
+    def faults(self) -> Iterator[Fault]:
+        if self.state_file is not None and self.prior == "none":
+            yield Fault(("state_file",), "has no effect with prior: none", "use prior: auto")
+
 
 class Retry(Section):
     budget_pct: Percent = Field(default=10, description="Retries a pool may add to its requests.")
