@@ -85,18 +85,25 @@ NAMES = (
 
 
 def ends(message: str) -> tuple[str, str]:
-    """The parts of a message that a LengthQuery may carry: its head, and its tail where that is more."""
+    """The parts of a message that are looked at: its head, and its tail where that is more."""
     return message[:HEAD], message[max(HEAD, len(message) - TAIL) :]
 
 
-def words_of(query: LengthQuery) -> list[bytes]:
+def shown(query: LengthQuery) -> tuple[str, str]:
+    """What `ends` would give, from a query whose two ends may be longer and may overlap."""
+    head, tail = query.text_head, query.text_tail
+    if not tail or head.endswith(tail):  # the head is the whole message
+        return ends(head) if len(head) > HEAD else (head, "")
+    return head[:HEAD], tail[-TAIL:]
+
+
+def words_of(head: str, tail: str) -> list[bytes]:
     """Lower-case words and numbers of the head, then of the tail, as UTF-8."""
-    return WORDS.findall(f"{query.text_head} {query.text_tail}".lower().encode(errors="replace"))
+    return WORDS.findall(f"{head} {tail}".lower().encode(errors="replace"))
 
 
-def numbers_of(query: LengthQuery, words: list[bytes]) -> list[float]:
+def numbers_of(query: LengthQuery, text: str, words: list[bytes]) -> list[float]:
     """One value per name in NAMES, each about 0 to 2."""
-    text = query.text_head + query.text_tail
     size = len(text) + 1.0
     octaves = log(query.input_tokens + 1.0) * 0.2
     close = text[-40:].rstrip()[-1:]
@@ -133,19 +140,19 @@ def numbers_of(query: LengthQuery, words: list[bytes]) -> list[float]:
     ]
 
 
-def templates_of(query: LengthQuery, words: list[bytes]) -> tuple[int, int, int, int, int]:
+def templates_of(head: str, tail: str, words: list[bytes]) -> tuple[int, int, int, int, int]:
     """Hashes that requests of one template share; 0 without text.
 
     First word; first three words; first 40 characters; outward shape; last two words.
     """
     if not words:
         return 0, 0, 0, 0, 0
-    text = query.text_tail or query.text_head
-    close = crc32(text.rstrip()[-1:].encode(errors="replace"), query.input_tokens.bit_length())
+    text = tail or head
+    close = crc32(text.rstrip()[-1:].encode(errors="replace"), (len(head) + len(tail)).bit_length())
     return (
         crc32(words[0]),
         crc32(b" ".join(words[:3])),
-        crc32(query.text_head[:40].encode(errors="replace")),
-        close ^ ("?" in text) ^ ("\n" in query.text_head) << 1,
+        crc32(head[:40].encode(errors="replace")),
+        close ^ ("?" in text) ^ ("\n" in head) << 1,
         crc32(b" ".join(words[-2:])),
     )

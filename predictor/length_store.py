@@ -9,9 +9,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from joulegate.domain import Cuts
-from predictor.artifact import Artifact, load
+from predictor.artifact import Artifact, load, save
 from predictor.length import HistoryPredictor
-from predictor.length_state import prior_of, restore
+from predictor.length_state import prior_arrays, prior_of, restore, state_arrays
 from predictor.length_text import TextPredictor
 
 SCHEMA = "joulegate-length/1"
@@ -39,3 +39,13 @@ def factory(cuts: Cuts, model: Path | None, use_prior: bool) -> Callable[[], His
         return predictor
 
     return make
+
+
+def save_learned(path: Path, predictor: TextPredictor) -> None:
+    """Everything `predictor` knows, prior and state, as an artifact that `factory` reads."""
+    models, arrays = state_arrays(predictor)
+    save(
+        path,
+        SCHEMA,
+        Artifact({"models": models}, {**prior_arrays(predictor.prior, predictor.start), **arrays}),
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
 from predictor.experts import logs
 from predictor.experts_rls import LeastSquares
-from predictor.features import NAMES, numbers_of, templates_of, words_of
+from predictor.features import NAMES, numbers_of, shown, templates_of, words_of
 from predictor.history import LEVELS, Estimate, Level, estimates
 from predictor.length import CAPACITY, EXACT, HistoryPredictor, ModelState, Thought, capped
 from predictor.length_prior import SCORES, TextPrior
@@ -73,9 +73,11 @@ class TextPredictor(HistoryPredictor):
         state = self.state_of(query.model)
         keys = self.keys(query, state)
         known = estimates(self.table, LEVELS, keys)
-        if known[OWNER][5] >= SETTLED and max(known[EXACT][:3]) >= DECISIVE:
-            q50, q90 = exp(known[EXACT][3]) - 1.0, exp(known[EXACT][4] + state.offset) - 1.0
-            return capped(self.cuts, q50, q90, known[EXACT][:3], query.max_tokens)
+        owner, finest = known[OWNER], known[EXACT]
+        named = query.key or query.system_hash
+        if named and owner[5] >= SETTLED and min(max(owner[:3]), max(finest[:3])) >= DECISIVE:
+            q50, q90 = exp(finest[3]) - 1.0, exp(finest[4] + state.offset) - 1.0
+            return capped(self.cuts, q50, q90, finest[:3], query.max_tokens)
         return self.answer(self.kept(self._with_text(query, state, keys, known)))
 
     def think(self, query: LengthQuery) -> Thought:
@@ -123,10 +125,11 @@ class TextPredictor(HistoryPredictor):
         return LeastSquares(start.weights.copy(), np.diag(start.variance), start.spread)
 
     def read(self, query: LengthQuery) -> Reading:
-        words = words_of(query)
-        numbers = numbers_of(query, words)
+        head, tail = shown(query)
+        words = words_of(head, tail)
+        numbers = numbers_of(query, head + tail, words)
         numbers += self.prior.scores(words, numbers)
-        return Reading(templates_of(query, words), numbers)
+        return Reading(templates_of(head, tail, words), numbers)
 
     def _inputs(self, reading: Reading, said: list[Estimate]) -> list[float]:
         """The text's features, then how far finer levels are from the model's own short and long shares."""

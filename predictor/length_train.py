@@ -19,7 +19,7 @@ from sklearn.linear_model import Ridge
 from joulegate.domain import Cuts, LengthQuery
 from predictor.artifact import Artifact, data_hash
 from predictor.experts_rls import TARGETS
-from predictor.features import HEAD, NAMES, TAIL, numbers_of, templates_of, words_of
+from predictor.features import HEAD, NAMES, TAIL, numbers_of, shown, templates_of, words_of
 from predictor.length import ModelState
 from predictor.length_data import Row, alias
 from predictor.length_prior import SCORES, SLOTS, TextPrior, Trees, slots_of
@@ -102,11 +102,17 @@ def _prompts(rows: Sequence[Row]) -> Prompts:
         above[row.prompt_id].append(log(row.sample.output_tokens + 1.0) - usual[alias(row.stream)])
         query[row.prompt_id] = row.sample.query
     ids = list(above)
-    words = [words_of(query[i]) for i in ids]
+    texts = [shown(query[i]) for i in ids]
+    words = [words_of(head, tail) for head, tail in texts]
     return Prompts(
         ids,
         words,
-        np.array([numbers_of(query[i], w) for i, w in zip(ids, words, strict=True)]),
+        np.array(
+            [
+                numbers_of(query[i], head + tail, w)
+                for i, (head, tail), w in zip(ids, texts, words, strict=True)
+            ]
+        ),
         np.array([sum(above[i]) / len(above[i]) for i in ids]),
         np.array([sqrt(len(above[i])) for i in ids]),
         np.arange(len(ids)) % FOLDS,
@@ -195,7 +201,9 @@ def _readings(rows: Sequence[Row], prompts: Prompts, scores: Floats) -> dict[tup
     for row in rows:
         query, i = row.sample.query, place[row.prompt_id]
         features = [*prompts.numbers[i].tolist(), *scores[i].tolist()]
-        out[query.text_head, query.text_tail] = Reading(templates_of(query, prompts.words[i]), features)
+        out[query.text_head, query.text_tail] = Reading(
+            templates_of(*shown(query), prompts.words[i]), features
+        )
     return out
 
 

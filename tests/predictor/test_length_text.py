@@ -10,7 +10,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from joulegate.domain import Cuts, LengthQuery, Size
 from predictor.experts_rls import TARGETS, LeastSquares
-from predictor.features import HEAD, NAMES, TAIL, ends, numbers_of, templates_of, words_of
+from predictor.features import HEAD, NAMES, TAIL, ends, numbers_of, shown, templates_of, words_of
 from predictor.length_prior import slots_of
 from predictor.length_store import factory
 from predictor.length_text import FEATURES, Reading, TextPredictor
@@ -108,11 +108,11 @@ def test_a_request_forgotten_meanwhile_still_teaches() -> None:
 def test_any_text_gives_finite_features_of_one_shape(text: str, tokens: int, cap: int | None) -> None:
     head, tail = ends(text)
     query = LengthQuery("m", "", tokens, max_tokens=cap, text_head=head, text_tail=tail)
-    words = words_of(query)
-    numbers = numbers_of(query, words)
+    words = words_of(*shown(query))
+    numbers = numbers_of(query, "".join(shown(query)), words)
     assert len(numbers) == len(NAMES)
     assert np.isfinite(numbers).all()
-    assert len(templates_of(query, words)) == 5
+    assert len(templates_of(*shown(query), words)) == 5
     assert slots_of(words)
 
 
@@ -123,6 +123,15 @@ def test_the_ends_of_a_message_do_not_overlap() -> None:
     assert ends("short") == ("short", "")
     head, tail = ends("x" * 5000)
     assert (len(head), len(tail)) == (HEAD, TAIL)
+
+
+@given(st.text(alphabet="ab \n?", max_size=4000))
+def test_longer_and_overlapping_ends_are_read_as_the_same_text(message: str) -> None:
+    wide = LengthQuery("m", "", 1, text_head=message[:1600], text_tail=message[-800:])
+    narrow = LengthQuery("m", "", 1, text_head=ends(message)[0], text_tail=ends(message)[1])
+    repeats = message[:1600].endswith(message[-800:]) and len(message) > 1600
+    assert shown(wide) == ends(message) or repeats
+    assert shown(narrow) == ends(message) or narrow.text_head.endswith(narrow.text_tail)
 
 
 def test_flat_trees_say_what_scikit_learn_says() -> None:
