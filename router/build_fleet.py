@@ -50,9 +50,8 @@ def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> Pool
 
 
 def _model(settings: settings_of.Gateway, section: settings_of.Model, predictor: HistoryPredictor) -> Model:
-    holdback = HoldbackRules(share=settings.control.holdback_pct / 100.0)
     members = {
-        pool.name: tuple(_member(section.name, pool.name, instance, holdback) for instance in pool.instances)
+        pool.name: tuple(_member(settings, section.name, pool.name, instance) for instance in pool.instances)
         for pool in section.pools
     }
     laws = [member.law for group in members.values() for member in group]
@@ -93,7 +92,7 @@ def _pool(section: settings_of.Pool, members: tuple[Member, ...], steering: Stee
     )
 
 
-def _member(model: str, pool: str, section: settings_of.Instance, holdback: HoldbackRules) -> Member:
+def _member(settings: settings_of.Gateway, model: str, pool: str, section: settings_of.Instance) -> Member:
     profile = None if section.profile is None else read_profile(section.profile)
     physics = None if profile is None else PhysicsModel(profile)
     known_slots = section.slots or (profile.engine.max_num_seqs if profile is not None else None)
@@ -109,12 +108,12 @@ def _member(model: str, pool: str, section: settings_of.Instance, holdback: Hold
     return Member(
         model_name=model,
         law=law,
-        status=InstanceStatus(_endpoint(pool, section)),
+        status=InstanceStatus(_endpoint(settings, pool, section)),
         agent=section.agent,
         gpus=section.gpus,
         known_slots=known_slots,
         speed=Speed(physics),
-        holdback=HoldbackMeter(section.name, holdback),
+        holdback=HoldbackMeter(section.name, HoldbackRules(settings.control.holdback_pct / 100.0)),
     )
 
 
@@ -127,7 +126,7 @@ def _limits(section: settings_of.Instance, profile: EngineProfile | None) -> Lim
     )
 
 
-def _endpoint(pool: str, section: settings_of.Instance) -> Endpoint:
+def _endpoint(settings: settings_of.Gateway, pool: str, section: settings_of.Instance) -> Endpoint:
     parts = urlsplit(section.url)
     tls = parts.scheme == "https"
     key = read_secret(section.api_key, section.api_key_file)
@@ -141,6 +140,7 @@ def _endpoint(pool: str, section: settings_of.Instance) -> Endpoint:
         ca_file=None if section.ca_file is None else str(section.ca_file),
         authorization=None if key is None else b"Bearer " + key.encode(),
         emulated=section.emulated,
+        usage_injection=settings.usage_injection == "auto",
     )
 
 
