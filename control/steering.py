@@ -127,6 +127,20 @@ class Steering:
         """Work off the queues; call it whenever room may have come free."""
         return assign(self._places, self.admission, self._rng, now, self.share)
 
+    def next_look(self, now: Seconds) -> Seconds:
+        """When the queues are worth another look although nothing was heard: an engine will need prompts.
+
+        Meaningful while something is queued. Never earlier than `now`.
+        """
+        soonest = float("inf")
+        for steered in self.steered.values():
+            instance = steered.instance
+            over = instance.book.queued_tokens - instance.prompt_window
+            if over < 0.0 or instance.prompt_rate <= 0.0:
+                return now
+            soonest = min(soonest, instance.book.served_at + over / instance.prompt_rate)
+        return Seconds(max(float(now), soonest))
+
     def exceeded(self, instance: Instance) -> bool:
         """Whether what was sent to it, or waits for it, leaves the headroom of its last decision."""
         book, room, pool = instance.book, instance.at_clock, self.pools[instance.pool]

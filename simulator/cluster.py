@@ -26,6 +26,7 @@ from simulator.station import BIN, Station
 from simulator.workload import Load
 
 RESCALE_FROM = 30.0  # seconds until the load is known well enough to plan on
+MAX_LAGS = 4.0
 NEVER = float("inf")
 ALL_TYPES = frozenset(RequestType(i, o) for i in Size for o in Size)
 
@@ -107,11 +108,16 @@ class Cluster:
             if tick <= now:
                 self._tick(now)
                 tick += self._setup.tick
-            poll = now + self._setup.lag if self._steering.queued else NEVER
+            poll = self._next_poll(now) if self._steering.queued else NEVER
         self._knowledge.pools = self._steering.pools
         self._knowledge.instances = self._sites.count
         end = max((job.finished_at for job in self._jobs if job.finished_at == job.finished_at), default=0.0)
         return self._sites.result(load, self._jobs, end, self._setup.owned_gpus)
+
+    def _next_poll(self, now: float) -> float:
+        """When the gateway looks at its queues again; news of a first token takes MAX_LAGS at most."""
+        lag = self._setup.lag
+        return min(max(now + lag, self._steering.next_look(Seconds(now))), now + MAX_LAGS * lag)
 
     def _advance(self, now: float) -> bool:
         """Engines to `now`; True if something freed room."""
