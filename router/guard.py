@@ -47,6 +47,8 @@ class Reading(Enum):
 
 
 class Guard(HttpToolsProtocol):
+    cycle: ClientExchange  # of the request that was parsed last
+
     def __init__(
         self,
         config: Config,
@@ -196,7 +198,7 @@ class Guard(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.received += len(body)
-        cycle = cast("ClientExchange", self.cycle)
+        cycle = self.cycle
         if cycle.response_complete:
             return
         cycle.body += body
@@ -209,7 +211,7 @@ class Guard(HttpToolsProtocol):
             cycle.wake()
 
     def on_message_complete(self) -> None:
-        cycle = cast("ClientExchange", self.cycle)
+        cycle = self.cycle
         cycle.more_body = False
         if cycle.response_complete:
             self._enter(Reading.IDLE)

@@ -10,7 +10,6 @@ another, once.
 """
 
 import asyncio
-import itertools
 import logging
 import secrets
 import time
@@ -77,14 +76,15 @@ class Relay:
         self.keys = keys
         self.limits = limits
         self.refused = refused
-        process = secrets.token_hex(8)
-        self._ids = (f"{process}{number:016x}" for number in itertools.count())
+        self._process = secrets.token_hex(8)
+        self._served = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         now = Seconds(time.monotonic())
         client: ClientExchange = scope["extensions"][EXTENSION]
         client.own()
-        sent_id = safe_id(client.head.fields.get(b"x-request-id")) or next(self._ids)
+        self._served += 1
+        sent_id = safe_id(client.head.fields.get(b"x-request-id")) or f"{self._process}{self._served:016x}"
         try:
             await self._serve(client, scope, sent_id, now)
         except GatewayError as error:

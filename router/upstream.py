@@ -83,9 +83,9 @@ class UpstreamPool:
         """Read CA files again for new connections."""
         self._contexts.clear()
 
-    def take(self, endpoint: Endpoint) -> Connection | None:
+    def take(self, key: Key) -> Connection | None:
         """A kept connection, fresh enough to be alive."""
-        kept = self._idle.get(_key(endpoint))
+        kept = self._idle.get(key)
         oldest = time.monotonic() - self.limits.keep_alive
         while kept:
             connection = kept.pop()
@@ -120,14 +120,13 @@ class UpstreamPool:
         self._watch(loop)
         return connection
 
-    def release(self, endpoint: Endpoint, connection: Connection) -> None:
+    def release(self, key: Key, connection: Connection) -> None:
         """Keep a connection whose answer has ended well, else close it."""
         self._busy.discard(connection)
         if not connection.usable or self._closed:
             connection.close()
             return
         connection.idle_since = time.monotonic()
-        key = _key(endpoint)
         kept = self._idle.get(key)
         if kept is None:
             kept = self._idle[key] = deque()
@@ -172,7 +171,17 @@ def _key(endpoint: Endpoint) -> Key:
 class Exchange:
     """One request and its answer: `async with` sends, and yields the connection as the Reply."""
 
-    __slots__ = ("connection", "endpoint", "head_only", "message", "pool", "repeatable", "sent", "with_body")
+    __slots__ = (
+        "connection",
+        "endpoint",
+        "head_only",
+        "key",
+        "message",
+        "pool",
+        "repeatable",
+        "sent",
+        "with_body",
+    )
 
     def __init__(
         self,
@@ -186,6 +195,7 @@ class Exchange:
     ) -> None:
         self.pool = pool
         self.endpoint = endpoint
+        self.key = _key(endpoint)
         self.message = message
         self.head_only = head_only
         self.with_body = with_body
@@ -194,10 +204,12 @@ class Exchange:
         self.connection: Connection | None = None
 
     async def __aenter__(self) -> Connection:
-        kept = self.pool.take(self.endpoint)
+        kept = self.pool.take(self.key)
         self.connection = connection = kept or await self.pool.connect(self.endpoint)
         try:
-            return await self._ask(connection)
+            self._send(connection)
+            await connection.answered(self.with_body)
+            return connection
         except UpstreamError:
             raced = kept is not None and self.repeatable and connection.raced
             self._drop()
@@ -208,7 +220,9 @@ class Exchange:
             raise
         self.connection = connection = await self.pool.connect(self.endpoint)
         try:
-            return await self._ask(connection)
+            self._send(connection)
+            await connection.answered(self.with_body)
+            return connection
         except BaseException:
             self._drop()
             raise
@@ -217,17 +231,15 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.connection is not None:
-            self.pool.release(self.endpoint, self.connection)
+            self.pool.release(self.key, self.connection)
             self.connection = None
 
-    async def _ask(self, connection: Connection) -> Connection:
+    def _send(self, connection: Connection) -> None:
         connection.send(self.message, self.head_only)
         self.sent(Seconds(connection.sent_at))
-        await connection.answered(self.with_body)
-        return connection
 
     def _drop(self) -> None:
         if self.connection is not None:
             self.connection.close()
-            self.pool.release(self.endpoint, self.connection)
+            self.pool.release(self.key, self.connection)
             self.connection = None

@@ -6,6 +6,7 @@ import pytest
 
 from router.limits import UpstreamLimits
 from router.ports import Ending, Endpoint, Engine
+from router.upstream import UpstreamPool
 from tests.fakes.edge import Edge, edge, post, unchunked
 from tests.fakes.engine import (
     DONE,
@@ -502,3 +503,24 @@ async def test_a_name_is_resolved_anew_for_a_new_connection() -> None:
     assert head.startswith(b"HTTP/1.1 200 ")
     assert engine.connections == 2
     assert engine.requests[0].headers[b"host"] == b"localhost:%d" % engine.port
+
+
+async def test_a_connection_whose_answer_nobody_took_serves_nobody_else() -> None:
+    """A client that left between the arrival of its answer and its passing on leaves no bytes behind."""
+    async with FakeEngine(says(GOOD)) as engine:
+        pool = UpstreamPool(UpstreamLimits())
+        message = [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"]
+        told: list[float] = []
+        for _ in range(2):
+            async with pool.exchange(
+                engine.endpoint(),
+                message,
+                head_only=False,
+                with_body=True,
+                repeatable=True,
+                sent=told.append,
+            ) as reply:
+                assert reply.begun
+        assert pool.open_connections == 0
+        assert engine.connections == len(told) == 2
+        await pool.aclose()
