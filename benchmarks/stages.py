@@ -10,7 +10,7 @@ import random
 import sys
 import time
 import timeit
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.fake_upstream import JSON_TOKENS, PROMPT_TOKENS, Answers, chat_completion
@@ -24,7 +24,7 @@ from router.build_fleet import build_fleet
 from router.dialects import Tap, dialect_of, usage_of
 from router.fleet import Signal
 from router.gate import FleetGate
-from router.head import Header
+from router.head import RequestHead
 from router.intake import Call, message, understand
 from router.ports import Caller, Ending, Report
 from router.rate_limits import RateLimits
@@ -59,11 +59,11 @@ def a_call() -> Call:
     lines = [line.partition(b": ") for line in head.split(b"\r\n")[1:]]
     headers = [(name, value) for name, _, value in lines]
     now = Seconds(time.monotonic())
-    return understood(headers, bytearray(body), now)
+    return understood(RequestHead("POST", "1.1", headers, dict(headers)), bytearray(body), now)
 
 
-def understood(headers: Sequence[Header], body: bytearray, now: Seconds) -> Call:
-    return understand("POST", ROUTE, b"", headers, dict(headers), body, Caller("bench"), "0" * 32, now)
+def understood(head: RequestHead, body: bytearray, now: Seconds) -> Call:
+    return understand("POST", ROUTE, b"", head, body, Caller("bench"), "0" * 32, now)
 
 
 def stages(instances: int) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -79,7 +79,7 @@ def stages(instances: int) -> Iterator[tuple[str, Callable[[], object]]]:
     event = answers.token.partition(b"\r\n")[2].removesuffix(b"\r\n")
     tap = Tap(dialect_of(ROUTE), True)
 
-    yield "parse and understand", lambda: understood(call.headers, call.body, call.request.arrived)
+    yield "parse and understand", lambda: understood(call.head, call.body, call.request.arrived)
     yield "predict the output length", lambda: model.predictor.predict(query)
     yield "admit, pick, account, give back", lambda: gate.enter(call.request).close(REPORT)
     yield "the message to the instance", lambda: message(call, member.endpoint)
