@@ -34,7 +34,7 @@ from joulegate.units import Seconds
 
 log = logging.getLogger(__name__)
 COMPANION = 10.0  # seconds our own watchdog gets to come up
-TIDY = 0.5  # seconds between two rounds of housekeeping
+TIDY = 1.0  # seconds between two rounds of housekeeping
 
 
 @dataclass(slots=True)
@@ -59,13 +59,18 @@ class Companion:
 class _Server(uvicorn.Server):
     """uvicorn that says when it listens and leaves signals to us: clocks come first when told to stop."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], closing: asyncio.Event) -> None:
         super().__init__(config)
         self._ready = ready
+        self._closing = closing
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def main_loop(self) -> None:
+        """uvicorn's own wakes ten times a second to look whether it should exit."""
+        await self._closing.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,7 +103,9 @@ async def _serve(node: Node, settings: AgentSettings, companion: Companion | Non
     api = Api(node, name, _known(settings.listen), lambda: exposition(node))
     ready = {"node": name, "address": _address(sockets[0])}
     server = _Server(
-        _config(api, settings.listen), lambda: log.info("agent ready", extra=ready | _summary(node))
+        _config(api, settings.listen),
+        lambda: log.info("agent ready", extra=ready | _summary(node)),
+        api.closing,
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,7 +115,7 @@ async def _serve(node: Node, settings: AgentSettings, companion: Companion | Non
         deadman.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_housekeeping(node, companion, stop))
-            tasks.create_task(_until(stop, node, api, server))
+            tasks.create_task(_until(stop, node, api))
             await server.serve(sockets)
             stop.set()
     finally:
@@ -130,12 +137,11 @@ def _start(node: Node, companion: Companion | None) -> None:
         time.sleep(0.05)
 
 
-async def _until(stop: asyncio.Event, node: Node, api: Api, server: uvicorn.Server) -> None:
+async def _until(stop: asyncio.Event, node: Node, api: Api) -> None:
     """Told to stop: clocks first, then the clients."""
     await stop.wait()
     await asyncio.to_thread(node.shut, "the agent stops")
     api.closing.set()
-    server.should_exit = True
 
 
 async def _housekeeping(node: Node, companion: Companion | None, stop: asyncio.Event) -> None:
@@ -175,6 +181,7 @@ def _config(api: Api, listen: Listen) -> uvicorn.Config:
         log_level=logging.WARNING,
         access_log=False,
         server_header=False,
+        date_header=False,
         limit_concurrency=64,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=1,

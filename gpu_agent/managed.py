@@ -76,7 +76,8 @@ class ManagedGpu:
         return self.plan.unsure or self.plan.applied != self.limits.site_lock
 
     def aim(self, target: Ceiling) -> None:
-        self.plan = replace(self.plan, target=target)
+        if target != self.plan.target:
+            self.plan = replace(self.plan, target=target)
 
     def boost(self, floor: MegaHertz, until: Seconds, now: Seconds) -> None:
         self.plan = ceilings.boosted(self.plan, floor, until, now)

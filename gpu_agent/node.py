@@ -86,6 +86,7 @@ class Node:
         self._clock = clock
         self._jitter = Seconds(0.0)
         self._groups: set[frozenset[str]] = set()
+        self._asked: tuple[frozenset[str], tuple[tuple[str, ...], ...]] = (frozenset(), ())
         self._wakes_at = inf
         self._retry_at = -inf
         self._observed_at = -inf
@@ -259,6 +260,7 @@ class Node:
         self._token = granted.lease.token
         self._jitter = Seconds(self._rng() * self._grace.jitter)
         self._groups.clear()
+        self._asked = frozenset(), ()
         for gpu in self.gpus.values():
             gpu.release_target(cause)
 
@@ -266,8 +268,9 @@ class Node:
         for uuid, target in request.targets.items():
             self.gpus[uuid].aim(None if target is None else MegaHertz(target))
         named = frozenset(request.targets)
-        if not named:
+        if not named or (named, request.groups) == self._asked:
             return
+        self._asked = named, request.groups
         self._groups = {group - named for group in self._groups} - {frozenset()}
         grouped = [frozenset(group) & named for group in request.groups]
         singles = named.difference(*grouped)
@@ -323,7 +326,7 @@ class Node:
     def _apply(self, group: Sequence[ManagedGpu], cause: Cause) -> bool:
         """Up at once; down all together or, if one may not yet, not at all. One failure takes all up."""
         now = self._clock()
-        only_up = any(gpu.waits(now) for gpu in group)
+        only_up = len(group) > 1 and any(gpu.waits(now) for gpu in group)
         if all([self._write(gpu, cause, only_up) for gpu in group]):
             return True
         for gpu in group:
