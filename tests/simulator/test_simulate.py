@@ -1,0 +1,99 @@
+"""`joulegate simulate`: from a scenario file to a table, JSON and a report that needs nothing else."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from joulegate.cli import COMMANDS, run
+from joulegate.errors import UserError
+from joulegate.settings.load import load
+from joulegate.settings.scenario import Scenario
+from simulator.simulate import Request, changed, read_load, simulate_all
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+KEYS = set(
+    [
+        "name",
+        "energy_kwh_released",
+        "energy_kwh_owned",
+        "saving_pct_released",
+        "saving_pct_owned",
+        "saving_ci_pct",
+        "saving_over_static_points",
+        "attainment_pct",
+        "attainment_tokens_pct",
+        "attainment_5x_pct",
+        "slowdown_p50_e2e",
+        "ttft_p99_s",
+        "tpot_p99_s",
+        "itl_p99_s",
+        "e2e_p99_s",
+        "gpus_avg",
+        "clock_changes_per_min",
+        "j_per_output_token",
+        "j_per_total_token",
+        "counts",
+        "why_not",
+    ]
+)
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    """Two minutes of light traffic on one H100."""
+    draw = np.random.default_rng(1)
+    at = np.cumsum(draw.exponential(0.3, 400))
+    rows = zip(at, draw.integers(20, 2500, 400), draw.integers(2, 200, 400), strict=True)
+    text = "timestamp_s,input_tokens,output_tokens\n" + "".join(f"{t:.4f},{i},{o}\n" for t, i, o in rows)
+    (tmp_path / "trace.csv").write_text(text)
+    profile = CONFIGS / "profiles" / "h100_llama-3.1-8b_tp1.json"
+    path = tmp_path / "scenario.yaml"
+    path.write_text(
+        f"version: 1\nkind: scenario\nname: tiny\ntrace: trace.csv\nprofile: {profile}\n"
+        "load: {scale: 1.0}\npolicies: [max-clock, joulegate, joulegate-slowdown]\nseeds: 2\n"
+    )
+    return path
+
+
+def test_a_scenario_gives_every_figure_of_every_policy(scenario: Path) -> None:
+    [(_, made)] = simulate_all(Request(scenario, swapped=False))
+    assert made["baseline"] == "max-clock"
+    assert [policy["name"] for policy in made["policies"]] == ["max-clock", "joulegate", "joulegate-slowdown"]
+    assert all(policy.keys() >= KEYS for policy in made["policies"])
+    baseline, joulegate, slowed = made["policies"]
+    assert (baseline["saving_pct_released"], baseline["counts"]) == (0.0, True)
+    assert joulegate["saving_pct_released"] > 10.0
+    assert slowed["slowdown_p50_e2e"] < joulegate["slowdown_p50_e2e"]
+
+
+def test_the_command_prints_json_and_writes_a_report_without_links_or_scripts(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["simulate", str(scenario), "--policy", "joulegate", "--seeds", "1", "--json", "--out", str(out)]
+    assert run(words, COMMANDS) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["policies"][1]["swapped"].keys() >= {"saving_pct_released", "counts"}
+    [report] = out.glob("*.html")
+    text = report.read_text()
+    assert "simulated" in text
+    assert "<svg" in text
+    assert "<script" not in text
+    assert "http" not in text
+    [saved] = out.glob("*.json")
+    assert json.loads(saved.read_text()) == made
+
+
+def test_an_unknown_policy_names_the_nearest(scenario: Path) -> None:
+    settings = load(scenario, Scenario)
+    with pytest.raises(UserError) as raised:
+        changed(settings, Request(scenario, policies=("joulgate",)))
+    assert "joulegate" in raised.value.help
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "scenarios").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_scenario_loads_and_its_trace_is_there(path: Path) -> None:
+    settings = load(path, Scenario)
+    assert len(read_load(settings.trace)) > 1000
