@@ -211,6 +211,8 @@ def _card(card: ModelCard) -> Json:
 
 
 def _load(body: bytes | bytearray) -> Json | None:
+    if len(body) > SECOND_TRY and _swells(body):
+        return None
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -222,6 +224,12 @@ def _load(body: bytes | bytearray) -> Json | None:
         except (ValueError, RecursionError):
             return None
     return found if isinstance(found, dict) else None
+
+
+def _swells(body: bytes | bytearray) -> bool:
+    """Whether parsing a large body might take more than ten times its size in memory: [{},{},{} ..."""
+    objects = 64 * body.count(b"{") + 56 * body.count(b"[") + 40 * body.count(b",")
+    return objects > 10 * len(body)
 
 
 def _text(found: Json) -> _Text:

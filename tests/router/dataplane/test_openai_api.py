@@ -230,3 +230,14 @@ def test_models_are_rendered_as_openai_does() -> None:
         "max_model_len": 5,
         "root": "r",
     }
+
+
+def test_a_large_body_that_would_swell_is_not_parsed() -> None:
+    def read(prompt: bytes) -> str:
+        return parse(CHAT, b'{"model":"m","prompt":[' + prompt + b"1]}", JSON, "").query.model
+
+    assert read(b"{}," * 500_000) == ""
+    assert read(b"[]," * 500_000) == ""
+    assert read(b"12345," * 300_000) == "m"
+    assert read(b'"' + b"{[," * 500_000 + b'",') == ""  # text of nothing else: the price of not parsing it
+    assert read(b'"' + b"some words, and more. " * 100_000 + b'",') == "m"
