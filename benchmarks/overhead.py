@@ -70,6 +70,8 @@ def load(proxy: Proxy, plan: Plan, mode: str, *, connections: int, rate: float =
     argv = [sys.executable, "-m", "benchmarks.load", mode, "--port", str(proxy.port)]
     argv += ["--connections", str(connections), "--duration", str(plan.seconds), "--api-key", API_KEY]
     argv += ["--prompt-bytes", str(plan.prompt_bytes), "--chunks", str(plan.chunks)]
+    if proxy.rebuilds:
+        argv.append("--rebuilt")
     if rate:
         argv += ["--rate", str(rate)]
     done = subprocess.run(

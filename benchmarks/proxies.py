@@ -23,6 +23,7 @@ class Proxy:
     name: str
     port: int
     pid: int | None
+    rebuilds: bool = False  # makes events of its own instead of passing the engine's on
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def litellm(place: Place) -> Proxy:
     file.write_text("model_list:\n" + entries + "litellm_settings:\n  telemetry: false\n")
     argv = [str(peer("litellm[proxy]==1.100.0") / "litellm"), "--config", str(file)]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    return Proxy("litellm", port, place.start("litellm", argv, "/health/liveliness", port).pid)
+    return Proxy("litellm", port, place.start("litellm", argv, "/health/liveliness", port).pid, rebuilds=True)
 
 
 PEERS: dict[str, Callable[[Place], Proxy]] = {
