@@ -276,8 +276,3 @@ def learned_slots(slots: int, running: int, waiting: int, known: int | None) -> 
     if running >= slots:
         return slots + max(1, slots // 4)
     return slots
-
-
-def spill_allowed(flight: Flight, pool: PoolRules) -> bool:
-    """Dominance: some type of the pool is at least as large in both dimensions."""
-    return any(flight.type.fits_in(t) for t in pool.types)

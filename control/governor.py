@@ -24,10 +24,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
-from control.projection import Dues, Load, Pace, Stretch, drain, dues, ends_met
+from control.projection import Dues, Load, Pace, Stretch, drain, dues, ends_met, peak_kv
 from control.state import NO_ROOM, Flight, Instance, Room
 from joulegate.domain import EngineModel, Objectives
 from joulegate.units import MegaHertz, Seconds
+
+KV_SHARE = 0.95  # of the cache that a projection may fill: block rounding, and lengths beyond q90
 
 
 class Reason(Enum):
@@ -41,6 +43,7 @@ class Reason(Enum):
     IDLE = "idle"
     DWELL = "dwell"  # a lower clock would do, but not for long enough yet
     OVERLOAD = "overload"  # not even maximum clock keeps every objective
+    KV = "kv"  # the cache would overflow before the batch drains: no slower, contexts would pile up
     SHARED = "shared"  # the engine queues requests that did not come through us
     STATIC = "static"
     NO_MODEL = "no_model"
@@ -206,6 +209,8 @@ def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHe
     gauges = case.instance.gauges
     if gauges is not None and gauges.waiting > len(case.instance.book.prompts):
         return clocks[-1], Reason.SHARED
+    if _overflows(case.instance):
+        return clocks[-1], Reason.KV
     best = (clocks[0], Reason.IDLE)
     floor = outlook.floor if outlook.floor is not None else clocks[-1]
     if not rules.floor:
@@ -220,6 +225,14 @@ def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHe
             return clocks[-1], Reason.OVERLOAD
         best = (clocks[i], reason)
     return best
+
+
+def _overflows(instance: Instance) -> bool:
+    """Whether KV is projected beyond its capacity; worked out only where the sum of all promises is."""
+    capacity = instance.limits.kv_capacity
+    if capacity is None or instance.book.promised <= KV_SHARE * capacity:
+        return False
+    return peak_kv(instance.book) > KV_SHARE * capacity
 
 
 def _steps_in_time(case: _Case, clock: MegaHertz) -> bool:
@@ -315,6 +328,7 @@ _BECAUSE = {
     Reason.IDLE: "nothing to do",
     Reason.DWELL: "not lowered yet, a higher clock was needed a moment ago",
     Reason.OVERLOAD: "an objective is out of reach even at maximum clock",
+    Reason.KV: "the KV cache will be full before the batch drains",
     Reason.SHARED: "the engine queues requests of others",
     Reason.STATIC: "static mode",
 }

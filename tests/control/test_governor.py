@@ -200,6 +200,14 @@ def test_sequences_of_others_count_in_the_step() -> None:
     assert clock(shared, tight) > clock(ours, tight)
 
 
+def test_a_kv_cache_that_will_overflow_is_drained_at_maximum_clock() -> None:
+    full, roomy = instance([4000] * 100), instance([3000] * 100)
+    assert full.limits.kv_capacity == 440_000
+    decision, _ = choose(full, Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
+    assert (decision.clock, decision.reason) == (MAX, Reason.KV)
+    assert clock(roomy) < MAX
+
+
 def test_static_mode_holds_its_clock_whatever_the_load() -> None:
     rules = GovernorRules(static_clock=MegaHertz(1200))
     decision, _ = choose(instance([500] * 200, [9000], 0.3), Outlook(), PLAIN, rules, Memory(), NOW)
