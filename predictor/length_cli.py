@@ -31,6 +31,7 @@ UnderCost = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="'all' rows, or 'test': only prompts that training never sees.")]
+Plot = Annotated[Path | None, typer.Option(help="Write the calibration of the classes here, as SVG.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -86,6 +87,7 @@ def evaluate(
     tenant_key: TenantKey = None,
     under_cost: UnderCost = None,
     split: Split = "all",
+    plot: Plot = None,
     json: AsJson = False,
 ) -> None:
     """Judge length prediction: each (source, model) a stream in file order; predict, then observe."""
@@ -114,7 +116,12 @@ def evaluate(
     }
     if not judged:
         raise UserError("nothing to judge", "the split is empty")
-    _print(report(judged), json)
+    figures = report(judged)
+    if plot is not None:
+        from predictor.length_plot import calibration_svg
+
+        plot.write_text(calibration_svg(figures.calibration, f"{figures.n} answers"), "utf-8")
+    _print(figures, json)
 
 
 def _print(figures: "Report", json: bool) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau
 
-from joulegate.domain import Cuts, LengthPredictor, LengthQuery, Size
+from joulegate.domain import Cuts, LengthPredictor, LengthQuery
 from predictor.experts import pinball
 from predictor.length import chosen_size
 
+BINS = 10
 WARM = 100  # completions of a stream after which it counts as warm
 COLD = 50  # completions of a stream that count as its start
 
@@ -40,7 +41,7 @@ class Judged:
     actual: int  # size
     chosen: int  # size
     majority: int  # size most common in this stream so far
-    probability: float  # given to the actual size
+    classes: tuple[float, float, float]
     q50: float
     q90: float
     output_tokens: int
@@ -73,7 +74,7 @@ def prequential(
                 actual,
                 chosen,
                 counts.index(max(counts)),
-                classes[actual],
+                classes,
                 prediction.q50,
                 prediction.q90,
                 sample.output_tokens,
@@ -83,6 +84,15 @@ def prequential(
         )
         counts[actual] += 1
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Predictions of about one probability: mean of what was said, share that came, how many."""
+
+    said: float
+    came: float
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +116,7 @@ class Report:
     predict_us_p50: float
     predict_us_p99: float
     update_us_p99: float
-    calibration: list[dict[str, float]]
+    calibration: list[Bin]
 
 
 def report(streams: Mapping[StreamName, Sequence[Judged]]) -> Report:
@@ -179,16 +189,17 @@ def _tau(judged: Sequence[Judged]) -> float | None:
     return None if np.isnan(tau) else tau
 
 
-def _calibration(judged: Sequence[Judged], bins: int = 10) -> list[dict[str, float]]:
-    """How often the chosen class was right, by how often the actual class had been given that probability."""
-    out = []
-    for place in range(bins):
-        low, high = place / bins, (place + 1) / bins
-        inside = [
-            j for j in judged if low <= j.probability < high or (place == bins - 1 and j.probability >= 1)
-        ]
-        out.append({"from": low, "to": high, "n": float(len(inside))})
-    return out
-
-
-SIZES = tuple(size.name for size in Size)
+def _calibration(judged: Sequence[Judged]) -> list[Bin]:
+    """All three classes of every prediction, by the probability they were given."""
+    said: list[list[float]] = [[] for _ in range(BINS)]
+    came = [0] * BINS
+    for j in judged:
+        for size, probability in enumerate(j.classes):
+            place = min(int(probability * BINS), BINS - 1)
+            said[place].append(probability)
+            came[place] += j.actual == size
+    return [
+        Bin(sum(given) / len(given), happened / len(given), len(given))
+        for given, happened in zip(said, came, strict=True)
+        if given
+    ]

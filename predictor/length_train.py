@@ -35,6 +35,9 @@ PIECE = 150  # completions of a short stream
 CAPACITY = 2_000_000  # rows while rehearsing: nothing is forgotten
 LINE_VARIANCE = 0.33  # of a line's weights before a model is known
 BIAS_VARIANCE = 5.0
+MANY_MODELS = 10
+LEAST_VARIANCE = 0.02
+NOISE = 0.4  # variance of the log residual that the spread of the weights is told in
 Floats = NDArray[np.float64]
 Progress = Callable[[float, str], None]
 
@@ -217,33 +220,53 @@ def _warmed(
 
     Every stream is shuffled and cut into pieces; every other piece knows its tenants.
     """
-    start = _untrained_start()
     streams: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         streams[alias(row.stream)].append(row)
-    for stream in streams.values():
-        order = rng.permutation(len(stream))
-        for number, piece in enumerate(np.array_split(order, max(1, len(stream) // PIECE))):
-            predictor = Rehearsal(prior, start, readings)
-            state = predictor.state_of("new")
-            for place in piece:
-                sample = stream[place].sample
-                key = sample.query.key if number % 2 else ""
-                query = replace(sample.query, model="new", key=key)
-                predictor.observe(query, predictor.predict(query), sample.output_tokens)
-            start = replace(
-                start, pools=tuple(map(tuple, state.pools)), weights=_nearer(start.weights, state)
-            )
-    return start
+    pieces = [
+        (name, [stream[place] for place in piece], number % 2 == 1)
+        for name, stream in streams.items()
+        for number, piece in enumerate(
+            np.array_split(rng.permutation(len(stream)), max(1, len(stream) // PIECE))
+        )
+    ]
+    start = _untrained_start()
+    ends: dict[str, list[Floats]] = defaultdict(list)
+    for place in rng.permutation(len(pieces)):
+        name, piece, tenants = pieces[place]
+        state = _taught(Rehearsal(prior, start, readings), piece, tenants)
+        start = replace(start, pools=tuple(map(tuple, state.pools)))
+        if state.line is not None:
+            ends[name].append(state.line.weights)
+            start = replace(start, weights=_nearer(start.weights, state.line.weights))
+    return _spread(start, [np.mean(weights, axis=0) for weights in ends.values()])
 
 
-def _nearer(weights: Floats, state: ModelState) -> Floats:
+def _taught(predictor: TextPredictor, piece: Sequence[Row], tenants: bool) -> ModelState:
+    """The state of a new model after one short stream."""
+    for row in piece:
+        key = row.sample.query.key if tenants else ""
+        query = replace(row.sample.query, model="new", key=key)
+        predictor.observe(query, predictor.predict(query), row.sample.output_tokens)
+    return predictor.state_of("new")
+
+
+def _nearer(weights: Floats, end: Floats) -> Floats:
     """A step from the start towards where this stream ended (Reptile: Nichol et al., 2018)."""
-    if state.line is None:
-        return weights
-    moved = weights + REPTILE * (state.line.weights - weights)
+    moved = weights + REPTILE * (end - weights)
     moved[:, 0] = weights[:, 0]
     return moved
+
+
+def _spread(start: Start, ends: Sequence[Floats]) -> Start:
+    """The variance of each weight between models, where there are enough models to tell."""
+    if len(ends) < MANY_MODELS:
+        return start
+    variance = np.clip(
+        np.var([weights[0] for weights in ends], axis=0) / NOISE, LEAST_VARIANCE, LINE_VARIANCE
+    )
+    variance[0] = BIAS_VARIANCE
+    return replace(start, variance=variance)
 
 
 def _untrained_start() -> Start:

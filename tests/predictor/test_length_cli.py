@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 from zlib import crc32
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_saving_replaces_the_old_file_and_leaves_nothing_behind(tmp_path: Path) 
 
 
 def judged(place: int, actual: int, chosen: int, majority: int, q90: float, tokens: int) -> Judged:
-    return Judged(place, actual, chosen, majority, 0.5, 10.0, q90, tokens, 1e-5, 2e-5)
+    return Judged(place, actual, chosen, majority, (0.5, 0.3, 0.2), 10.0, q90, tokens, 1e-5, 2e-5)
 
 
 def test_the_figures_are_what_their_names_say() -> None:
@@ -213,6 +214,23 @@ def test_the_figures_are_what_their_names_say() -> None:
     assert found.under_prediction_rate == 0.5
     assert found.predict_us_p50 == pytest.approx(10.0)
     assert found.update_us_p99 == pytest.approx(20.0)
+
+
+def test_calibration_counts_every_class_of_every_prediction() -> None:
+    found = report({StreamName("s", "m"): [judged(place, place % 2, 0, 0, 20.0, 10) for place in range(40)]})
+    assert [(round(b.said, 3), b.came, b.n) for b in found.calibration] == [
+        (0.2, 0.0, 40),
+        (0.3, 0.5, 40),
+        (0.5, 0.5, 40),
+    ]
+
+
+def test_the_calibration_is_plotted(prompts: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "calibration.svg"
+    assert run(["evaluate", "length", "--data", str(prompts), "--plot", str(plot)], COMMANDS) == 0
+    root = ElementTree.fromstring(plot.read_text())
+    assert root.tag.endswith("svg")
+    assert len(root.findall(".//{*}circle")) >= 2
 
 
 def test_nothing_to_judge_is_an_error() -> None:
