@@ -10,7 +10,6 @@ from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.blas import dsymv, dsyr
 
 from predictor.history import Estimate
 
@@ -27,7 +26,7 @@ class LeastSquares:
 
     def __init__(self, weights: NDArray[np.float64], covariance: NDArray[np.float64], spread: float) -> None:
         self.weights = weights
-        self.covariance = np.asfortranarray(covariance)  # only its lower triangle is kept up to date
+        self.covariance = np.array(covariance)
         self.spread = spread  # variance of the log residual
         self._bound = float(np.trace(covariance))
         self._count = 0
@@ -50,13 +49,14 @@ class LeastSquares:
 
     def learn(self, x: list[float], size: int, log_tokens: float) -> None:
         row = np.array(x)
-        projected = dsymv(1.0, self.covariance, row, lower=1)
+        projected = self.covariance @ row
         scale = 1.0 / (FORGET + float(row @ projected))
         said = self.weights @ row
         missed = (log_tokens - float(said[0]), (size == 0) - float(said[1]), (size == 2) - float(said[2]))
         self.weights += np.multiply.outer(missed, projected * scale)
         self._lines = self.weights.tolist()
-        self.covariance = dsyr(-scale, projected, a=self.covariance, lower=1, overwrite_a=1)
+        gain = projected * sqrt(scale)
+        self.covariance -= np.multiply.outer(gain, gain)  # stays symmetric to the last bit
         self._count += 1
         if self._count % INFLATE_EVERY == 0 and float(self.covariance.trace()) < self._bound:
             self.covariance *= FORGET**-INFLATE_EVERY
