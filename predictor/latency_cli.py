@@ -15,6 +15,7 @@ from joulegate.errors import UserError
 
 if TYPE_CHECKING:
     from predictor.latency_data import Sweep
+    from predictor.latency_evaluate import Prediction
     from predictor.latency_report import Report
     from predictor.table import TableModel
 
@@ -95,6 +96,9 @@ def evaluate(
         Path | None, typer.Option(help="Instead of --data: an engine profile; sweep a hidden variant of it.")
     ] = None,
     rows: Annotated[int, typer.Option(help="Rows of an emulated sweep.")] = 2000,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw calibration and error by clock and load into this SVG.")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -114,11 +118,24 @@ def evaluate(
         way = Way("few-shot", few_shot=few_shot)
     else:
         way = Way("split", train_share=train_share)
-    result = report(sweeps, way, seed, time.perf_counter, lambda text: sys.stderr.write(text + "\n"))
+    result, predictions = report(
+        sweeps, way, seed, time.perf_counter, lambda text: sys.stderr.write(text + "\n")
+    )
+    if plot is not None:
+        _draw(plot, predictions)
     if json:
         _write(asdict(result))
     else:
         sys.stdout.write(_table(result))
+
+
+def _draw(path: Path, predictions: "Sequence[Prediction]") -> None:
+    from predictor.latency_plot import picture
+
+    try:
+        path.write_text(picture(predictions))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _sweeps(files: Sequence[Path]) -> "list[Sweep]":

@@ -54,8 +54,8 @@ class Report:
 
 def report(
     sweeps: Sequence[Sweep], way: Way, seed: int, timer: Callable[[], float], say: Callable[[str], object]
-) -> Report:
-    """Learn and predict every sweep; figures are pooled over all rows predicted.
+) -> tuple[Report, list[Prediction]]:
+    """Learn and predict every sweep; figures are pooled over all rows predicted, which come beside them.
 
     Raises UserError when nothing was left to predict.
     """
@@ -75,7 +75,7 @@ def report(
     if not everything:
         raise UserError("nothing was left out to be predicted", "sweep more clocks, or learn fewer of them")
     total = score(everything, sum(scores.monotone_violations for scores in engines.values()))
-    return Report(
+    pooled = Report(
         way=way.name,
         n=total.n,
         r2=total.r2,
@@ -88,6 +88,7 @@ def report(
         search_us=slowest,
         engines=engines,
     )
+    return pooled, everything
 
 
 def _predicted(sweep: Sweep, way: Way, rng: np.random.Generator) -> tuple[list[Prediction], list[TableModel]]:

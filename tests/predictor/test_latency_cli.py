@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from xml.dom import minidom
 
 import pytest
 
@@ -166,3 +167,16 @@ def test_a_damaged_model_is_refused(
     out.write_text("{}")
     assert run(["evaluate", "latency", "--data", str(sweep_csv), "--model", str(out)], COMMANDS) == 2
     assert "not a latency model" in capsys.readouterr().err
+
+
+def test_the_picture_is_well_formed_and_shows_every_row(
+    sweep_csv: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "error.svg"
+    scores = evaluated(capsys, "--data", str(sweep_csv), "--model", str(trained), "--plot", str(picture))
+    document = minidom.parseString(picture.read_text())
+    dots = [dot for dot in document.getElementsByTagName("circle") if dot.getAttribute("r") == "2.0"]
+    assert len(dots) == scores["n"]
+    for dot in dots:
+        assert 0.0 <= float(dot.getAttribute("cx")) <= 300.0
+        assert 0.0 <= float(dot.getAttribute("cy")) <= 300.0
