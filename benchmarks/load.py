@@ -227,6 +227,9 @@ async def paced(options: argparse.Namespace, tally: Tally) -> None:
             free.popleft().send(perf_counter())
         else:
             waiting.append(due)
+    # Overloaded: what still waits would be answered later than this; it is not sent any more.
+    tally.latencies.extend(perf_counter() - late for late in waiting)
+    waiting.clear()
     over = True
     if len(free) == options.connections:
         all_back.set()
