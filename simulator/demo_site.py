@@ -5,7 +5,6 @@ Every child dies with this process: on Linux the kernel sees to it (PR_SET_PDEAT
 """
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import signal
@@ -27,7 +26,6 @@ MODEL = "llama-3.1-8b"
 INSTANCES_PER_POOL = 2
 READY_WITHIN = 60.0  # seconds; the processes import at the same time on what may be a small machine
 PR_SET_PDEATHSIG = 1
-EMULATOR_NICE = -10
 STOP_WITHIN = 5.0  # seconds for clocks to be given back
 
 
@@ -88,7 +86,7 @@ class Side:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on, in order
-                preexec_fn=_punctual if words[0] == "emulate" else die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     async def _until(self, what: str, url: str) -> None:
@@ -201,10 +199,3 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() == 1:  # the parent went before the line above
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _punctual() -> None:
-    """The emulator keeps time for everybody else: where we may, it goes before them."""
-    die_with_parent()
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, EMULATOR_NICE)
