@@ -64,7 +64,8 @@ class Node:
         acting = [member for member in self.members if member.acts]
         if (acting or agent.view.lease is not None) and self._leads():
             targets = {gpu: self._snapped(gpu, m.target) for m in self.members for gpu in m.gpus}
-            held = await agent.sync(targets, self._rules.lease_ttl, _why(acting), now)
+            groups = [member.gpus for member in acting]
+            held = await agent.sync(targets, groups, self._rules.lease_ttl, _why(acting), now)
         else:
             held = False
             if now - self._looked >= OBSERVE_EVERY:
@@ -79,7 +80,8 @@ class Node:
         """Give every clock back, on the way out."""
         if self.agent.view.lease is not None:
             none = dict.fromkeys((gpu for member in self.members for gpu in member.gpus), None)
-            await self.agent.sync(none, self._rules.lease_ttl, "the gateway stops", Seconds(self._clock()))
+            now = Seconds(self._clock())
+            await self.agent.sync(none, (), self._rules.lease_ttl, "the gateway stops", now)
 
     async def _raise_only(self, acting: Sequence[Member], now: Seconds) -> None:
         """Somebody else holds the lease. Lowering is theirs; a raise is anybody's."""

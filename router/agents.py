@@ -5,7 +5,7 @@ it up when the agent says that it is stale. Raising needs no lease.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -48,11 +48,24 @@ class Agent:
         self._seen(reply.gpus, now)
 
     async def sync(
-        self, targets: Mapping[str, MegaHertz | None], ttl: Seconds, reason: str, now: Seconds
+        self,
+        targets: Mapping[str, MegaHertz | None],
+        groups: Sequence[Sequence[str]],
+        ttl: Seconds,
+        reason: str,
+        now: Seconds,
     ) -> bool:
-        """Renew the lease and set ceilings. True if this gateway holds the lease now."""
+        """Renew the lease and set ceilings. True if this gateway holds the lease now.
+
+        `groups`: GPUs that work in step, as those of a tensor-parallel instance: lowered all or none.
+        """
         request = SyncRequest(
-            holder=self._holder, lease=self.view.lease, ttl_s=ttl, targets=dict(targets), reason=reason[:200]
+            holder=self._holder,
+            lease=self.view.lease,
+            ttl_s=ttl,
+            targets=dict(targets),
+            groups=tuple(tuple(group) for group in groups if len(group) > 1),
+            reason=reason[:200],
         )
         try:
             reply = await self._client.post("/v1/sync", request.model_dump_json().encode(), TIMEOUT)
