@@ -157,14 +157,14 @@ def _sweeps(files: Sequence[Path]) -> "list[Sweep]":
 
 
 def _emulated(profile: Path, rows: int, seed: int) -> "list[Sweep]":
-    from random import Random
+    import numpy as np
 
     from joulegate.engine_profile import parse_profile
     from predictor.sweep_emulated import Blur, emulated_sweep
 
     try:
         document = jsonlib.loads(profile.read_bytes())
-        return [emulated_sweep(parse_profile(document), rows, Random(seed), Blur())]
+        return [emulated_sweep(parse_profile(document), rows, np.random.default_rng(seed), Blur())]
     except (OSError, ValueError) as error:
         raise UserError(f"{profile}: {error}", "configs/profiles holds engine profiles") from error
 

@@ -6,7 +6,8 @@ carries the truth it was blurred from, so that a model can be scored against wha
 """
 
 from dataclasses import asdict, dataclass, replace
-from random import Random
+
+import numpy as np
 
 from joulegate.domain import Batch
 from joulegate.engine_profile import EngineProfile, LatencyCoefficients, PowerCoefficients
@@ -25,21 +26,24 @@ class Blur:
     clocks: int = 24  # swept, spread over the supported ones
 
 
-def emulated_sweep(profile: EngineProfile, count: int, rng: Random, blur: Blur) -> Sweep:
+def emulated_sweep(profile: EngineProfile, count: int, rng: np.random.Generator, blur: Blur) -> Sweep:
     """`count` random operating points of a plant made from `profile`."""
     plant = PhysicsModel(hide(profile, rng, blur.hidden))
     step = max(1, len(profile.clocks) // blur.clocks)
     clocks = profile.clocks[::-1][::step]
-    rows = tuple(_measured(plant, _work(profile, rng), rng.choice(clocks), rng, blur) for _ in range(count))
+    rows = tuple(
+        _measured(plant, _work(profile, rng), clocks[int(rng.integers(len(clocks)))], rng, blur)
+        for _ in range(count)
+    )
     engine = Engine("emulated", profile.gpu, "emulated", profile.model, profile.tp, whole_batch=False)
     return Sweep(engine, rows, Watts(profile.power.p_idle_w))
 
 
-def hide(profile: EngineProfile, rng: Random, share: float) -> EngineProfile:
+def hide(profile: EngineProfile, rng: np.random.Generator, share: float) -> EngineProfile:
     """The profile with every coefficient off by up to `share`; shares of one stay below one."""
 
     def off(values: dict[str, float]) -> dict[str, float]:
-        return {name: value * rng.uniform(1.0 - share, 1.0 + share) for name, value in values.items()}
+        return {name: value * float(rng.uniform(1.0 - share, 1.0 + share)) for name, value in values.items()}
 
     latency, power = off(asdict(profile.latency)), off(asdict(profile.power))
     power["vmin"], power["knee"] = min(0.98, power["vmin"]), min(0.96, power["knee"])
@@ -48,7 +52,7 @@ def hide(profile: EngineProfile, rng: Random, share: float) -> EngineProfile:
     return replace(profile, latency=LatencyCoefficients(**latency), power=PowerCoefficients(**power))
 
 
-def _work(profile: EngineProfile, rng: Random) -> Batch:
+def _work(profile: EngineProfile, rng: np.random.Generator) -> Batch:
     """Half decode alone, a third with a prompt chunk beside it, the rest prompts alone."""
     kind = rng.random()
     batch = round(_log_uniform(rng, 1, profile.engine.max_num_seqs)) if kind < 0.83 else 0
@@ -56,18 +60,20 @@ def _work(profile: EngineProfile, rng: Random) -> Batch:
     if kind < 0.5:
         return Batch(batch, context)
     tokens = round(_log_uniform(rng, 16, min(LONGEST, profile.engine.max_num_batched_tokens)))
-    prompts = rng.choice((1, 1, 2, 4)) if tokens >= 64 else 1
+    prompts = (1, 1, 2, 4)[int(rng.integers(4))] if tokens >= 64 else 1
     return Batch(batch, context, tokens, prompts * (tokens / prompts) ** 2 / 2.0)
 
 
-def _measured(plant: PhysicsModel, batch: Batch, clock: MegaHertz, rng: Random, blur: Blur) -> Row:
+def _measured(
+    plant: PhysicsModel, batch: Batch, clock: MegaHertz, rng: np.random.Generator, blur: Blur
+) -> Row:
     reached, seconds, watts = plant.capped(batch, clock)
     return Row(
         phase=_phase(batch),
         batch=batch,
         clock=clock,
-        seconds=Seconds(seconds * rng.lognormvariate(0.0, blur.noise)),
-        watts=Watts(watts * rng.lognormvariate(0.0, blur.power_noise)),
+        seconds=Seconds(seconds * float(rng.lognormal(0.0, blur.noise))),
+        watts=Watts(watts * float(rng.lognormal(0.0, blur.power_noise))),
         capped=reached < clock,
         true_seconds=seconds,
         true_watts=watts,
@@ -80,5 +86,5 @@ def _phase(batch: Batch) -> str:
     return "mixed" if batch.decoding else "prefill"
 
 
-def _log_uniform(rng: Random, low: float, high: float) -> float:
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(low * (high / low) ** rng.random())

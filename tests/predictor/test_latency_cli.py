@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
 from xml.dom import minidom
 
+import numpy as np
 import pytest
 
 from joulegate.cli import COMMANDS, run
@@ -27,7 +27,9 @@ PROFILE = ROOT / "configs" / "profiles" / "a100-40g_llama-3.1-8b_tp1.json"
 def sweep_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Decode and prefill rows, as `profile` would write them."""
     path = tmp_path_factory.mktemp("sweep") / "a100.csv"
-    sweep = emulated_sweep(parse_profile(json.loads(PROFILE.read_text())), 160, Random(3), Blur(clocks=5))
+    sweep = emulated_sweep(
+        parse_profile(json.loads(PROFILE.read_text())), 160, np.random.default_rng(3), Blur(clocks=5)
+    )
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()

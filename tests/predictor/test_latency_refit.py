@@ -29,7 +29,9 @@ A100 = profile("a100-40g_llama-3.1-8b_tp1")
 @pytest.mark.parametrize("name", ["a100-40g_llama-3.1-8b_tp1", "h100_llama-3.1-70b_tp4"])
 def test_a_clean_sweep_gives_the_physics_back(name: str) -> None:
     engine = profile(name)
-    sweep = emulated_sweep(engine, 400, Random(1), Blur(hidden=0.1, noise=0.0, power_noise=0.0))
+    sweep = emulated_sweep(
+        engine, 400, np.random.default_rng(1), Blur(hidden=0.1, noise=0.0, power_noise=0.0)
+    )
     latency, graphs = fit_latency(sweep.rows, float(engine.max_clock))
     free = [row for row in sweep.rows if not row.capped]
     work = work_of(free, float(engine.max_clock), graphs)
@@ -43,13 +45,13 @@ def test_a_clean_sweep_gives_the_physics_back(name: str) -> None:
 
 
 def test_graph_padding_is_noticed_where_it_is_and_not_where_it_is_not() -> None:
-    padded = emulated_sweep(A100, 500, Random(2), Blur(noise=0.002))
+    padded = emulated_sweep(A100, 500, np.random.default_rng(2), Blur(noise=0.002))
     assert fit_latency(padded.rows, 1410.0)[1] == VLLM_GRAPHS
     assert pad(np.array([0.0, 1.0, 9.0, 600.0]), VLLM_GRAPHS).tolist() == [0.0, 1.0, 16.0, 600.0]
 
 
 def test_stalled_runs_do_not_bend_the_fit() -> None:
-    sweep = emulated_sweep(A100, 300, Random(3), Blur(noise=0.01))
+    sweep = emulated_sweep(A100, 300, np.random.default_rng(3), Blur(noise=0.01))
     rng = Random(4)
     stalled = tuple(
         Row(
@@ -71,7 +73,7 @@ def test_stalled_runs_do_not_bend_the_fit() -> None:
 
 def test_trees_are_not_believed_where_physics_leaves_only_noise() -> None:
     rng = np.random.default_rng(5)
-    sweep = emulated_sweep(A100, 300, Random(5), Blur())
+    sweep = emulated_sweep(A100, 300, np.random.default_rng(5), Blur())
     work = work_of(sweep.rows, 1410.0, VLLM_GRAPHS)
     truth = np.array([row.true_seconds for row in sweep.rows])
     noise = fit_residual(work, truth, truth * rng.lognormal(0.0, 0.03, len(truth)), rng)
@@ -87,7 +89,7 @@ def test_trees_are_not_believed_where_physics_leaves_only_noise() -> None:
 @pytest.mark.parametrize(("share", "r2", "mape"), [(0.9, 0.99, 2.0), (0.1, 0.97, 4.0)])
 @pytest.mark.parametrize("name", ["a100-40g_llama-3.1-8b_tp1", "h100_llama-3.1-70b_tp2_shape-low"])
 def test_hidden_plants_are_learned_from_noisy_rows(name: str, share: float, r2: float, mape: float) -> None:
-    sweep = emulated_sweep(profile(name), 1000, Random(6), Blur())
+    sweep = emulated_sweep(profile(name), 1000, np.random.default_rng(6), Blur())
     rng = np.random.default_rng(6)
     predictions, _ = predict(sweep, random_split(sweep, share, rng), rng)
     scores = score(predictions, 0)
@@ -99,7 +101,7 @@ def test_hidden_plants_are_learned_from_noisy_rows(name: str, share: float, r2: 
 
 
 def test_few_shot_learns_the_ends_and_predicts_the_middle() -> None:
-    sweep = emulated_sweep(A100, 400, Random(7), Blur(clocks=9))
+    sweep = emulated_sweep(A100, 400, np.random.default_rng(7), Blur(clocks=9))
     (split,) = few_shot(sweep, 3)
     learned = sorted({row.clock for row in split.learn})
     assert len(learned) == 4
@@ -110,14 +112,14 @@ def test_few_shot_learns_the_ends_and_predicts_the_middle() -> None:
 
 
 def test_every_clock_is_left_out_once() -> None:
-    sweep = emulated_sweep(A100, 200, Random(8), Blur(clocks=5))
+    sweep = emulated_sweep(A100, 200, np.random.default_rng(8), Blur(clocks=5))
     left_out = [{row.clock for row in split.test} for split in leave_one_clock_out(sweep)]
     assert all(len(clocks) == 1 for clocks in left_out)
     assert len(left_out) == len({row.clock for row in sweep.rows})
 
 
 def test_an_engine_without_power_readings_is_learned_without_power() -> None:
-    sweep = emulated_sweep(A100, 120, Random(9), Blur(clocks=4))
+    sweep = emulated_sweep(A100, 120, np.random.default_rng(9), Blur(clocks=4))
     bare = Sweep(
         sweep.engine,
         tuple(Row(r.phase, r.batch, r.clock, r.seconds, None, r.capped) for r in sweep.rows),
@@ -129,7 +131,7 @@ def test_an_engine_without_power_readings_is_learned_without_power() -> None:
 
 
 def test_hidden_parameters_stay_within_their_share() -> None:
-    hidden = hide(A100, Random(10), 0.1)
+    hidden = hide(A100, np.random.default_rng(10), 0.1)
     assert hidden.latency.m0_s != A100.latency.m0_s
     assert hidden.latency.m0_s == pytest.approx(A100.latency.m0_s, rel=0.1)
     assert hidden.power.vmin < 1.0

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ SLOWER = 1.2
 
 def test_a_slower_engine_is_learned_where_it_was_seen_and_where_it_was_not() -> None:
     plant = PhysicsModel(ENGINE)
-    swept = emulated_sweep(ENGINE, 150, Random(1), Blur(hidden=0.0, noise=0.01, clocks=6))
+    swept = emulated_sweep(ENGINE, 150, np.random.default_rng(1), Blur(hidden=0.0, noise=0.01, clocks=6))
     correction = Correction(plant.clocks, CorrectionSettings())
     seen = []
     for step in range(120):
@@ -44,7 +43,7 @@ def test_a_slower_engine_is_learned_where_it_was_seen_and_where_it_was_not() -> 
 
 
 def test_rows_survive_the_file() -> None:
-    swept = emulated_sweep(ENGINE, 60, Random(2), Blur())
+    swept = emulated_sweep(ENGINE, 60, np.random.default_rng(2), Blur())
     (sweep,), _ = read_sweeps(as_csv(swept.engine, swept.rows).splitlines(), "x")
     for before, after in zip(swept.rows, sweep.rows, strict=True):
         assert after.batch.decoding == before.batch.decoding
