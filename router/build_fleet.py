@@ -21,6 +21,7 @@ from predictor.physics import PhysicsModel
 from router.fleet import InstanceStatus
 from router.holdback_meter import HoldbackMeter
 from router.learned import build_predictor
+from router.limits import UpstreamLimits
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Endpoint, Engine
 from router.speed import Speed
@@ -36,7 +37,7 @@ def build_fleet(settings: settings_of.Gateway) -> Fleet:
     for section in settings.models:
         model = _model(settings, section, predictor)
         models[model.name] = model
-        models.update(dict.fromkeys(section.aliases, model))
+        models.update(dict.fromkeys((*section.aliases, *section.adapters), model))
     return Fleet(models)
 
 
@@ -51,7 +52,7 @@ def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> Pool
 
 def _model(settings: settings_of.Gateway, section: settings_of.Model, predictor: HistoryPredictor) -> Model:
     members = {
-        pool.name: tuple(_member(settings, section.name, pool.name, instance) for instance in pool.instances)
+        pool.name: tuple(_member(settings, section, pool, instance) for instance in pool.instances)
         for pool in section.pools
     }
     laws = [member.law for group in members.values() for member in group]
@@ -92,13 +93,18 @@ def _pool(section: settings_of.Pool, members: tuple[Member, ...], steering: Stee
     )
 
 
-def _member(settings: settings_of.Gateway, model: str, pool: str, section: settings_of.Instance) -> Member:
+def _member(
+    settings: settings_of.Gateway,
+    model: settings_of.Model,
+    pool: settings_of.Pool,
+    section: settings_of.Instance,
+) -> Member:
     profile = None if section.profile is None else read_profile(section.profile)
     physics = None if profile is None else PhysicsModel(profile)
     known_slots = section.slots or (profile.engine.max_num_seqs if profile is not None else None)
     law = Instance(
         name=section.name,
-        pool=pool,
+        pool=pool.name,
         book=LoadBook(),
         limits=_limits(section, profile),
         model=physics,
@@ -106,9 +112,9 @@ def _member(settings: settings_of.Gateway, model: str, pool: str, section: setti
         tp=section.tensor_parallel,
     )
     return Member(
-        model_name=model,
+        model_name=model.name,
         law=law,
-        status=InstanceStatus(_endpoint(settings, pool, section)),
+        status=InstanceStatus(_endpoint(settings, model, pool, section)),
         agent=section.agent,
         gpus=section.gpus,
         known_slots=known_slots,
@@ -126,13 +132,18 @@ def _limits(section: settings_of.Instance, profile: EngineProfile | None) -> Lim
     )
 
 
-def _endpoint(settings: settings_of.Gateway, pool: str, section: settings_of.Instance) -> Endpoint:
+def _endpoint(
+    settings: settings_of.Gateway,
+    model: settings_of.Model,
+    pool: settings_of.Pool,
+    section: settings_of.Instance,
+) -> Endpoint:
     parts = urlsplit(section.url)
     tls = parts.scheme == "https"
     key = read_secret(section.api_key, section.api_key_file)
     return Endpoint(
         name=section.name,
-        pool=pool,
+        pool=pool.name,
         engine=Engine(section.engine),
         host=parts.hostname or "",
         port=parts.port or (443 if tls else 80),
@@ -141,6 +152,13 @@ def _endpoint(settings: settings_of.Gateway, pool: str, section: settings_of.Ins
         authorization=None if key is None else b"Bearer " + key.encode(),
         emulated=section.emulated,
         usage_injection=settings.usage_injection == "auto",
+        model=model.name,
+        adapters=frozenset(model.adapters),
+        limits=UpstreamLimits(
+            connect=pool.timeouts.connect_s,
+            head=pool.timeouts.first_byte_s,
+            silence=pool.timeouts.idle_s,
+        ),
     )
 
 

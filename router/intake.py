@@ -7,7 +7,7 @@ from joulegate.units import Seconds
 from router import openai_api
 from router.dialects import Dialect, dialect_of, injects_usage
 from router.errors import BadRequest, Forbidden
-from router.head import SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, Header, RequestHead, request_head
+from router.head import SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, RequestHead, request_head
 from router.ports import Caller, Endpoint, Engine, RelayRequest
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -35,7 +35,7 @@ class Call:
 class Message:
     """What goes to one instance. `strip`: the usage event comes because we asked for it."""
 
-    pieces: list[bytes | memoryview]
+    pieces: list[bytes | bytearray | memoryview]
     strip: bool
 
 
@@ -98,24 +98,31 @@ def safe_id(given: bytes | None) -> str | None:
 
 def message(call: Call, endpoint: Endpoint) -> Message:
     """What goes over the wire to `endpoint`."""
-    pieces: list[bytes | memoryview] | None = None
-    request = call.request
-    if injects_usage(call.dialect, endpoint) and openai_api.may_inject(call.parsed):
-        pieces = openai_api.with_usage(call.body, call.parsed)
+    pieces: list[bytes | bytearray | memoryview] | None = None
+    request, body = call.request, call.body
+    asked = request.query.model
+    if endpoint.model and asked not in ("", endpoint.model) and asked not in endpoint.adapters:
+        body = openai_api.renamed(body, endpoint.model)
+    if request.stream and injects_usage(call.dialect, endpoint) and openai_api.may_inject(call.parsed):
+        pieces = openai_api.with_usage(body, call.parsed)
     strip = pieces is not None
     if pieces is None:
-        pieces = [memoryview(call.body)] if call.body else []
-    fixed: list[Header] = [(b"host", host_of(endpoint))]
+        pieces = [memoryview(body)] if body else []
+    ours = b"host: %b\r\n" % host_of(endpoint)
     if endpoint.authorization is not None:
-        fixed.append((b"authorization", endpoint.authorization))
+        ours += b"authorization: %b\r\n" % endpoint.authorization
     sent_id = request.id.encode()
     if endpoint.engine is not Engine.OPENAI or UUID.fullmatch(sent_id):
-        fixed.append((b"x-request-id", sent_id))
+        ours += b"x-request-id: %b\r\n" % sent_id
     if endpoint.emulated and (tokens := call.head.fields.get(TRUE_LENGTH)) is not None:
-        fixed.append((TRUE_LENGTH, tokens))
-    length = sum(map(len, pieces)) if pieces or request.method not in BODYLESS else None
-    lines = call.head.lines(encoded=not strip)  # an encoded stream could not be stripped
-    pieces.insert(0, request_head(request.method, request.route, call.query, fixed, lines, length))
+        ours += b"%b: %b\r\n" % (TRUE_LENGTH, tokens)
+    length: int | None = len(call.body)
+    if strip:
+        length = sum(map(len, pieces))
+    elif not length and request.method in BODYLESS:
+        length = None
+    theirs = call.head.lines(encoded=not strip)  # an encoded stream could not be stripped
+    pieces.insert(0, request_head(request.method, request.route, call.query, ours, theirs, length))
     return Message(pieces, strip)
 
 

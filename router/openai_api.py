@@ -19,6 +19,7 @@ from router.ports import ModelCard
 
 JSON_KEYS = frozenset({"response_format", "text", "guided_json", "structured_outputs"})
 STOP_KEYS = frozenset({"stop", "stop_sequences"})
+CAPS = frozenset({"max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens"})
 SYSTEM = frozenset({"system", "developer"})
 HEAD_CHARS = 1600
 TAIL_CHARS = 800
@@ -95,17 +96,18 @@ def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) ->
         return Parsed(LengthQuery("", key, 0), input_chars=len(body))
     get = found.get
     text = _text(found)
-    parameters = get("parameters")
-    limits = parameters if isinstance(parameters, dict) else found  # TGI's own routes
+    limits = found
+    if "parameters" in found and isinstance(inner := get("parameters"), dict):
+        limits = inner  # TGI's own routes
     options = get("stream_options")
-    last = text.last
+    model, n, last = get("model"), get("n"), text.last
     return Parsed(
         LengthQuery(
-            _string(get("model")),
+            model if isinstance(model, str) else "",
             key,
             text.tokens,
             _cap(limits),
-            max(1, _integer(get("n")) or 1) * text.prompts,
+            text.prompts if n is None else text.prompts * max(1, _integer(n) or 1),
             text.system,
             text.parent,
             bool(get("tools")),
@@ -136,7 +138,7 @@ def may_inject(parsed: Parsed) -> bool:
     return parsed.options is None or not parsed.options.get("continuous_usage_stats")
 
 
-def with_usage(body: bytes | bytearray, parsed: Parsed) -> list[bytes | memoryview] | None:
+def with_usage(body: bytes | bytearray, parsed: Parsed) -> list[bytes | bytearray | memoryview] | None:
     """The body, asking for usage, as pieces to write; None: it cannot be done safely."""
     view = memoryview(body)
     if not parsed.has_options:
@@ -148,6 +150,15 @@ def with_usage(body: bytes | bytearray, parsed: Parsed) -> list[bytes | memoryvi
     start, end = spans[0]
     options = {**(parsed.options or {}), "include_usage": True}
     return [view[:start], orjson.dumps(options), view[end:]]
+
+
+def renamed(body: bytearray, model: str) -> bytearray:
+    """The body asking for `model`; as it is where that cannot be done safely (named twice, no JSON)."""
+    spans = value_spans(body, b'"model"') if _load(body) is not None else []
+    if len(spans) != 1:
+        return body
+    start, end = spans[0]
+    return body[:start] + orjson.dumps(model) + body[end:]
 
 
 def value_spans(body: bytes | bytearray, key: bytes) -> list[tuple[int, int]]:
@@ -168,7 +179,7 @@ def value_spans(body: bytes | bytearray, key: bytes) -> list[tuple[int, int]]:
             colon = _skip(body, token.end())
             if body[colon : colon + 1] == b":":
                 start = _skip(body, colon + 1)
-                if body[start : start + 1] in OPENING:
+                if bytes(body[start : start + 1]) in OPENING:
                     begun = start
                 else:
                     spans.append(_scalar(body, start))
@@ -234,10 +245,11 @@ def _swells(body: bytes | bytearray) -> bool:
 
 def _text(found: Json) -> _Text:
     text = _Text()
-    system = found.get("instructions") or found.get("system")
-    if system:
-        text.add("system", _plain(system))
     messages = found.get("messages")
+    if messages is None or "system" in found:
+        system = found.get("instructions") or found.get("system")
+        if system:
+            text.add("system", _plain(system))
     if messages is None:
         messages = found.get("input")
     if isinstance(messages, list):
@@ -286,9 +298,11 @@ def _plain(content: object) -> str:
 
 
 def _cap(found: Json) -> int | None:
+    if CAPS.isdisjoint(found):
+        return None
     for name in ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens"):
-        value = found.get(name)
-        if value is not None and (size := _integer(value)) is not None and size > 0:
+        size = _integer(found.get(name))
+        if size is not None and size > 0:
             return size
     return None
 

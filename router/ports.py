@@ -14,6 +14,7 @@ from typing import Protocol
 from joulegate.domain import LengthQuery
 from joulegate.units import Seconds
 from router.head import ReplyHead
+from router.limits import UpstreamLimits
 
 
 class Engine(Enum):
@@ -36,6 +37,9 @@ class Endpoint:
     authorization: bytes | None = None
     emulated: bool = False  # only an emulated engine is told the true output length of a replayed trace
     usage_injection: bool = True  # may be asked for usage in a stream (auto|off); never asked of OPENAI
+    model: str = ""  # the name it knows its model by: asked for instead of an alias; "": as clients ask
+    adapters: frozenset[str] = frozenset()  # other names that it knows itself
+    limits: UpstreamLimits | None = None  # its own times to answer; None: the connection pool's
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,7 @@ class Upstream(Protocol):
     def exchange(
         self,
         endpoint: Endpoint,
-        message: Sequence[bytes | memoryview],
+        message: Sequence[bytes | bytearray | memoryview],
         *,
         head_only: bool,
         with_body: bool,

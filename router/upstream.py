@@ -46,7 +46,7 @@ class UpstreamPool:
     def exchange(
         self,
         endpoint: Endpoint,
-        message: Sequence[bytes | memoryview],
+        message: Sequence[bytes | bytearray | memoryview],
         *,
         head_only: bool,
         with_body: bool,
@@ -99,9 +99,10 @@ class UpstreamPool:
         loop = asyncio.get_running_loop()
         try:
             context = self._context(endpoint)
-            async with asyncio.timeout(self.limits.connect):
+            limits = endpoint.limits or self.limits
+            async with asyncio.timeout(limits.connect):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self.limits),
+                    lambda: Connection(loop, limits),
                     endpoint.host,
                     endpoint.port,
                     ssl=context,
@@ -187,7 +188,7 @@ class Exchange:
         self,
         pool: UpstreamPool,
         endpoint: Endpoint,
-        message: Sequence[bytes | memoryview],
+        message: Sequence[bytes | bytearray | memoryview],
         head_only: bool,
         with_body: bool,
         repeatable: bool,

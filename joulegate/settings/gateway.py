@@ -167,7 +167,12 @@ class Pool(Section):
 
 class Model(Section):
     name: Name = Field(description="As the engines serve it and clients ask for it.")
-    aliases: tuple[Name, ...] = Field(default=(), description="Other names clients may use.")
+    aliases: tuple[Name, ...] = Field(
+        default=(), description="Other names clients may use; engines are asked for `name`."
+    )
+    adapters: tuple[Name, ...] = Field(
+        default=(), description="LoRA adapters that the engines serve under these names."
+    )
     pools: tuple[Pool, ...] = Field(min_length=1)
 
     def faults(self) -> Iterator[Fault]:
@@ -305,6 +310,7 @@ class Gateway(File):
         for m, model in enumerate(self.models):
             yield ("models", m, "name"), model.name
             yield from ((("models", m, "aliases", a), alias) for a, alias in enumerate(model.aliases))
+            yield from ((("models", m, "adapters", a), name) for a, name in enumerate(model.adapters))
 
 
 def _overlaid(base: ObjectiveSettings, over: ObjectiveSettings) -> ObjectiveSettings:

@@ -100,7 +100,7 @@ def test_headers_of_this_hop_and_of_the_gateway_are_not_forwarded() -> None:
 
 
 def test_a_head_is_written_as_http_wants_it() -> None:
-    head = request_head("POST", "/v1/x", b"a=b", [(b"host", b"h:1")], b"accept: */*\r\n", 5)
+    head = request_head("POST", "/v1/x", b"a=b", b"host: h:1\r\n", b"accept: */*\r\n", 5)
     assert head == b"POST /v1/x?a=b HTTP/1.1\r\nhost: h:1\r\naccept: */*\r\ncontent-length: 5\r\n\r\n"
 
 
@@ -147,8 +147,13 @@ def test_objectives_are_clamped_and_checked() -> None:
             objective({b"x-slo-ttft-ms": bad}, b"x-slo-ttft-ms", Seconds(0.0))
 
 
-def sent(endpoint: Endpoint, headers: list[tuple[bytes, bytes]], id_: str = "gw-1") -> bytes:
-    body = bytearray(b'{"stream":true}')
+def sent(
+    endpoint: Endpoint,
+    headers: list[tuple[bytes, bytes]],
+    id_: str = "gw-1",
+    text: bytes = b'{"stream":true}',
+) -> bytes:
+    body = bytearray(text)
     call = understand(
         "POST",
         "/v1/chat/completions",
@@ -192,3 +197,32 @@ def test_an_open_gateway_knows_it_and_has_no_admin() -> None:
     assert not keys.is_admin([(b"authorization", b"Bearer k")])
     assert not keys.is_admin([])
     assert keys.caller({b"authorization": b"Bearer k"}).name == "t"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        pytest.param(b'{"model":"short","n":1}', b'{"model":"org/long","n":1}', id="an alias"),
+        pytest.param(
+            b'{"n":1, "model" :\t"short" }', b'{"n":1, "model" :\t"org/long" }', id="nothing else moves"
+        ),
+        pytest.param(b'{"model":"org/long"}', b'{"model":"org/long"}', id="its own name"),
+        pytest.param(b'{"model":"lora-1"}', b'{"model":"lora-1"}', id="an adapter"),
+        pytest.param(b'{"n":1}', b'{"n":1}', id="no name"),
+        pytest.param(
+            b'{"model":"x","model":"short"}', b'{"model":"x","model":"short"}', id="named twice: left alone"
+        ),
+        pytest.param(
+            b'{"messages":[{"model":"short"}],"model":"short"}',
+            b'{"messages":[{"model":"short"}],"model":"org/long"}',
+            id="only at the top",
+        ),
+    ],
+)
+def test_an_engine_is_asked_for_the_name_it_knows(asked: bytes, told: bytes) -> None:
+    endpoint = Endpoint(
+        "a", "p", Engine.VLLM, "h", 1, model="org/long", adapters=frozenset({"lora-1"}), usage_injection=False
+    )
+    message = sent(endpoint, [], text=asked)
+    assert message.partition(b"\r\n\r\n")[2] == told
+    assert b"content-length: %d\r\n" % len(told) in message
