@@ -15,19 +15,27 @@ LENGTH_MEMORY = Seconds(60.0)
 class Arrivals:
     """Incremental; O(1)."""
 
-    __slots__ = ("_at", "_count", "_input", "_output", "_recent", "_start")
+    __slots__ = ("_at", "_chunks", "_count", "_input", "_output", "_recent", "_start")
 
     def __init__(self) -> None:
-        self._recent = self._count = self._input = self._output = 0.0
+        self._recent = self._count = self._input = self._output = self._chunks = 0.0
         self._at = self._start = -1.0
 
-    def add(self, uncached_tokens: float, expected_output: float, now: Seconds) -> None:
-        """A request arrived. `expected_output` is its predicted length, in tokens."""
+    def add(
+        self, uncached_tokens: float, expected_output: float, now: Seconds, full_chunks: float = 0.0
+    ) -> None:
+        """A request arrived: predicted output tokens, and how many iterations its prompt fills."""
         self._decay(now)
         self._recent += 1.0
         self._count += 1.0
         self._input += uncached_tokens
         self._output += expected_output
+        self._chunks += full_chunks
+
+    def full_chunks(self, now: Seconds) -> float:
+        """Iterations per second that prompts fill to the chunk budget."""
+        self._decay(now)
+        return self.rate(now) * self._chunks / self._count if self._count > 0.0 else 0.0
 
     def age(self, now: Seconds) -> float:
         """Seconds since the first request; 0 before it."""
@@ -58,6 +66,7 @@ class Arrivals:
             self._count *= factor
             self._input *= factor
             self._output *= factor
+            self._chunks *= factor
 
 
 class Fading:

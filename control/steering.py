@@ -36,6 +36,7 @@ class PoolState:
     queue: PoolQueue
     arrivals: Arrivals = field(default_factory=Arrivals)
     instances: int = 1
+    chunk: int = 2048  # smallest chunk budget among them
     prices: Prices = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +98,9 @@ class Steering:
         instances = [s.instance for s in self.steered.values()]
         self._places = layout(self.queues, instances)
         for name, state in self.pools.items():
-            state.instances = sum(1 for i in instances if i.pool == name)
+            mine = [i for i in instances if i.pool == name]
+            state.instances = len(mine)
+            state.chunk = min((i.limits.chunk_budget for i in mine), default=state.chunk)
 
     def resume(self, pools: Mapping[str, "PoolState"]) -> None:
         """Take over what another steering of the same pools has learned; requests stay where they are."""
@@ -116,7 +119,8 @@ class Steering:
     def arrive(self, flight: Flight, pool: str, now: Seconds) -> Outcome:
         """A request for `pool`; what it and others are granted or refused."""
         state = self.pools[pool]
-        state.arrivals.add(flight.uncached_tokens, flight.output_q50, now)
+        chunks = flight.uncached_tokens // state.chunk
+        state.arrivals.add(flight.uncached_tokens, flight.output_q50, now, chunks)
         refused = refuse(state.queue, flight, self._of(pool), self.admission)
         if refused is not None:
             return Outcome(rejects=(refused,))
@@ -173,6 +177,7 @@ class Steering:
             self._look_at_load(steered, state, len(peers), now)
         return Outlook(
             floor=steered.floor,
+            full_chunks=state.arrivals.full_chunks(now) / len(peers),
             prompt_share=steered.prompt_share,
             queued=state.queue.in_order()[rank :: len(peers)],
         )

@@ -1,27 +1,36 @@
-"""Pure: the policies that `joulegate simulate` compares, each run on one instance.
+"""Pure: the policies that `joulegate simulate` compares.
 
-`max-clock`    first come first served at maximum clock: the baseline `static-best`  the same at one clock:
-the one with the least energy whose saving counts on the half it is tuned on `throttllem`   throttLL'eM's
-laws (papers §2): first come first served, lowest clock that keeps TPOT and E2E `joulegate`    the product's
-laws, predicted lengths, prices learned on the other half `joulegate-slowdown`  the same with max_slowdown
-`oracle`       the product's laws with true lengths, prices learned on the very half that is scored
+- max-clock: first come first served at maximum clock, least loaded instance: the baseline
+- static-best: the same at one clock, the cheapest whose saving counts on the half it is tuned on
+- throttllem: throttLL'eM's laws (papers §2): first come first served, lowest clock that keeps TPOT and E2E
+- scale-freq: the product's laws on the baseline's instances
+- joulegate: the product's laws, predicted lengths, prices learned on the other half; with `builds`, the kind
+  and the number of instances too
+- joulegate-slowdown: the same with max_slowdown
+- oracle: the product's laws with true lengths, prices learned on the very half that is scored
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from control.admission import AdmissionRules
+from control.floor import Demand
 from control.governor import GovernorRules
 from control.pick import Rng
+from control.planner import Kind, PlanRules, best_kind
 from joulegate.domain import Objectives
-from joulegate.units import Seconds
+from joulegate.units import Seconds, Watts
 from predictor.length import HistoryPredictor
-from simulator.cluster import Cluster, Knowledge, Laws, Setup, run_fixed
+from predictor.physics import PhysicsModel
+from simulator.cluster import Cluster, Knowledge, Laws, Scaling, Setup, run_fixed
+from simulator.costs import EngineCosts
 from simulator.results import Pooled, Run, joules_per_token, why_not
+from simulator.station import limits_of
 from simulator.workload import Load
 
+BUILDERS = ("joulegate", "joulegate-slowdown", "oracle")
 EVERYTHING = 1e6  # share of a TTFT objective: the engine's queue takes all prompts at once
 NO_OBJECTIVE = Seconds(3600.0)
 
@@ -42,6 +51,7 @@ class Terms:
     setup: Setup  # with the objectives that are scored
     e2e: Seconds  # E*, which throttLL'eM aims at
     max_slowdown: float
+    builds: tuple[EngineCosts, ...] = ()  # what instances may be built from; empty: the fleet is as it is
 
 
 def run_policy(name: str, case: Case, terms: Terms, static_clock: float | None) -> Run:
@@ -55,14 +65,36 @@ def run_policy(name: str, case: Case, terms: Terms, static_clock: float | None) 
 
 
 def _steered(name: str, case: Case, terms: Terms) -> Run:
-    setup, laws = terms.setup, _laws(name, terms.setup)
-    objectives = _aims(name, terms)
-    steered = Setup(setup.costs, objectives, setup.cuts, setup.tick, setup.lag)
-    knowledge = Knowledge(HistoryPredictor(setup.cuts))
+    laws = _laws(name, terms.setup)
+    steered = replace(terms.setup, objectives=_aims(name, terms))
     learn = case.score if name == "oracle" else case.learn
+    if terms.builds and name in BUILDERS:
+        steered, laws = _built(steered, laws, terms.builds, learn)
+    knowledge = Knowledge(HistoryPredictor(steered.cuts))
     if name != "throttllem":
         Cluster(steered, laws, knowledge, _draws(case.seed)).run(learn)
+    if knowledge.instances is not None and laws.scaling is not None:
+        steered = replace(steered, costs=steered.costs[:1] * knowledge.instances)
     return Cluster(steered, laws, knowledge, _draws(case.seed)).run(case.score)
+
+
+def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Load) -> tuple[Setup, Laws]:
+    """The kind of instance that serves the mean load of the learning half with the least watts, scaled."""
+    tokens, output = float(learn.input.mean()), float(learn.output.mean())
+    demand = Demand(len(learn) / learn.span, tokens, tokens, output)
+    rules = PlanRules()
+    option = best_kind([_kind(costs) for costs in builds], demand, setup.objectives.tpot, 0.0, rules)
+    if option is None:
+        return setup, laws
+    costs = next(c for c in builds if c.profile.name == option.kind.name)
+    return replace(setup, costs=(costs,) * option.count), replace(laws, scaling=Scaling(option.kind, rules))
+
+
+def _kind(costs: EngineCosts) -> Kind:
+    profile = costs.profile
+    start = Seconds(profile.actuation.instance_start_s)
+    watts = Watts(profile.power.p_start_w)
+    return Kind(profile.name, PhysicsModel(profile), limits_of(profile), profile.tp, start, watts)
 
 
 def _draws(seed: int) -> Rng:

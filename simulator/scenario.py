@@ -16,6 +16,7 @@ from joulegate.settings.scenario import Scenario
 from joulegate.units import Seconds
 from predictor.physics import PhysicsModel
 from simulator.cluster import Setup
+from simulator.costs import EngineCosts
 from simulator.policies import Case, Terms, best_static, run_policy
 from simulator.results import Pooled, Run, fives_met
 from simulator.sustain import Sustained, largest_scale, scale_for, sustainable, with_e2e
@@ -46,27 +47,40 @@ class Bench:
         return self.terms.setup.objectives
 
 
-def prepare(scenario: Scenario, trace: Load, setup: Setup, seeds: int | None) -> Bench:
-    """Work out the load level, E*, and the seeds."""
+def prepare(
+    scenario: Scenario, trace: Load, setup: Setup, builds: tuple[EngineCosts, ...], seeds: int | None
+) -> Bench:
+    """Work out the load level (of one instance, times their number), E*, and the seeds."""
     objectives = objectives_of(scenario)
-    bare = replace(setup, objectives=objectives)
-    constant_load = scenario.load.sustained_on == "constant"
-    threshold = scenario.load.attainment_pct if scenario.objectives == "D" else None
-    sustained = sustainable(trace, bare, threshold)
-    factor = scenario.load.scale
-    if factor is None and constant_load:
-        factor = scale_for(trace, sustained.rate, scenario.load.peak_pct / 100.0)
+    bare = replace(setup, objectives=objectives, costs=setup.costs[:1])
+    level = scenario.load
+    threshold = level.attainment_pct if scenario.objectives == "D" else None
+    sustained = sustainable(trace, bare, threshold) if _needs_sustained(scenario) else None
+    factor = level.scale
+    if factor is None and sustained is not None and level.sustained_on == "constant":
+        factor = scenario.instances * scale_for(trace, sustained.rate, level.peak_pct / 100.0)
     elif factor is None:
-        factor = scenario.load.peak_pct / 100.0 * largest_scale(trace, bare, scenario.load.attainment_pct)
-    e2e = sustained.e2e_p99
+        largest = largest_scale(trace, bare, level.attainment_pct)
+        factor = scenario.instances * level.peak_pct / 100.0 * largest
+    given = scenario.throughput.e2e_ms if scenario.objectives == "T" else None
+    e2e = given / 1e3 if given is not None else sustained.e2e_p99 if sustained is not None else NO_OBJECTIVE
     if scenario.objectives == "T":
-        given = scenario.throughput.e2e_ms
-        e2e = e2e if given is None else given / 1e3
         objectives = with_e2e(objectives, e2e)
     chosen = seeds or scenario.seeds or enough_seeds(trace, factor, setup)
     cases = tuple(_case(trace, factor, seed) for seed in range(chosen))
-    terms = Terms(replace(setup, objectives=objectives), Seconds(e2e), scenario.max_slowdown)
+    owned = float(sum(costs.profile.tp for costs in setup.costs))
+    fleet = replace(setup, objectives=objectives, owned_gpus=owned)
+    terms = Terms(fleet, Seconds(e2e), scenario.max_slowdown, builds)
     return Bench(scenario.name, terms, factor, sustained, cases)
+
+
+def _needs_sustained(scenario: Scenario) -> bool:
+    """Whether the load level or E* has to be measured on the engine."""
+    if scenario.load.scale is None and scenario.load.sustained_on == "constant":
+        return True
+    if scenario.objectives == "T" and scenario.throughput.e2e_ms is None:
+        return True
+    return "throttllem" in scenario.policies
 
 
 def objectives_of(scenario: Scenario) -> Objectives:

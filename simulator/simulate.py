@@ -107,8 +107,9 @@ def _compared(
     progress: Progress,
 ) -> Comparison:
     task = progress.add_task(f"{settings.name} {name}: load level", total=None)
-    setup = Setup((EngineCosts(profile),), scenarios.objectives_of(settings))
-    bench = scenarios.prepare(settings, arrivals, setup, request.seeds)
+    setup = Setup((EngineCosts(profile),) * settings.instances, scenarios.objectives_of(settings))
+    builds = tuple(EngineCosts(read_profile(path)) for path in settings.builds)
+    bench = scenarios.prepare(settings, arrivals, setup, builds, request.seeds)
     mapper = _mapper(request.jobs, progress, f"{settings.name} {name}")
     progress.remove_task(task)
     policies = scenarios.compare(bench, settings.policies, mapper)

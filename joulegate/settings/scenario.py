@@ -13,10 +13,13 @@ POLICIES = (
     "max-clock",
     "static-best",
     "throttllem",
+    "scale-freq",
     "joulegate",
     "joulegate-slowdown",
     "oracle",
 )
+
+OURS = ("joulegate", "joulegate-slowdown")
 
 
 class Interactive(Section):
@@ -56,6 +59,10 @@ class Scenario(File):
     description: str = ""
     trace: InputFile = Field(description="timestamp_s,input_tokens,output_tokens; may be gzipped.")
     profile: InputFile = Field(description="Engine profile (engine-profile/1) of the instance.")
+    instances: int = Field(default=1, ge=1, le=64, description="Of the baseline, at maximum clock.")
+    builds: tuple[InputFile, ...] = Field(
+        default=(), description="Profiles that joulegate may build instances from, as many as the load needs."
+    )
     objectives: Literal["D", "T"] = "D"
     interactive: Interactive = Interactive()
     throughput: Throughput = Throughput()
@@ -63,7 +70,7 @@ class Scenario(File):
         default=1.2, ge=1.0, description="Of the policy joulegate-slowdown, against maximum clock."
     )
     load: LoadLevel = LoadLevel()
-    policies: tuple[str, ...] = POLICIES
+    policies: tuple[str, ...] = ("max-clock", "static-best", "throttllem", *OURS, "oracle")
     seeds: int | None = Field(
         default=None, ge=1, description="Not set: at least 3, and 2,000 requests of every input size."
     )

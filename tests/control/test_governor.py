@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from control.governor import GovernorRules, Memory, Outlook, Reason, choose
 from control.state import Flight, Gauges, Instance, Limits, LoadBook
-from joulegate.domain import Objectives, RequestType, Size
+from joulegate.domain import Batch, Objectives, RequestType, Size
 from joulegate.engine_profile import parse_profile
 from joulegate.units import MegaHertz, Seconds
 from predictor.physics import PhysicsModel
@@ -222,3 +222,13 @@ def test_an_objective_out_of_reach_gives_maximum_clock_and_says_so() -> None:
 def test_the_sentence_tells_tpot_expected_and_allowed() -> None:
     decision, _ = choose(instance([500] * 14), Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
     assert "of 100 expected with 14 running" in decision.sentence
+
+
+def test_frequent_full_chunks_may_not_stall_the_streams_and_rare_ones_may() -> None:
+    tight = Objectives(PLAIN.ttft, Seconds(0.03), None, None)
+    made = instance([500] * 10)
+    often = clock(made, tight, Outlook(floor=LOW, full_chunks=5.0))
+    rarely = clock(made, tight, Outlook(floor=LOW, full_chunks=0.01))
+    chunk = Batch(10, made.book.context, 2048, 0.5 * 2048 * 2048)
+    assert MODEL.iteration_time(chunk, often) <= 2.0 * tight.tpot
+    assert rarely < often
