@@ -258,6 +258,18 @@ def test_a_secret_is_called_like_one(kind: str) -> None:
                 assert locate.is_secret((name,)) or name.endswith("_url"), (section, name)
 
 
+READERS = {"gateway": "router", "agent": "gpu_agent", "fleet": "simulator", "scenario": "simulator"}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_setting_is_read_by_somebody(kind: str) -> None:
+    folders = (ROOT / READERS[kind], ROOT / "joulegate/settings")
+    source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    for section in every_section(model_of(kind), set()):
+        for name in section.model_fields.keys() - {"version", "kind"}:
+            assert re.search(rf"\.{name}\b", source), f"{section.__name__}.{name} does nothing"
+
+
 if __name__ == "__main__":
     for file, text in generated().items():
         file.write_text(text)
