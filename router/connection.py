@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         soon = self._lost_at - self.sent_at < self.limits.race
         return self._reused and not self._answered and self._lost and soon
 
-    def send(self, message: Sequence[bytes | memoryview], head_only: bool) -> None:
+    def send(self, message: Sequence[bytes | bytearray | memoryview], head_only: bool) -> None:
         """Write a request. Raises UpstreamDown if the instance has closed the connection."""
         self._reused = self.sent_at > 0.0
         self._reset(head_only)

@@ -8,6 +8,7 @@ parsed, and the few that carry usage or an error.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -26,8 +27,7 @@ NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 DONE = b"data: [DONE]\n\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens as the engine counted them; None: it did not say."""
 
     prompt: int | None = None

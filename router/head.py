@@ -175,14 +175,19 @@ def check_path(raw_path: bytes) -> str:
 
 
 def request_head(
-    method: str, path: str, query: bytes, fixed: Sequence[Header], lines: bytes, body_length: int | None
+    method: str, path: str, query: bytes, ours: bytes, theirs: bytes, body_length: int | None
 ) -> bytes:
-    """A request head for an instance: `fixed`, then the `lines` a RequestHead made of the client's own."""
-    target = path.encode() + b"?" + query if query else path.encode()
-    start = b"%b %b HTTP/1.1\r\n%b" % (method.encode(), target, b"".join(b"%b: %b\r\n" % f for f in fixed))
+    """A request head for an instance: our header lines, then those a RequestHead made of the client's own."""
+    target = b"%b?%b" % (path.encode(), query) if query else path.encode()
     if body_length is None:
-        return b"%b%b\r\n" % (start, lines)
-    return b"%b%bcontent-length: %d\r\n\r\n" % (start, lines, body_length)
+        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), target, ours, theirs)
+    return b"%b %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (
+        method.encode(),
+        target,
+        ours,
+        theirs,
+        body_length,
+    )
 
 
 def forwarded(headers: Sequence[Header]) -> list[Header]:

@@ -107,7 +107,7 @@ def message(call: Call, endpoint: Endpoint) -> Message:
         pieces = openai_api.with_usage(body, call.parsed)
     strip = pieces is not None
     if pieces is None:
-        pieces = [memoryview(body)] if body else []
+        pieces = [body] if body else []
     ours = b"host: %b\r\n" % host_of(endpoint)
     if endpoint.authorization is not None:
         ours += b"authorization: %b\r\n" % endpoint.authorization
@@ -116,7 +116,7 @@ def message(call: Call, endpoint: Endpoint) -> Message:
         ours += b"x-request-id: %b\r\n" % sent_id
     if endpoint.emulated and (tokens := call.head.fields.get(TRUE_LENGTH)) is not None:
         ours += b"%b: %b\r\n" % (TRUE_LENGTH, tokens)
-    length: int | None = len(call.body)
+    length: int | None = len(body)
     if strip:
         length = sum(map(len, pieces))
     elif not length and request.method in BODYLESS:

@@ -55,7 +55,7 @@ def test_asking_for_usage_changes_that_and_nothing_else(
     if not may_inject(parsed):
         assert asks_usage(parsed) or not parsed.stream
         return
-    pieces = with_usage(sent, parsed)
+    pieces = with_usage(bytearray(sent), parsed)
     assert pieces is not None
     edited = json.loads(b"".join(pieces))
     assert edited.pop("stream_options") == {**(body.get("stream_options") or {}), "include_usage": True}
@@ -105,7 +105,9 @@ def test_usage_is_asked_for_only_where_it_changes_nothing_else(sent: bytes, aske
 
 @given(bodies())
 def test_the_span_of_a_value_is_found_at_the_top_level_only(body: dict[str, Any]) -> None:
-    sent = json.dumps({"nest": {"stream_options": 1}, **body, "text": '"stream_options": 2'}).encode()
+    sent = bytearray(
+        json.dumps({"nest": {"stream_options": 1}, **body, "text": '"stream_options": 2'}).encode()
+    )
     spans = value_spans(sent, b'"stream_options"')
     assert [json.loads(sent[a:b]) for a, b in spans] == (
         [body["stream_options"]] if "stream_options" in body else []
