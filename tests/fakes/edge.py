@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -75,6 +76,7 @@ async def edge(
     limits: EdgeLimits | None = None,
     upstream: UpstreamLimits | None = None,
     relay: RelayLimits | None = None,
+    tls: tuple[Path, Path] | None = None,
 ) -> AsyncIterator[Edge]:
     pool = UpstreamPool(upstream or UpstreamLimits())
     refused: list[GatewayError] = []
@@ -87,6 +89,8 @@ async def edge(
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=1,
+        ssl_certfile=None if tls is None else tls[0],
+        ssl_keyfile=None if tls is None else tls[1],
     )
     server = uvicorn.Server(config)
     config.load()

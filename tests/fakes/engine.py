@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -71,11 +72,14 @@ class FakeEngine:
     open_connections: int = 0
     requests: list[Received] = field(default_factory=list)
     port: int = 0
+    tls: ssl.SSLContext | None = None
     _server: asyncio.Server | None = None
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     async def __aenter__(self) -> "FakeEngine":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=2**26)
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.port, limit=2**26, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
