@@ -14,6 +14,7 @@ from predictor.latency_data import Row
 
 LEAST_TOKENS = 32  # of output per sequence: what a decode window is made of
 MOST_TOKENS = 256
+CHUNK = 2048  # prompt tokens an iteration takes, where the engine does not say
 SETTLE = Seconds(0.8)  # after a clock change, before anything is measured
 OVERHEAD = Seconds(0.15)  # of a point: connecting, the first and the last iteration
 BATCH_COST = 100.0  # sequences that double the time of an iteration: for the estimate only
@@ -80,8 +81,12 @@ def spread(clocks: Sequence[MegaHertz], count: int) -> tuple[MegaHertz, ...]:
 
 
 def output_tokens(point: Point, iteration: Seconds, window: Seconds) -> int:
-    """Tokens per sequence that fill the window, without leaving the context behind: at most all of it."""
-    wanted = max(LEAST_TOKENS, min(MOST_TOKENS, ceil(window / iteration)))
+    """Tokens per sequence that fill the window, without leaving the context behind: at most all of it.
+
+    The first sequences decode while the last are still being prefilled: that comes on top.
+    """
+    waiting = point.batch * point.context // CHUNK
+    wanted = max(LEAST_TOKENS, min(MOST_TOKENS, ceil(window / iteration) + waiting))
     return min(wanted, 2 * (point.context - 1)) if point.context > 1 else wanted
 
 
