@@ -214,7 +214,10 @@ class Connection(asyncio.Protocol):
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         if body:
-            self._deliver(body)
+            if self._sink is not None:
+                self._sink.feed(body)
+            else:
+                self._hold(body)
         if self._complete:
             self._clean = self._clean and self._ends_exactly(data, len(body), head_was_done)
             self.deadline = NEVER
@@ -222,10 +225,7 @@ class Connection(asyncio.Protocol):
         elif not head_was_done and not self._awaits_body:
             self._wake()
 
-    def _deliver(self, body: bytes) -> None:
-        if self._sink is not None:
-            self._sink.feed(body)
-            return
+    def _hold(self, body: bytes) -> None:
         self._held.append(body)
         first = not self._held_size
         self._held_size += len(body)

@@ -14,7 +14,7 @@ import orjson
 
 from router.errors import GatewayError, translate_object
 from router.ports import Endpoint, Engine
-from router.sse import Cutter, events, payload
+from router.sse import ENDS, Cutter, events, payload
 
 Json = dict[str, object]
 USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -180,9 +180,11 @@ class Tap:
         self._last = b""
 
     def feed(self, data: bytes) -> bytes:
-        data = self._cutter.feed(data)
-        if not data:
-            return data
+        cutter = self._cutter
+        if cutter.held or cutter.inside or not data.endswith(ENDS):
+            data = cutter.feed(data)
+            if not data:
+                return data
         if self.has_output:
             self.count += data.count(self.dialect.mark)
         else:

@@ -20,33 +20,33 @@ class Cutter:
     end.
     """
 
-    __slots__ = ("_held", "inside")
+    __slots__ = ("held", "inside")
 
     def __init__(self) -> None:
-        self._held = b""
+        self.held = b""  # of an event that has not ended
         self.inside = False
 
     def feed(self, data: bytes) -> bytes:
         """What may be passed on now."""
-        held = self._held
+        held = self.held
         if not held and data.endswith(ENDS):
             self.inside = False
             return data
         end = last_end(data, 0) if not held else last_end(data := held + data, max(0, len(held) - 2))
         if end < 0:
             if len(data) <= HOLD_LIMIT:
-                self._held = data
+                self.held = data
                 return b""
-            self._held = b""
+            self.held = b""
             self.inside = True
             return data
-        self._held = data[end:]
+        self.held = data[end:]
         self.inside = False
         return data[:end]
 
     def rest(self) -> bytes:
         """What is left of an event that never ended."""
-        held, self._held = self._held, b""
+        held, self.held = self.held, b""
         return held
 
 
