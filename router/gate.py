@@ -22,6 +22,7 @@ from router.ports import Ending, ModelCard, RelayRequest, Report
 from router.rate_limits import RateLimits
 from router.ticket import Ticket
 
+LEAST_WAIT = 0.002  # seconds until the queue is looked at again by itself
 MAX_RETRIES = 10.0  # a pool's retry budget never holds more
 
 
@@ -48,6 +49,7 @@ class FleetGate:
         self._serial = 0
         self._waiting: dict[str, Ticket] = {}  # by flight
         self._deaths = Deaths()
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # by model
 
     def admit(self, request: RelayRequest) -> "Admission":
         return Admission(self, request, second=False)
@@ -142,6 +144,18 @@ class FleetGate:
         if ticket.trip is not None:
             self.run(ticket.trip.model)
 
+    def _look_again(self, model: Model) -> None:
+        """An engine will need prompts before anything is heard of it: look at the queue then."""
+        if not model.steering.queued or model.name in self._timers:
+            return
+        now = self._now()
+        wait = max(LEAST_WAIT, model.steering.next_look(now) - now)
+        self._timers[model.name] = asyncio.get_running_loop().call_later(wait, self._looked, model)
+
+    def _looked(self, model: Model) -> None:
+        del self._timers[model.name]
+        self.run(model)
+
     def _deliver(self, model: Model, outcome: Outcome) -> None:
         for grant in outcome.grants:
             member = model.members[grant.instance.name]
@@ -153,6 +167,7 @@ class FleetGate:
             ticket = self._waiting.pop(reject.flight.id, None)
             if ticket is not None and ticket.trip is not None:
                 ticket.refuse(self._refusal(reject.reason, reject.retry_after, ticket.trip.pool))
+        self._look_again(model)
 
     def _granted(self, ticket: Ticket, member: Member, reason: str) -> None:
         now = self._now()

@@ -28,6 +28,15 @@ FIRST_TOKENS_PER_EVENT = 1.0
 MAX_SESSIONS = 20_000  # an instance
 
 
+@dataclass(slots=True)
+class Expected:
+    """What an instance takes at its present load and clock, in seconds."""
+
+    step: float  # one decode step with one sequence more
+    per_token: float  # one prompt token of a full chunk
+    iteration: float  # one iteration without prompt tokens
+
+
 @dataclass(slots=True, eq=False)
 class Member:
     """One instance. `law.name` is its name."""
@@ -41,6 +50,7 @@ class Member:
     speed: Speed
     holdback: HoldbackMeter
     decision: Decision | None = None
+    expected: Expected | None = None  # of requests sent now; None: no model
     acts: bool = False  # its clocks are ours to set: its pool acts, and it obeys
     target: MegaHertz | None = None  # ceiling last asked for
     target_at: Seconds = Seconds(float("-inf"))

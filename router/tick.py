@@ -15,7 +15,7 @@ from control.holdback import measure
 from control.state import Gauges
 from joulegate.units import Joules, MegaHertz, Seconds
 from joulegate.wire import GpuState
-from router.accounts import Accounts, estimate, metered, unmetered
+from router.accounts import Accounts, estimate, expect, metered, unmetered
 from router.actuate import Node
 from router.gate import FleetGate
 from router.pools import Fleet, Member, Model, Pool
@@ -23,7 +23,8 @@ from router.replica_load import PeerLoad
 from router.tally import Tally
 
 WORK = 0.002  # seconds of work between two yields
-LESSONS = 20  # predictor updates between two yields: each takes up to 100 us
+LESSONS = 40  # predictor updates a tick: each takes up to 100 us
+BETWEEN = 10  # of them between two looks at whether to yield
 MEASURE_EVERY = 60.0  # seconds between two measures of the saving by holdback
 log = logging.getLogger(__name__)
 HELD = "holdback"  # reason of a block at default clocks, by lot
@@ -81,7 +82,8 @@ class ControlTick:
                 node.changed()
             await self._breathe()
         self._gate.changed(Seconds(self._clock()))
-        while self._accounts.teach(LESSONS):
+        for _ in range(LESSONS // BETWEEN):
+            self._accounts.teach(BETWEEN)
             await self._breathe()
         if self._clock() - self._measured >= MEASURE_EVERY:
             self._measured = self._clock()
@@ -142,6 +144,7 @@ class ControlTick:
     def _choose(self, model: Model, pool: Pool, member: Member, now: Seconds) -> bool:
         """Ask the laws for a clock, and remember why. True if the target changed."""
         decision = model.steering.tick(member.law, now)
+        expect(member)
         before = member.decision
         member.decision = decision
         held = member.holdback.held and member.acts
