@@ -47,6 +47,10 @@ class LeastSquares:
             (s * share, m * share, ell * share, middle, high, 1.0),
         )
 
+    def loosen(self, variance: NDArray[np.float64]) -> None:
+        """Forget how sure the weights are, not the weights."""
+        self.covariance = np.asfortranarray(np.diag(variance))
+
     def learn(self, x: list[float], size: int, log_tokens: float) -> None:
         row = np.array(x)
         projected = self.covariance @ row

@@ -75,6 +75,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "please": ("please", "help", "can", "could", "would"),
     "table": ("table", "format", "json", "csv", "bullet", "points", "output", "input"),
 }
+NINE = ord("9")  # below it, among the first characters of words, are only digits and the apostrophe
 PLACE = {word.encode(): place for place, words in enumerate(GROUPS.values()) for word in words}
 NAMES = (
     *("one", "input", "input_squared", "tokens_small", "lines", "ends_question", "ends_colon", "questions"),
@@ -110,10 +111,10 @@ def numbers_of(query: LengthQuery, text: str, words: list[bytes]) -> list[float]
     count = text.count
     groups = [0.0] * len(GROUPS)
     place_of = PLACE.get
-    for word in words:
-        place = place_of(word)
+    for place in map(place_of, words):
         if place is not None:
             groups[place] += 1.0
+    digits = [word[0] <= NINE for word in words]
     first = place_of(words[0], -1) if words else -1
     symbols = count("{") + count("(") + count(";") + count("=") + count("<") + count("_")
     return [
@@ -126,8 +127,8 @@ def numbers_of(query: LengthQuery, text: str, words: list[bytes]) -> list[float]
         float(close == ":"),
         min(count("?"), 4) * 0.25,
         min(1.0, 10.0 * symbols / size),
-        min(1.0, 10.0 * sum([word.isdigit() for word in words]) / size),
-        float(any([word.isdigit() for word in words[:12]])),
+        min(1.0, 10.0 * sum(digits) / size),
+        float(any(digits[:12])),
         min(count('"'), 6) / 6.0,
         float("\nA" in text or "(A)" in text or "\na)" in text or "\n1" in text),
         len(text) / (6.0 * len(words) + 6.0),

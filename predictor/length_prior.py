@@ -13,6 +13,7 @@ from zlib import crc32
 SLOTS = 1 << 16
 MASK = SLOTS - 1
 SCORES = 2
+FIRST, LAST = 72, 32  # words that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Trees:
 class TextPrior:
     """What training left: a weight by slot, and trees."""
 
-    ngrams: list[float]
+    ngrams: Sequence[float]  # a compact array: it is read at random places
     start: float
     trees: Trees
 
@@ -55,7 +56,7 @@ class TextPrior:
 
 def slots_of(words: Sequence[bytes]) -> set[int]:
     """Slots of the words, of neighbouring pairs, of the first and last words by place, and of the length."""
-    codes = list(map(crc32, words))
+    codes = list(map(crc32, words if len(words) <= FIRST + LAST else [*words[:FIRST], *words[-LAST:]]))
     slots = {code & MASK for code in codes}
     slots.update([(first * 31 + second) & MASK for first, second in pairwise(codes)])
     slots.update([(code * 7919 + place) & MASK for place, code in enumerate(codes[:4], 1)])

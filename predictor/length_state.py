@@ -4,6 +4,7 @@ Arrays: `row_keys` (int64), `row_values` (float32, (n, 6) as predictor.history);
 JSON: `models`, a list of the scalars of ModelState. The prior: `ngrams`, `tree_*`, `start_*`.
 """
 
+from array import array
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,7 +56,7 @@ def prior_of(arrays: Arrays) -> tuple[TextPrior, Start]:
         float(arrays["start_spread"][0]),
         tuple(map(tuple, arrays["start_pools"].tolist())),
     )
-    return TextPrior(arrays["ngrams"].tolist(), float(arrays["ngram_start"][0]), trees), start
+    return TextPrior(array("f", arrays["ngrams"].tolist()), float(arrays["ngram_start"][0]), trees), start
 
 
 def state_arrays(predictor: HistoryPredictor) -> tuple[list[dict[str, object]], dict[str, Array]]:

@@ -113,7 +113,8 @@ class TextPredictor(HistoryPredictor):
 
     def forget(self, state: ModelState) -> None:
         super().forget(state)
-        state.line = self.fresh_line()
+        if state.line is not None:  # texts that ask for more still do: keep what was learned, hold it loosely
+            state.line.loosen(self.start.variance)
 
     def fresh(self, model: str) -> ModelState:
         state = super().fresh(model)

@@ -5,6 +5,7 @@ In the rehearsal each row is read by a prior that was not fitted on its prompt, 
 learn to trust the prior as much as it deserves on prompts it has not seen.
 """
 
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,16 +29,16 @@ from predictor.length_text import FEATURES, POOLS, Reading, Start, TextPredictor
 
 FOLDS = 5
 RIDGE = 1.0
-TREES, LEAVES = 20, 15  # what can be served in tens of microseconds
-LEARNING_RATE = 0.2
+TREES, LEAVES = 12, 15  # what can be served in tens of microseconds
+LEARNING_RATE = 0.3
 REPTILE = 0.1  # share of the way to a stream's weights that the start moves
 PIECE = 150  # completions of a short stream
 CAPACITY = 2_000_000  # rows while rehearsing: nothing is forgotten
 LINE_VARIANCE = 0.33  # of a line's weights before a model is known
 BIAS_VARIANCE = 5.0
 MANY_MODELS = 10
-LEAST_VARIANCE = 0.02
-NOISE = 0.4  # variance of the log residual that the spread of the weights is told in
+LEAST_VARIANCE = 0.01
+NOISE = 0.8  # variance of the log residual that the spread of the weights is told in
 Floats = NDArray[np.float64]
 Progress = Callable[[float, str], None]
 
@@ -137,7 +138,7 @@ def _fit_out_of_fold(prompts: Prompts, progress: Progress) -> tuple[TextPrior, F
     everything = np.ones(len(prompts.ids), bool)
     ridge = _ridge(table, prompts, everything)
     trees = flat(_boosted(stacked, prompts, everything))
-    return TextPrior(ridge.coef_.tolist(), float(ridge.intercept_), trees), scores
+    return TextPrior(array("f", ridge.coef_.tolist()), float(ridge.intercept_), trees), scores
 
 
 def _table(words: Sequence[Sequence[bytes]]) -> csr_array:
