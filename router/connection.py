@@ -188,6 +188,8 @@ class Connection(asyncio.Protocol):
                 what = "in the middle of its answer" if self._head_done else "without an answer"
                 self._error = UpstreamDown(f"the instance closed the connection {what}")
         self._wake()
+        self._transport = None  # both hold us: rings for the collector
+        del self._parser
 
     def data_received(self, data: bytes) -> None:
         if self._complete:

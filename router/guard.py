@@ -84,6 +84,7 @@ class Guard(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.pipeline.clear()
         self._lose_active()
+        self.cycle = None  # type: ignore[assignment]  # uvicorn's own "none yet"; a ring for the collector else
 
     def data_received(self, data: bytes) -> None:
         if self.reading is Reading.LINGER:
