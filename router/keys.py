@@ -13,7 +13,6 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
 
 from router.errors import Unauthorized
 from router.ports import Caller
@@ -29,14 +28,6 @@ class KeyEntry:
 
     digest: bytes
     caller: Caller
-
-
-class RateLimiter(Protocol):
-    """What a key may use up. Asked before admission; raises RateLimited. `spent` is told at the exit."""
-
-    def take(self, caller: Caller) -> None: ...
-
-    def spent(self, caller: Caller, tokens: int) -> None: ...
 
 
 def digest(key: str) -> bytes:

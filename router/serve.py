@@ -97,6 +97,7 @@ def _config(settings: settings_of.Gateway, app: Entry) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here trusts them
         timeout_graceful_shutdown=GRACE,
         ssl_certfile=None if listen.tls is None else str(listen.tls.cert_file),
         ssl_keyfile=None if listen.tls is None else str(listen.tls.key_file),

@@ -23,12 +23,23 @@ class Owner(Protocol):
 class Ticket:
     """Waiting until `member` is set, open until it is closed once."""
 
-    __slots__ = ("_closed", "_future", "_owner", "_refusal", "member", "request", "tokens", "trip")
+    __slots__ = (
+        "_closed",
+        "_future",
+        "_owner",
+        "_refusal",
+        "member",
+        "request",
+        "tokens",
+        "trip",
+        "was_sent",
+    )
 
     def __init__(self, owner: Owner, request: RelayRequest, trip: Trip | None) -> None:
         self.request = request
         self.trip = trip
         self.member: Member | None = None
+        self.was_sent = False  # its body reached the instance
         self.tokens = 0  # input and output, as the engine reported them
         self._owner = owner
         self._future: asyncio.Future[None] | None = None
@@ -44,6 +55,7 @@ class Ticket:
         return self._member.headers
 
     def sent(self, now: Seconds) -> None:
+        self.was_sent = True
         self._owner.sent(self, now)
 
     def progress(self, events: int, now: Seconds) -> None:

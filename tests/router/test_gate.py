@@ -203,6 +203,7 @@ async def test_a_query_of_death_harms_at_most_two_instances() -> None:
     house = House(instances=4)
     for _ in range(2):
         async with house.gate.admit(house.request(fingerprint=13)) as slot:
+            slot.sent(Seconds(house.now))
             slot.close(DOWN)
             slot_member = next(m for m in house.members if m.law.name == slot.endpoint.name)
             slot_member.status.health = Health.DOWN
@@ -273,4 +274,13 @@ async def test_a_key_over_its_limit_is_refused_and_free_again_when_its_request_e
             await house.gate.admit(request).__aenter__()
         slot.close(OK)
     async with house.gate.admit(request) as slot:
+        slot.close(OK)
+
+
+async def test_an_instance_that_cannot_be_reached_says_nothing_about_the_body() -> None:
+    house = House(instances=4)
+    for _ in range(3):
+        async with house.gate.admit(house.request(fingerprint=13)) as slot:
+            slot.close(DOWN)  # never sent
+    async with house.gate.admit(house.request(fingerprint=13)) as slot:
         slot.close(OK)
