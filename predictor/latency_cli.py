@@ -110,14 +110,13 @@ def evaluate(
     if not 0.0 < train_share < 1.0:
         raise UserError(f"--train-share {train_share}: must lie between 0 and 1")
     sweeps = _emulated(emulated, rows, seed) if emulated else _sweeps([*(data or ()), *(more or ())])
-    if model is not None:
-        way = Way("model", model=_loaded(model))
-    elif leave_one_clock_out:
-        way = Way("leave-one-clock-out")
-    elif few_shot:
-        way = Way("few-shot", few_shot=few_shot)
-    else:
-        way = Way("split", train_share=train_share)
+    kind = "few-shot" if few_shot else "split"
+    way = Way(
+        "model" if model is not None else "leave-one-clock-out" if leave_one_clock_out else kind,
+        few_shot=few_shot,
+        train_share=train_share,
+        model=_loaded(model) if model is not None else {},
+    )
     result, predictions = report(
         sweeps, way, seed, time.perf_counter, lambda text: sys.stderr.write(text + "\n")
     )
