@@ -35,7 +35,7 @@ CLOSE_ENOUGH = 30  # MHz between a ceiling and the clock read back
 PATIENCE = 10.0  # s for a clock to arrive
 LAST_TTL = 1.0  # s: with the ceilings gone the lease itself should go soon
 RELEASE_TRIES = 3
-HEAVY = frozenset({"power_cap", "sw_power_cap", "hw_slowdown", "thermal", "hw_thermal", "sw_thermal"})
+HEAVY = frozenset({"power_cap", "hw_slowdown", "thermal", "hw_thermal", "power_brake"})
 
 Reading = TypeVar("Reading", bound=Message)
 

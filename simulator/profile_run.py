@@ -54,6 +54,18 @@ class Run:
     out: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the instance is: its server, its node's agent, its GPUs (none named: the only one)."""
+
+    url: str
+    api_key: str | None
+    agent: str  # empty: none
+    token: str | None
+    uuids: tuple[str, ...]
+    writes: bool  # whether clocks may be set
+
+
 def profile(
     url: Annotated[
         str, typer.Option(help="The engine: http://host:port of a vLLM server.", show_default=False)
@@ -73,21 +85,25 @@ def profile(
     contexts: Numbers = "256,1024,4096",
     prompts: Numbers = "128,512,2048,8192",
     window: Annotated[float, typer.Option(help="Seconds each point is watched, about.")] = 1.5,
+    agent_token: Annotated[
+        str, typer.Option(envvar="JOULEGATE_AGENT_TOKEN", help="For an agent on TCP.")
+    ] = "",
+    api_key: Annotated[str, typer.Option(envvar="JOULEGATE_API_KEY", help="If the engine wants one.")] = "",
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Say what would be done and how long it takes.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the curves as JSON.")] = False,
 ) -> None:
     """Measure iteration time, prefill time and power of a live engine; then say which clock is worth it.
 
     Nothing else should use the engine meanwhile. Ctrl-C gives the clocks back; the same command goes on.
     """
-    if bool(agent) == fixed_clock and not agent:
+    if not agent and not fixed_clock:
         raise UserError("one of --agent and --fixed-clock is needed", "--fixed-clock sets no clocks")
     grid = Grid(_numbers(batches), _numbers(contexts), _numbers(prompts), Seconds(window))
     uuids = tuple(part for part in gpus.split(",") if part)
-    tp = asyncio.run(_profile(url, agent, not fixed_clock, uuids, grid, clocks, out, plan_only, seed))
+    place = Place(url, api_key or None, agent, agent_token or None, uuids, not fixed_clock)
+    tp = asyncio.run(_profile(place, grid, clocks, out, plan_only))
     if plan_only:
         return
     with out.open(newline="") as lines:
@@ -99,25 +115,20 @@ def profile(
         sys.stdout.write(_text(curves))
 
 
-async def _profile(
-    url: str,
-    agent_url: str,
-    writes: bool,
-    uuids: Sequence[str],
-    grid: Grid,
-    count: int,
-    out: Path,
-    plan_only: bool,
-    seed: int,
-) -> int:
+async def _profile(place: Place, grid: Grid, count: int, out: Path, plan_only: bool) -> int:
     """Returns the GPUs of the instance."""
+    url, key, writes = place.url, place.api_key, place.writes
     async with contextlib.AsyncExitStack() as stack:
-        agent = await stack.enter_async_context(agent_of(agent_url, None, uuids)) if agent_url else None
-        model, grid = await _fitted(url, grid)
-        engine = LiveEngine(url, model, None, Random(seed))
+        agent = None
+        if place.agent:
+            agent = await stack.enter_async_context(agent_of(place.agent, place.token, place.uuids))
+        model, grid = await _fitted(url, key, grid)
+        engine = LiveEngine(
+            url, model, key, Random()
+        )  # never the prompts of an earlier run: they may be cached
         stack.callback(engine.close)
         tp = len(agent.infos) if agent else 1
-        subject = Subject(agent.infos[0].name if agent else "unknown", await _stack_of(url), model, tp)
+        subject = Subject(agent.infos[0].name if agent else "unknown", await _stack_of(url, key), model, tp)
         ladder = await _ladder(agent, writes, count)
         run = Run(engine, agent, writes, grid, subject, out)
         points = plan(grid, ladder, done(out, subject))
@@ -220,9 +231,9 @@ async def _ladder(agent: Agent | None, writes: bool, count: int) -> tuple[MegaHe
     return spread(agent.clocks, count)
 
 
-async def _fitted(url: str, grid: Grid) -> tuple[str, Grid]:
+async def _fitted(url: str, key: str | None, grid: Grid) -> tuple[str, Grid]:
     """(model it serves, the grid without what it cannot hold)."""
-    status, body = await fetch(url, "/v1/models", None)
+    status, body = await fetch(url, "/v1/models", key)
     try:
         card = jsonlib.loads(body)["data"][0]
         model, longest = str(card["id"]), card.get("max_model_len")
@@ -231,7 +242,7 @@ async def _fitted(url: str, grid: Grid) -> tuple[str, Grid]:
             f"{url}/v1/models: {status}, no model in it", "--url takes an engine, not an agent"
         ) from error
     limit = int(longest) if longest else 1 << 30
-    _, metrics = await fetch(url, "/metrics", None)
+    _, metrics = await fetch(url, "/metrics", key)
     blocks = BLOCKS.search(metrics)
     fitted = Grid(
         grid.batches,
@@ -243,8 +254,8 @@ async def _fitted(url: str, grid: Grid) -> tuple[str, Grid]:
     return model, fitted
 
 
-async def _stack_of(url: str) -> str:
-    status, body = await fetch(url, "/version", None)
+async def _stack_of(url: str, key: str | None) -> str:
+    status, body = await fetch(url, "/version", key)
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return f"vLLM {jsonlib.loads(body)['version']}" if status == 200 else "unknown"
     return "unknown"
