@@ -29,8 +29,8 @@ from predictor.length_text import FEATURES, POOLS, Reading, Start, TextPredictor
 
 FOLDS = 5
 RIDGE = 1.0
-TREES, LEAVES = 12, 15  # what can be served in tens of microseconds
-LEARNING_RATE = 0.3
+TREES, LEAVES = 20, 15  # what can be served in tens of microseconds
+LEARNING_RATE = 0.2
 REPTILE = 0.1  # share of the way to a stream's weights that the start moves
 PIECE = 150  # completions of a short stream
 CAPACITY = 2_000_000  # rows while rehearsing: nothing is forgotten
