@@ -33,12 +33,12 @@ class PriceRules:
 
     gain: float = 0.15  # of the logarithm, for one miss among requests that all count
     late: float = 0.006  # share of first tokens that may be late beyond the twin: under the 1 % of a P99
-    attainment: float = 0.003  # share of requests that may miss beyond the twin's misses
+    attainment: float = 0.002  # share of requests that may miss beyond the twin's misses
     grace: float = 1.15
     slowdown_gain: float = 0.005
     slowdown_margin: float = 0.02
     lowest: float = 0.03  # of the starting price: below it batches grow until bursts cost more than was saved
-    highest: float = 4.0  # misses come in bursts; a price beyond this is maximum clock for most loads
+    highest: float = 10.0  # misses come in bursts; a price beyond this is maximum clock for most loads
     highest_slowdown: float = 1e4
 
 
