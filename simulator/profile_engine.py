@@ -161,8 +161,14 @@ def _window(streams: list[Stream], start: float, stop: float, output: int) -> Wi
         if len(inside) < LEAST_EVENTS:
             return Window(Seconds(0.0), "short_window")
         tokens_per_event = (stream.tokens or output) / len(stream.times)
-        gaps.append((inside[-1] - inside[0]) / (len(inside) - 1) / tokens_per_event)
+        gaps.append(_pace(inside) / tokens_per_event)
     return Window(Seconds(median(gaps)))
+
+
+def _pace(times: list[float]) -> float:
+    """Seconds between events: the median over pairs half a window apart; one late event is one vote."""
+    half = len(times) // 2
+    return median(later - sooner for sooner, later in zip(times, times[half:], strict=False)) / half
 
 
 def _complain(stream: Stream) -> None:

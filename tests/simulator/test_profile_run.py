@@ -22,7 +22,7 @@ from predictor.physics import PhysicsModel
 
 PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "a100-40g_llama-3.1-8b_tp1.json"
 READY = 30.0
-SMALL = ("--clocks", "2", "--batches", "1,4", "--contexts", "256", "--prompts", "256", "--window", "0.3")
+SMALL = ("--clocks", "2", "--batches", "1,4", "--contexts", "256", "--prompts", "256", "--window", "0.6")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def test_a_sweep_measures_what_the_engine_is(bench: Bench, tmp_path: Path) -> No
         batch = Batch(int(row["batch"]), 256.0 * int(row["batch"]))
         clock = MegaHertz(int(row["freq_mhz"]))
         # what a client sees on a busy machine is never much faster than the engine, seldom much slower
-        assert float(row["latency_ms"]) == pytest.approx(1e3 * truth.iteration_time(batch, clock), rel=0.15)
+        assert float(row["latency_ms"]) == pytest.approx(1e3 * truth.iteration_time(batch, clock), rel=0.2)
         assert float(row["power_w"]) == pytest.approx(truth.watts(batch, clock), rel=0.15)
     curves = json.loads(printed)
     assert {curve["phase"] for curve in curves} == {"decode", "prefill"}
