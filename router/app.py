@@ -84,13 +84,18 @@ def _admin(runtime: Runtime, reloader: Reloader) -> APIRouter:
         if runtime.keys.has_admin:
             if not runtime.keys.is_admin(request.headers.raw):
                 raise HTTPException(401, "this needs the admin key")
-        elif request.client is None or request.client.host not in LOOPBACK:
+        elif request.client is None or request.client.host not in LOOPBACK or _forwarded(request):
             raise HTTPException(403, "without an admin key, /admin answers this machine only")
 
     routes = APIRouter(prefix="/admin", dependencies=[Depends(may)])
     _looks(routes, runtime)
     _acts(routes, runtime, reloader)
     return routes
+
+
+def _forwarded(request: Request) -> bool:
+    """A proxy on this machine asks for somebody elsewhere."""
+    return any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip", "via"))
 
 
 def _looks(routes: APIRouter, runtime: Runtime) -> None:

@@ -11,11 +11,14 @@ from control.governor import GovernorRules
 from control.holdback import HoldbackRules
 from control.state import Instance, Limits, LoadBook, PoolRules
 from control.steering import Steering
+from joulegate.domain import EngineModel
 from joulegate.engine_profile import EngineProfile, parse_profile
 from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
 from joulegate.settings.load import read_secret
 from joulegate.units import MegaHertz, Seconds
+from predictor.latency_artifact import SCHEMA
+from predictor.latency_artifact import load as load_models
 from predictor.length import HistoryPredictor
 from predictor.physics import PhysicsModel
 from router.fleet import InstanceStatus
@@ -99,15 +102,14 @@ def _member(
     pool: settings_of.Pool,
     section: settings_of.Instance,
 ) -> Member:
-    profile = None if section.profile is None else read_profile(section.profile)
-    physics = None if profile is None else PhysicsModel(profile)
+    profile, engine_model = read_model(section.profile)
     known_slots = section.slots or (profile.engine.max_num_seqs if profile is not None else None)
     law = Instance(
         name=section.name,
         pool=pool.name,
         book=LoadBook(),
         limits=_limits(section, profile),
-        model=physics,
+        model=engine_model,
         slots=known_slots or ASSUMED_SLOTS,
         tp=section.tensor_parallel,
     )
@@ -118,7 +120,7 @@ def _member(
         agent=section.agent,
         gpus=section.gpus,
         known_slots=known_slots,
-        speed=Speed(physics),
+        speed=Speed(engine_model),
         holdback=HoldbackMeter(section.name, HoldbackRules(settings.control.holdback_pct / 100.0)),
     )
 
@@ -162,12 +164,21 @@ def _endpoint(
     )
 
 
-def read_profile(path: Path) -> EngineProfile:
-    """Raises UserError naming the file and the key."""
+def read_model(path: Path | None) -> tuple[EngineProfile | None, EngineModel | None]:
+    """An engine profile with its model, or a learned model alone. Raises UserError naming file and key."""
+    if path is None:
+        return None, None
     try:
-        return parse_profile(orjson.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
+        document = orjson.loads(path.read_bytes())
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            profile = parse_profile(document)
+            return profile, PhysicsModel(profile)
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"engine profile {path}: {error}", "see configs/profiles/README.md") from error
+    models = load_models(path)
+    if len(models) != 1:
+        raise UserError(f"{path} holds {len(models)} engines", "train one model for each")
+    return None, models[0]
 
 
 def _switch(member: Member) -> Seconds:

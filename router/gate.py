@@ -88,6 +88,8 @@ class FleetGate:
             raise _pool_down(model, pool, now)
         self._waiting[trip.flight.id] = ticket
         self._deliver(model, model.steering.arrive(trip.flight, pool.name, now))
+        if ticket.member is None:
+            self._wake()  # it waits: a higher clock may let it in sooner
         if len(pool.queue) > pool.queue_limit and pool.queue.remove(trip.flight):
             del self._waiting[trip.flight.id]
             raise self._refusal(f"{len(pool.queue)} requests are queued", 1.0, pool)

@@ -92,7 +92,8 @@ class Instance(Section):
         default=(), description="UUIDs of its GPUs, as `nvidia-smi -L` prints them."
     )
     profile: InputFile | None = Field(
-        default=None, description="Engine profile; null: learned from traffic, at default clocks until then."
+        default=None,
+        description="Engine profile, or what `joulegate train latency` wrote; null: learned from traffic.",
     )
     slots: Count | None = Field(
         default=None, description="Sequences it runs at once (max_num_seqs); null: learned."
