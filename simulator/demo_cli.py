@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ def demo(
     from simulator.demo_summary import lines
     from simulator.trace_file import Window, read_trace
 
+    if find_spec("openai") is None:
+        raise UserError("the demo's OpenAI client is not installed", "pip install 'joulegate[demo]'")
     console = Console(stderr=True)
     arrivals = Window(duration=duration).cut(read_trace(trace or shipped(TRACE)))
     if not arrivals:

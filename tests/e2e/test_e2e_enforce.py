@@ -178,6 +178,7 @@ def test_the_demo_says_what_it_saved_or_why_not(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(result.read_text())
     assert found["errors"] == 0
+    assert found["client_streams"] > 0
     assert found["output_tokens"] == found["output_tokens_default_clocks"]
     assert 0 < found["joules"] < found["joules_default_clocks"]
     assert found["simulated"] is True
