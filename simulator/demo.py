@@ -27,7 +27,6 @@ from simulator.demo_summary import DemoResult, SideResult, residency
 from simulator.emulator import read_profile
 from simulator.fetch import fetch_json
 from simulator.loadgen import Sender, Target, finish, play
-from simulator.real_time import go_first
 from simulator.replay_report import Engine, summary
 from simulator.trace_file import Arrival
 
@@ -103,7 +102,6 @@ async def standing(demo: Demo) -> AsyncIterator[tuple[Side, Side]]:
     try:
         demo.say("starting two emulated fleets: 2 x 6 H100s, agents, watchdogs, gateways")
         await asyncio.gather(*(side.start() for side in sides))
-        go_first()  # the load generator is the client far away
         yield sides[0], sides[1]
     finally:
         for side in sides:
