@@ -18,18 +18,17 @@ def agent(
 ) -> None:
     """Run the agent of this node: it sets GPU clocks for whoever holds its lease, and reads the GPUs."""
     import contextlib
-    import logging
 
     from gpu_agent.drivers import driver_for
-    from gpu_agent.json_logs import logging_to_stderr
     from gpu_agent.recovery import free_left_overs
     from gpu_agent.state_file import claimed, read
+    from joulegate.logs import logging_to
     from joulegate.settings.agent import AgentSettings
     from joulegate.settings.load import load
 
     settings = load(config, AgentSettings)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(logging_to_stderr(logging.DEBUG if debug else logging.INFO))
+        stack.enter_context(logging_to("json", "debug" if debug else "info"))
         if settings.allow_writes:
             stack.enter_context(claimed(settings.state_dir))
             locked = read(settings.state_dir).locked
@@ -48,15 +47,13 @@ def watchdog(
     debug: Verbose = False,
 ) -> None:
     """Run the process that kills a hung agent and gives its GPUs back; one beside each agent."""
-    import logging
-
-    from gpu_agent.json_logs import logging_to_stderr
     from gpu_agent.watchdog_process import run
+    from joulegate.logs import logging_to
     from joulegate.settings.agent import AgentSettings
     from joulegate.settings.load import load
 
     settings = load(config, AgentSettings)
-    with logging_to_stderr(logging.DEBUG if debug else logging.INFO):
+    with logging_to("json", "debug" if debug else "info"):
         run(settings, exit_with_agent)
 
 

@@ -116,9 +116,7 @@ class Runtime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(node.release() for node in self.nodes.values()))
         await self.replicas.close()
-        for model in self.fleet.unique():
-            save_predictor(self.settings, model.predictor)
-            break  # one predictor serves every model
+        save_predictor(self.settings, next(self.fleet.unique()).predictor)  # one serves every model
         await self._stack.aclose()
 
     def _wake(self) -> None:
