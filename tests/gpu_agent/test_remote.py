@@ -1,6 +1,7 @@
 """An agent that listens on the network: TLS with a token, and mutual TLS."""
 
 import http.client
+import json
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -39,6 +40,14 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def ready_address(log: str) -> str | None:
+    """The address in the agent's ready line, None until there is a whole one."""
+    for line in log.splitlines(keepends=True):
+        if '"agent ready"' in line and line.endswith("\n"):
+            return str(json.loads(line)["address"])
+    return None
+
+
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[int]:
     tls = {
@@ -49,10 +58,14 @@ def port(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[int]:
     token = {"name": "gateway", "token_file": str(keys / "token")}
     listen = {"host": "127.0.0.1", "port": 0, "tokens": [token], "tls": tls}
     host = AgentHost(tmp_path_factory.mktemp("node"), 1, {"listen": listen, "allow_writes": False})
-    host.start_agent()
-    host.wait_for(lambda: "agent ready" in host.logged(), "agent")
-    yield int(host.logged().partition('"address": "127.0.0.1:')[2].partition('"')[0])
-    host.stop()
+    try:
+        host.start_agent()
+        host.wait_for(lambda: ready_address(host.logged()) is not None, "agent")
+        address = ready_address(host.logged())
+        assert address is not None
+        yield int(address.rpartition(":")[2])
+    finally:
+        host.stop()
 
 
 def ask(port: int, keys: Path, client: str | None, token: str) -> int:

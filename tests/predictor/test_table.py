@@ -101,7 +101,8 @@ def test_more_work_is_never_faster(seed: int, one: Batch, other: Batch, clock: i
         max(one.prefill_tokens, other.prefill_tokens),
         max(one.prefill_attention, other.prefill_attention),
     )
-    assert model.iteration_time(more, clock) >= model.iteration_time(one, clock)
+    # a point on the edge of a cell is read from either side of it: the last digit may differ
+    assert model.iteration_time(more, clock) >= model.iteration_time(one, clock) * (1.0 - 1e-12)
 
 
 def test_at_a_knot_the_table_itself_is_read() -> None:
