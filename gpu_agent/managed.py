@@ -183,6 +183,7 @@ class ManagedGpu:
             clocks_mhz=tuple(self.info.clocks),
             allowed_mhz=(self.limits.lowest, self.limits.highest),
             power_limit_w=float(self.info.cap_range[1]) if self.info.cap_range else None,
+            cap_range_w=self.info.cap_range,
             writable=why is None,
             why_not_writable=why,
         )

@@ -70,6 +70,7 @@ class GpuInfo(Message):
     clocks_mhz: tuple[int, ...]  # supported SM clocks, ascending
     allowed_mhz: tuple[int, int]  # clamp of the agent's own YAML
     power_limit_w: float | None = None
+    cap_range_w: tuple[float, float] | None = None  # lowest and highest power cap; null: it has none
     writable: bool  # allow_writes, and the driver lets us
     why_not_writable: str | None = None
 
