@@ -3,13 +3,16 @@
 Theory of operation. Every GPU has a ladder: what it would draw at each clock it may run at. Starting from the
 clocks that the governor wants, each domain, innermost first, steps GPUs down until its sum fits its budget:
 lowest priority first, and among equals the step that frees most watts for the speed it costs (POLCA lowers by
-priority, TAPAS by domain; papers §4). Clocks rest on predictions, so each GPU also gets a cap:
+priority, TAPAS by domain; papers §4). Clocks rest on predictions, so each GPU also gets a cap. With the
+lowest and the highest cap of its board, and between them what it is expected to draw,
 
-    cap = watts at its clock * min over its domains of budget / predicted sum
+    cap(u) = low + u (expected - low)              0 <= u <= 1
+             expected + (u - 1) (high - expected)  1 <= u <= 2
 
-which makes the caps of every domain sum to at most its budget, however wrong the ladders are. Caps fail
-closed: they stay when whoever computed them is gone. A domain whose budget is below its GPUs' lowest caps is
-named in `unmet`: only fewer running instances help there.
+at the largest u at which the caps of every domain it is in sum to at most the budget, however wrong the
+ladders are. So who is busy is capped last, and who idles may burst into what is left. Caps fail closed: they
+stay when whoever computed them is gone. A domain whose budget is below its GPUs' lowest caps is named in
+`unmet`: only fewer running instances help there.
 
 An emergency scales every budget: to 75 % at once, held for minutes, given back slowly (a UPS allows 10 s).
 """
@@ -21,6 +24,8 @@ from heapq import heapify, heappop, heappush
 from math import inf
 
 from joulegate.units import MegaHertz, Seconds, Watts
+
+_Span = tuple[Watts, Watts, Watts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One GPU. A GPU that has not been heard of draws its cap at every clock: one rung of that height."""
+    """One GPU. One that has not been heard of draws its cap at every clock: one rung of that height."""
 
     ladder: tuple[tuple[MegaHertz, Watts], ...]  # ascending, up to the clock that is wanted
     caps: tuple[Watts, Watts]  # lowest and highest its board takes
@@ -67,9 +72,10 @@ def allocate(root: Domain, draws: Mapping[str, Draw], ratio: float) -> Allocatio
     for domain in domains:
         _fit(domain, draws, rungs, Watts(domain.budget * ratio))
     watts = {uuid: draws[uuid].ladder[rung][1] for uuid, rung in rungs.items()}
-    scale = _headroom(domains, watts, ratio)
+    spans = {uuid: _span(draws[uuid].caps, watts[uuid]) for uuid in draws}
+    levels = _levels(domains, spans, ratio)
     shares = {
-        uuid: Share(draw.ladder[rungs[uuid]][0], watts[uuid], _cap(draw, watts[uuid], scale[uuid]))
+        uuid: Share(draw.ladder[rungs[uuid]][0], watts[uuid], _cap(spans[uuid], levels[uuid]))
         for uuid, draw in draws.items()
     }
     unmet = tuple(domain.name for domain in domains if _exceeds(domain, shares, Watts(domain.budget * ratio)))
@@ -102,21 +108,35 @@ def _cost(draw: Draw, rung: int) -> tuple[int, float]:
     return draw.priority, (1.0 - lower / clock) / freed if freed > 0.0 else inf
 
 
-def _headroom(domains: Sequence[Domain], watts: Mapping[str, Watts], ratio: float) -> dict[str, float]:
-    """For each GPU the tightest of its domains' budget over predicted sum."""
-    scale = dict.fromkeys(watts, inf)
+def _span(caps: tuple[Watts, Watts], watts: Watts) -> _Span:
+    """Lowest cap, what it is expected to draw, highest cap."""
+    low, high = caps
+    return low, Watts(max(low, min(high, watts))), high
+
+
+def _levels(domains: Sequence[Domain], spans: Mapping[str, _Span], ratio: float) -> dict[str, float]:
+    """For each GPU the smallest u of its domains."""
+    levels = dict.fromkeys(spans, 2.0)
     for domain in domains:
-        members = domain.members() & watts.keys()
-        total = sum(watts[uuid] for uuid in members)
+        members = domain.members() & spans.keys()
+        low, expected, high = (float(sum(spans[uuid][k] for uuid in members)) for k in range(3))
+        budget = domain.budget * ratio
+        if high <= budget:
+            continue
+        if expected <= budget:
+            level = 1.0 + (budget - expected) / (high - expected)
+        else:
+            level = (budget - low) / (expected - low) if budget > low else 0.0
         for uuid in members:
-            scale[uuid] = min(scale[uuid], domain.budget * ratio / total if total > 0.0 else inf)
-    return scale
+            levels[uuid] = min(levels[uuid], level)
+    return levels
 
 
-def _cap(draw: Draw, watts: Watts, scale: float) -> Watts:
-    low, high = draw.caps
-    wanted = watts * scale if watts > 0.0 else high
-    return Watts(max(low, min(high, wanted)))
+def _cap(span: _Span, level: float) -> Watts:
+    low, expected, high = span
+    if level <= 1.0:
+        return Watts(low + level * (expected - low))
+    return Watts(expected + (level - 1.0) * (high - expected))
 
 
 def _exceeds(domain: Domain, shares: Mapping[str, Share], budget: Watts) -> bool:

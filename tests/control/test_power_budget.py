@@ -102,6 +102,8 @@ def test_every_domain_keeps_its_budget_or_is_named(
     for domain in every(root):
         caps = sum(allocation.shares[uuid].cap for uuid in domain.members())
         assert (caps > domain.budget * ratio * (1 + 1e-9)) == (domain.name in allocation.unmet)
+        if domain.name in allocation.unmet:
+            assert len(domain.members()) * CAPS[0] > domain.budget * ratio, "lowest caps alone exceed it"
     for uuid, share in allocation.shares.items():
         assert share.clock <= draws[uuid].ladder[-1][0]  # never above what the governor wants
         assert CAPS[0] <= share.cap <= CAPS[1]
