@@ -152,6 +152,10 @@ def _unknown(instance: Instance, rules: GovernorRules, now: Seconds) -> Decision
     if heard is None or now - heard > rules.stale_after:
         age = "never heard of" if heard is None else f"last heard {now - heard:.1f} s ago"
         return _default(Reason.STALE, f"{instance.name}: agent {age}, clocks go to default", now)
+    if instance.unseen:
+        return _default(
+            Reason.STALE, f"{instance.name}: its metrics cannot be read, clocks go to default", now
+        )
     return None
 
 

@@ -8,6 +8,8 @@ candidate costs a few comparisons and no model call. Of the candidates two are d
 taken: several gateways with the same snapshot then do not all choose the same instance. `share` is 1/R of
 the headroom for one of R gateways.
 
+An instance that failed its last request gets one only if no other has room.
+
 A session stays where its prefix is cached while that instance keeps its objectives: a lost prefix costs
 more energy than a better-fitting batch saves (reference: control laws).
 """
@@ -31,15 +33,20 @@ def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float 
     calm: list[Instance] = []
     fast: list[Instance] = []
     able: list[Instance] = []
+    suspects: list[Instance] = []
     tokens = flight.uncached_tokens
     for instance in candidates:
         if not fits(flight, instance):
+            continue
+        if instance.suspect:
+            suspects.append(instance)
             continue
         able.append(instance)
         if within(instance, instance.at_clock, tokens, share):
             calm.append(instance)
         elif within(instance, instance.at_max, tokens, share):
             fast.append(instance)
+    able = able or suspects
     if not able:
         return None
     if flight.session and (home := _home(flight.session, (*calm, *fast))) is not None:
@@ -54,7 +61,7 @@ def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float 
 def fits(flight: Flight, instance: Instance) -> bool:
     """A free slot, and room in KV and context length (unknown limits do not bind)."""
     book, limits = instance.book, instance.limits
-    if not instance.ready or len(book.flights) >= instance.slots:
+    if not instance.ready or len(book.flights) >= instance.slots or instance.name == flight.avoid:
         return False
     if limits.max_model_len is not None and flight.input_tokens >= limits.max_model_len:
         return False

@@ -30,6 +30,7 @@ class Flight:
     max_tokens: float | None = None
     tenant: str = ""
     session: str = ""
+    avoid: str = ""  # the instance that failed it already
     dispatched: Seconds | None = None
     first_token: Seconds | None = None
     last_token: Seconds | None = None
@@ -179,6 +180,8 @@ class Instance:
     limits: Limits
     model: EngineModel | None  # None: no profile and nothing learned, so clocks stay at default
     ready: bool = True  # in rotation
+    suspect: bool = False  # it failed its last request: used only where nothing better is
+    unseen: bool = False  # its own metrics are stale or unreadable: what others put on it is unknown
     gauges: Gauges | None = None
     prompt_window: float = 2048.0  # it gets no more prompts while it holds so many prompt tokens
     prompt_rate: float = 0.0  # prompt tokens per second it takes in at its clock

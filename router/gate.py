@@ -52,17 +52,20 @@ class FleetGate:
         self._timers: dict[str, asyncio.TimerHandle] = {}  # by model
 
     def admit(self, request: RelayRequest) -> "Admission":
-        return Admission(self, request, second=False)
+        return Admission(self, request)
 
     def again(self, slot: object, report: Report) -> "Admission | None":
         if not isinstance(slot, Ticket) or slot.trip is None:
             return None
-        pool = slot.trip.pool
-        if pool.retries < 1.0 or self._deaths.suspects(slot.request.fingerprint, self._now()):
+        pool, now = slot.trip.pool, self._now()
+        if pool.retries < 1.0 or self._deaths.suspects(slot.request.fingerprint, now):
+            return None
+        failed = "" if slot.member is None else slot.member.law.name
+        if not self._alive(slot.trip.model, pool, now, failed):
             return None
         pool.retries -= 1.0
         pool.tally.retried += 1
-        return Admission(self, slot.request, second=True)
+        return Admission(self, slot.request, failed)
 
     def models(self) -> Sequence[ModelCard]:
         return [
@@ -70,8 +73,11 @@ class FleetGate:
             for name, model in sorted(self.fleet.models.items())
         ]
 
-    def enter(self, request: RelayRequest) -> Ticket:
-        """A ticket, granted or waiting. Raises GatewayError where the request is refused at once."""
+    def enter(self, request: RelayRequest, avoid: str = "") -> Ticket:
+        """A ticket, granted or waiting. Raises GatewayError where the request is refused at once.
+
+        `avoid`: the instance that failed the request before.
+        """
         if self.fleet.draining:
             raise GatewayBusy("this gateway is shutting down", retry_after=1.0)
         now = self._now()
@@ -81,10 +87,11 @@ class FleetGate:
         if not request.generative:
             return self._enter_plain(request, model, now)
         trip = self._trip(request, model)
+        trip.flight.avoid = avoid
         pool = trip.pool
         pool.retries = min(MAX_RETRIES, pool.retries + self._retry_budget)
         ticket = Ticket(self, request, trip)
-        if not self._alive(model, pool, now):
+        if not self._alive(model, pool, now, avoid):
             raise _pool_down(model, pool, now)
         self._waiting[trip.flight.id] = ticket
         self._deliver(model, model.steering.arrive(trip.flight, pool.name, now))
@@ -115,7 +122,7 @@ class FleetGate:
             self.run(model)
         for ticket in list(self._waiting.values()):
             trip = ticket.trip
-            if trip is not None and not self._alive(trip.model, trip.pool, now):
+            if trip is not None and not self._alive(trip.model, trip.pool, now, trip.flight.avoid):
                 del self._waiting[trip.flight.id]
                 trip.pool.queue.remove(trip.flight)
                 ticket.refuse(_pool_down(trip.model, trip.pool, now))
@@ -238,15 +245,15 @@ class FleetGate:
             raise NoSuchModel(f"The model `{wanted}` does not exist. Known here: {known}", param="model")
         return found
 
-    def _alive(self, model: Model, pool: Pool, now: Seconds) -> bool:
-        """Whether any instance the pool may use is expected to take requests again by itself."""
+    def _alive(self, model: Model, pool: Pool, now: Seconds, avoid: str) -> bool:
+        """Whether an instance the pool may use, but `avoid`, is expected to take requests again by itself."""
         reach = pool.rules.reach
         for other in model.pools.values():
             larger = other.rules.reach
             if larger[0] >= reach[0] and larger[1] >= reach[1]:
                 for member in other.members:
                     status = member.status
-                    if status.may_take(0, now) or now < status.busy_until:
+                    if member.law.name != avoid and (status.may_take(0, now) or now < status.busy_until):
                         return True
         return False
 
@@ -262,20 +269,20 @@ class FleetGate:
 class Admission:
     """`async with`: waits for a place, and gives it back however the block ends.
 
-    `second`: another attempt of a request that the key's limits have let in already.
+    `failed`: the instance where a first attempt failed; the key's limits have let the request in then.
     """
 
-    __slots__ = ("_gate", "_request", "_second", "_ticket")
+    __slots__ = ("_failed", "_gate", "_request", "_ticket")
 
-    def __init__(self, gate: FleetGate, request: RelayRequest, second: bool) -> None:
+    def __init__(self, gate: FleetGate, request: RelayRequest, failed: str = "") -> None:
         self._gate = gate
         self._request = request
-        self._second = second
+        self._failed = failed
         self._ticket: Ticket | None = None
 
     async def __aenter__(self) -> Ticket:
         key, limits = self._request.caller.name, self._gate.limits
-        if self._second:
+        if self._failed:
             limits.take_again(key)
         else:
             limits.take(key, Seconds(self._gate.clock()))
@@ -286,7 +293,7 @@ class Admission:
             raise
 
     async def _place(self) -> Ticket:
-        ticket = self._ticket = self._gate.enter(self._request)
+        ticket = self._ticket = self._gate.enter(self._request, self._failed)
         if ticket.member is None:
             try:
                 await ticket.granted()

@@ -16,7 +16,7 @@ from joulegate.domain import Batch, Cuts, LengthPrediction, LengthPredictor, Len
 from joulegate.units import MegaHertz, Seconds
 from router.burn import Burn
 from router.energy import EnergyBook
-from router.fleet import InstanceStatus
+from router.fleet import Health, InstanceStatus
 from router.holdback_meter import HoldbackMeter
 from router.ports import Endpoint
 from router.speed import Speed
@@ -76,6 +76,7 @@ class Member:
     def refresh(self, now: Seconds) -> None:
         """Bring `law.ready` up to date with health."""
         self.law.ready = self.status.may_take(self.open, now)
+        self.law.suspect = self.status.health is Health.SUSPECT
 
     def remember(self, session: str, tokens: int) -> None:
         """`session` has so many tokens in this instance's prefix cache, as far as we know."""

@@ -19,6 +19,7 @@ from router.accounts import Accounts, estimate, expect, metered, unmetered
 from router.actuate import Node
 from router.gate import FleetGate
 from router.pools import Fleet, Member, Model, Pool
+from router.ports import Engine
 from router.replica_load import PeerLoad
 from router.tally import Tally
 
@@ -96,7 +97,9 @@ class ControlTick:
         estimate(member, now)
         gauges, others = status.gauges, self._peers(law.name)
         law.gauges = None
-        if gauges.running is not None and now - status.gauges_at <= GAUGES_FRESH:
+        fresh = gauges.running is not None and now - status.gauges_at <= GAUGES_FRESH
+        law.unseen = not fresh and member.endpoint.engine is not Engine.OPENAI
+        if gauges.running is not None and fresh:
             waiting = max(0, (gauges.waiting or 0) - others.prompts)
             running = max(gauges.running, law.book.running + others.running)
             law.gauges = Gauges(running, waiting, status.gauges_at)

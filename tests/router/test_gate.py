@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -284,3 +285,36 @@ async def test_an_instance_that_cannot_be_reached_says_nothing_about_the_body() 
             slot.close(DOWN)  # never sent
     async with house.gate.admit(house.request(fingerprint=13)) as slot:
         slot.close(OK)
+
+
+async def test_a_second_attempt_goes_to_another_instance_or_nowhere() -> None:
+    house = House(instances=2, slots=4)
+    for _ in range(8):
+        async with house.gate.admit(house.request()) as slot:
+            slot.close(DOWN)
+        again = house.gate.again(slot, DOWN)
+        assert again is not None
+        async with again as second:
+            assert second.endpoint.name != slot.endpoint.name
+            second.close(OK)
+        for member in house.members:
+            member.status.health = Health.UP
+        house.pool.retries = 3.0
+    house.members[1].status.health = Health.DOWN
+    house.gate.changed(Seconds(house.now))
+    async with house.gate.admit(house.request()) as slot:
+        slot.close(DOWN)
+    assert house.gate.again(slot, DOWN) is None
+    assert house.open == [0, 0]
+
+
+async def test_an_instance_that_failed_its_last_request_is_asked_last() -> None:
+    house = House(instances=2, slots=2)
+    house.members[0].status.health = Health.SUSPECT
+    house.gate.changed(Seconds(house.now))
+    names = []
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            slot = await stack.enter_async_context(house.gate.admit(house.request()))
+            names.append(slot.endpoint.name)
+        assert names == ["i1", "i1", "i0"]
