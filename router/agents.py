@@ -107,8 +107,7 @@ class Agent:
         return False
 
     def _seen(self, gpus: tuple[GpuState, ...], now: Seconds) -> None:
-        for gpu in gpus:
-            self.view.gpus[gpu.uuid] = gpu
+        self.view.gpus = {gpu.uuid: gpu for gpu in gpus}  # a GPU that is not among them is not known any more
         self.view.seen, self.view.up, self.view.problem = now, True, ""
 
     def _down(self, problem: str) -> None:

@@ -70,9 +70,12 @@ class Prober:
             self._status.signal(Signal.PROBE_FAILED, now, f"{self._path} answered {reply.status}")
 
     async def _gauges(self) -> None:
-        reply = await self._client.get("/metrics", self._timeout)
+        try:
+            reply = await self._client.get("/metrics", self._timeout)
+        except Unreachable:
+            return  # what we knew grows stale, and stale means unknown: not that the instance is down
         if reply.status != 200 or len(reply.body) > MAX_PAGE:
-            return  # what we knew grows stale, and stale means unknown
+            return
         self._status.gauges = read_gauges(reply.body, self._status.endpoint.engine)
         self._status.gauges_at = Seconds(self._clock())
         self._status.asleep = self._status.gauges.asleep

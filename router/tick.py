@@ -108,8 +108,8 @@ class ControlTick:
             law.gauges = Gauges(law.book.running + others.running, 0, now)
         if law.limits.kv_capacity is None and gauges.kv_capacity_tokens is not None:
             law.limits = replace(law.limits, kv_capacity=gauges.kv_capacity_tokens)
-        if node is not None and node.agent.view.up:
-            view = node.agent.view
+        view = None if node is None else node.agent.view
+        if view is not None and view.up and all(gpu in view.gpus for gpu in member.gpus):
             infos = [view.infos[gpu] for gpu in member.gpus if gpu in view.infos]
             member.speed.knows_clocks([MegaHertz(c) for info in infos[:1] for c in info.clocks_mhz])
             law.telemetry_at = view.seen
