@@ -62,6 +62,11 @@ def load(path: Path, schema: str) -> Artifact:
     return Artifact(header, arrays)
 
 
+def is_artifact(content: bytes) -> bool:
+    """Whether a file that begins so may be one (an .npz is a zip file)."""
+    return content.startswith(b"PK")
+
+
 def data_hash(parts: Iterable[bytes]) -> str:
     """SHA-256 over what a model was trained on, in order."""
     digest = hashlib.sha256()

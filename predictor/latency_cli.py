@@ -1,6 +1,5 @@
 """Shell: `train latency` and `evaluate latency`."""
 
-import hashlib
 import json as jsonlib
 import sys
 import time
@@ -32,10 +31,13 @@ Seed = Annotated[int, typer.Option(help="Seed of the split and of the folds.")]
 
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Model to write: a .json; an .npz goes beside it.")],
+    out: Annotated[Path, typer.Option("--out", help="Model to write (.npz).")],
     more: More = None,
     clocks: Annotated[
-        str, typer.Option(help="Every clock the GPU supports, LOW:HIGH:STEP in MHz; default: those swept.")
+        str,
+        typer.Option(
+            help="Every clock it supports, MHz: LOW:HIGH:STEP or comma separated; default: those swept."
+        ),
     ] = "",
     seed: Seed = 0,
     json: Json = False,
@@ -43,6 +45,7 @@ def train(
     """Learn iteration time and power of every engine in a sweep."""
     import numpy as np
 
+    from predictor.artifact import data_hash
     from predictor.latency_artifact import save
     from predictor.latency_train import train as learn
 
@@ -52,15 +55,15 @@ def train(
     for sweep in _sweeps(files):
         sys.stderr.write(f"{sweep.engine.name}: {len(sweep.rows)} rows\n")
         models.append(learn(sweep, ladder, np.random.default_rng(seed)).model)
-    save(out, models, _hash(files))
+    save(out, models, data_hash(file.read_bytes() for file in files))
     summary = [
         {
             "engine": model.trained.engine,
             "rows": model.trained.rows,
             "time_error_p95_pct": 100.0 * model.trained.time_error_p95,
-            "power_error_p95_pct": 100.0 * model.trained.power_error_p95
-            if model.trained.power_known
-            else None,
+            "power_error_p95_pct": None
+            if model.trained.power_error_p95 is None
+            else 100.0 * model.trained.power_error_p95,
             "residual_share": model.trained.residual_share,
         }
         for model in models
@@ -84,7 +87,7 @@ def evaluate(
     more: More = None,
     model: Annotated[Path | None, typer.Option(help="Score this model as it is, on all rows.")] = None,
     few_shot: Annotated[
-        int, typer.Option(help="Learn the highest clock and this many more; predict the other clocks.")
+        int, typer.Option(min=0, help="Learn the highest clock and this many more; predict the other clocks.")
     ] = 0,
     leave_one_clock_out: Annotated[
         bool, typer.Option(help="Predict each clock from all the others.")
@@ -95,7 +98,7 @@ def evaluate(
     emulated: Annotated[
         Path | None, typer.Option(help="Instead of --data: an engine profile; sweep a hidden variant of it.")
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows of an emulated sweep.")] = 2000,
+    rows: Annotated[int, typer.Option(min=10, help="Rows of an emulated sweep.")] = 2000,
     plot: Annotated[
         Path | None, typer.Option(help="Draw calibration and error by clock and load into this SVG.")
     ] = None,
@@ -107,6 +110,8 @@ def evaluate(
 
     if (data is None) == (emulated is None):
         raise UserError("one of --data and --emulated is needed")
+    if sum((model is not None, few_shot > 0, leave_one_clock_out)) > 1:
+        raise UserError("only one of --model, --few-shot and --leave-one-clock-out")
     if not 0.0 < train_share < 1.0:
         raise UserError(f"--train-share {train_share}: must lie between 0 and 1")
     sweeps = _emulated(emulated, rows, seed) if emulated else _sweeps([*(data or ()), *(more or ())])
@@ -143,7 +148,7 @@ def _sweeps(files: Sequence[Path]) -> "list[Sweep]":
     sweeps = []
     for file in files:
         try:
-            with file.open(newline="") as lines:
+            with file.open(newline="", encoding="utf-8-sig") as lines:
                 found, flagged = read_sweeps(lines, str(file))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read: {error}") from error
@@ -178,19 +183,14 @@ def _ladder(text: str) -> list[int]:
     if not text:
         return []
     try:
+        if ":" not in text:
+            return sorted({int(part) for part in text.split(",")})
         low, high, step = (int(part) for part in text.split(":"))
         return [*range(low, high, step), high]
     except ValueError as error:
         raise UserError(
-            f"--clocks {text!r}: expected LOW:HIGH:STEP in MHz", "for example 210:1980:15"
+            f"--clocks {text!r}: expected LOW:HIGH:STEP or a list, in MHz", "for example 210:1980:15"
         ) from error
-
-
-def _hash(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _write(document: object) -> None:

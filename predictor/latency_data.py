@@ -15,8 +15,9 @@ Rows with a flag are not used.
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 from joulegate.domain import Batch
 from joulegate.errors import UserError
@@ -85,22 +86,18 @@ def read_sweeps(lines: Iterable[str], name: str) -> tuple[list[Sweep], int]:
 
     Raises UserError naming the line and column that is wrong.
     """
-    reader = csv.DictReader(lines)
-    missing = [column for column in NEEDED if column not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"{name}: no column {', '.join(missing)}", f"columns are {','.join(COLUMNS)}")
     rows: dict[Engine, list[Row]] = {}
     idle: dict[Engine, Watts] = {}
     flagged = 0
-    for record in reader:
-        if (record.get("flag") or "").strip():
+    for line, record in _records(lines, name):
+        if _text(record, "flag"):
             flagged += 1
             continue
         try:
             engine, row = _row(record)
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             raise UserError(
-                f"{name}:{reader.line_num}: {error}", "see docs/latency-model.md for the columns"
+                f"{name}:{line}: {error}", "docs/latency-model.md says what belongs there"
             ) from error
         if row.phase == "idle":
             idle[engine] = row.watts or Watts(0.0)
@@ -121,16 +118,29 @@ def merged(sweeps: Iterable[Sweep]) -> list[Sweep]:
     return list(found.values())
 
 
-def _row(record: Mapping[str, str]) -> tuple[Engine, Row]:
-    phase = record["phase"].strip()
-    batch = int(_number(record, "batch"))
+def _records(lines: Iterable[str], name: str) -> Iterator[tuple[int, Mapping[str, str | None]]]:
+    """(line, cells by column) of every row."""
+    reader = csv.DictReader(lines)
+    try:
+        missing = [column for column in NEEDED if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{name}: no column {', '.join(missing)}", f"columns are {','.join(COLUMNS)}")
+        for record in reader:
+            yield reader.line_num, record
+    except csv.Error as error:
+        raise UserError(f"{name}:{reader.line_num}: not CSV: {error}") from error
+
+
+def _row(record: Mapping[str, str | None]) -> tuple[Engine, Row]:
+    phase = _text(record, "phase")
+    batch = _count(record, "batch")
     context, new = _number(record, "context_tokens"), _number(record, "new_tokens")
     engine = Engine(
-        source=record.get("source") or "",
-        gpu=record["gpu"],
-        stack=record.get("stack") or "",
-        model=record["model"],
-        tp=int(record["tp"]),
+        source=_text(record, "source"),
+        gpu=_text(record, "gpu"),
+        stack=_text(record, "stack"),
+        model=_text(record, "model"),
+        tp=_count(record, "tp"),
         whole_batch=phase == "batch_e2e",
     )
     row = Row(
@@ -139,42 +149,62 @@ def _row(record: Mapping[str, str]) -> tuple[Engine, Row]:
         clock=_number(record, "freq_mhz"),
         seconds=Seconds(_number(record, "latency_ms") / 1000.0),
         watts=_watts(record, "power_w"),
-        capped=(record.get("power_capped") or "0").strip() not in {"0", "", "False", "false"},
+        capped=_text(record, "power_capped") not in {"0", "", "False", "false"},
         true_seconds=_seconds(record, "true_latency_ms"),
         true_watts=_watts(record, "true_power_w"),
     )
-    if phase != "idle" and not (row.seconds > 0.0 and row.clock > 0.0):
-        raise ValueError("latency_ms and freq_mhz must be above 0")
+    if engine.tp < 1:
+        raise ValueError("tp: must be at least 1")
+    for column, value in (("latency_ms", row.seconds), ("freq_mhz", row.clock)):
+        if phase != "idle" and value <= 0.0:
+            raise ValueError(f"{column}: must be above 0; flag the row if it is not to be used")
     return engine, row
 
 
 def _work(phase: str, batch: int, context: float, new: float) -> Batch:
     if phase == "idle":
         return Batch()
+    if phase not in {"prefill", "mixed", "batch_e2e"} and not phase.startswith("decode"):
+        raise ValueError(f"phase: {phase!r} is none of decode, prefill, mixed, batch_e2e, idle")
+    if batch < 1:
+        raise ValueError("batch: must be at least 1")
     if phase == "prefill":
         tokens = new or context
         before = context if new else 0.0
+        if tokens < 1.0:
+            raise ValueError("new_tokens: a prefill has prompt tokens")
         return Batch(
             prefill_tokens=int(batch * tokens), prefill_attention=batch * tokens * (before + tokens / 2)
         )
     if phase == "mixed":
         return Batch(batch, batch * context, int(new), new * new / 2)
-    if phase == "batch_e2e" or phase.startswith("decode"):
-        return Batch(batch, batch * context)
-    raise ValueError(f"phase {phase!r} is none of decode, prefill, mixed, batch_e2e, idle")
+    return Batch(batch, batch * context)
 
 
-def _number(record: Mapping[str, str], column: str) -> float:
-    text = (record.get(column) or "0").strip()
+def _text(record: Mapping[str, str | None], column: str) -> str:
+    """A cell; empty where the row or the file has none."""
+    return (record.get(column) or "").strip()
+
+
+def _number(record: Mapping[str, str | None], column: str) -> float:
+    """A cell as a number that is not negative; 0 where it is empty."""
+    text = _text(record, column) or "0"
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise ValueError(f"{column}: {text!r} is not a number") from None
+    if not isfinite(value) or value < 0.0:
+        raise ValueError(f"{column}: {text!r}; leave it empty where nothing was read, or flag the row")
+    return value
 
 
-def _seconds(record: Mapping[str, str], column: str) -> Seconds | None:
-    return Seconds(_number(record, column) / 1000.0) if (record.get(column) or "").strip() else None
+def _count(record: Mapping[str, str | None], column: str) -> int:
+    return int(_number(record, column))
 
 
-def _watts(record: Mapping[str, str], column: str) -> Watts | None:
-    return Watts(_number(record, column)) if (record.get(column) or "").strip() else None
+def _seconds(record: Mapping[str, str | None], column: str) -> Seconds | None:
+    return Seconds(_number(record, column) / 1000.0) if _text(record, column) else None
+
+
+def _watts(record: Mapping[str, str | None], column: str) -> Watts | None:
+    return Watts(_number(record, column)) if _text(record, column) else None

@@ -5,7 +5,6 @@ Physics first, then trees on what it leaves over, then both compiled into monoto
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 
@@ -56,10 +55,9 @@ def train(sweep: Sweep, clocks: Sequence[int], rng: np.random.Generator) -> Fitt
         ranges=_ranges(rows),
         time_error_p90=time_residual.error_p90,
         time_error_p95=time_residual.error_p95,
-        power_error_p90=power_residual.error_p90 if power_residual else inf,
-        power_error_p95=power_residual.error_p95 if power_residual else inf,
+        power_error_p90=power_residual.error_p90 if power_residual else None,
+        power_error_p95=power_residual.error_p95 if power_residual else None,
         residual_share=time_residual.share,
-        power_known=power is not None,
     )
     return Fitted(TableModel(tables, trained), physics)
 

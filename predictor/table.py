@@ -36,10 +36,13 @@ class Trained:
     ranges: Mapping[str, tuple[float, float]]  # of batch, context_tokens, prefill_tokens, clock_mhz
     time_error_p90: float  # |log(observed / predicted)| on rows not learned
     time_error_p95: float
-    power_error_p90: float
-    power_error_p95: float
+    power_error_p90: float | None  # None: no power readings
+    power_error_p95: float | None
     residual_share: float  # of the trees' advice that is in the table: 0 is physics alone
-    power_known: bool
+
+    @property
+    def power_known(self) -> bool:
+        return self.power_error_p95 is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
 from joulegate.settings.load import read_secret
 from joulegate.units import MegaHertz, Seconds
-from predictor.latency_artifact import SCHEMA
+from predictor.artifact import is_artifact
 from predictor.latency_artifact import load as load_models
 from predictor.length import HistoryPredictor
 from predictor.physics import PhysicsModel
@@ -93,6 +93,7 @@ def _pool(section: settings_of.Pool, members: tuple[Member, ...], steering: Stee
         members=members,
         queue=queue,
         queue_limit=section.queue_limit,
+        power_priority=section.power_priority,
     )
 
 
@@ -169,9 +170,9 @@ def read_model(path: Path | None) -> tuple[EngineProfile | None, EngineModel | N
     if path is None:
         return None, None
     try:
-        document = orjson.loads(path.read_bytes())
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            profile = parse_profile(document)
+        content = path.read_bytes()
+        if not is_artifact(content):
+            profile = parse_profile(orjson.loads(content))
             return profile, PhysicsModel(profile)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"engine profile {path}: {error}", "see configs/profiles/README.md") from error

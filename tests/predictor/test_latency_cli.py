@@ -59,7 +59,7 @@ def sweep_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(sweep_csv: Path) -> Path:
-    out = sweep_csv.with_name("model.json")
+    out = sweep_csv.with_name("model.npz")
     arguments = ["train", "latency", "--data", str(sweep_csv), "--out", str(out), "--clocks", "705:1410:15"]
     assert run(arguments, COMMANDS) == 0
     return out
@@ -85,13 +85,18 @@ def test_a_trained_model_is_saved_loaded_and_scored(
     assert scores["monotone_violations"] == 0
 
 
-def test_training_again_leaves_one_set_of_tables(sweep_csv: Path, tmp_path: Path) -> None:
-    out = tmp_path / "model.json"
-    for clocks in ("705:1410:15", "705:1410:45"):
-        command = ["train", "latency", "--data", str(sweep_csv), "--out", str(out), "--clocks", clocks]
-        assert run(command, COMMANDS) == 0
-    assert len(list(tmp_path.iterdir())) == 2
-    assert load(out)[0].clocks[1] == 750
+@pytest.mark.parametrize(
+    ("clocks", "ladder"), [("705:1410:235", (705, 940, 1175, 1410)), ("1410,800", (800, 1410))]
+)
+def test_training_again_replaces_the_model(
+    clocks: str, ladder: tuple[int, ...], sweep_csv: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.npz"
+    out.write_bytes(b"an older one")
+    command = ["train", "latency", "--data", str(sweep_csv), "--out", str(out), "--clocks", clocks]
+    assert run(command, COMMANDS) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert load(out)[0].clocks == ladder
 
 
 @pytest.mark.parametrize(
@@ -126,23 +131,26 @@ def test_serving_a_model_needs_neither_scikit_learn_nor_scipy(trained: Path) -> 
     assert done.stdout.strip() == "[]"
 
 
+HEAD = "gpu,model,tp,phase,batch,context_tokens,new_tokens,freq_mhz,latency_ms,power_w\n"
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        pytest.param("gpu,model\n", "no column", id="columns"),
-        pytest.param(
-            "gpu,model,tp,phase,batch,freq_mhz,latency_ms\na,b,1,nap,1,900,5\n", "'nap'", id="phase"
-        ),
-        pytest.param(
-            "gpu,model,tp,phase,batch,freq_mhz,latency_ms\na,b,1,decode,x,900,5\n", "'x'", id="number"
-        ),
-        pytest.param(
-            "gpu,model,tp,phase,batch,freq_mhz,latency_ms\na,b,1,decode,1,900,0\n", "above 0", id="zero"
-        ),
-        pytest.param("gpu,model,tp,phase,batch,freq_mhz,latency_ms\n", "no usable rows", id="empty"),
-        pytest.param(
-            "gpu,model,tp,phase,batch,freq_mhz,latency_ms\na,b,1,decode,1,900,5\n", "too few", id="few"
-        ),
+        pytest.param("gpu,model\n", "bad.csv: no column tp, phase", id="columns"),
+        pytest.param(HEAD + "a,b,1,nap,1,9,0,900,5,\n", "bad.csv:2: phase: 'nap'", id="phase"),
+        pytest.param(HEAD + "a,b,1,decode,x,9,0,900,5,\n", "bad.csv:2: batch: 'x'", id="number"),
+        pytest.param(HEAD + "a,b,1,decode,0,9,0,900,5,\n", "bad.csv:2: batch: must be", id="no batch"),
+        pytest.param(HEAD + "a,b,0,decode,1,9,0,900,5,\n", "bad.csv:2: tp: must be", id="no gpu"),
+        pytest.param(HEAD + "a,b,1,decode,1,9,0,900,0,\n", "bad.csv:2: latency_ms: must be", id="zero"),
+        pytest.param(HEAD + "a,b,1,decode,1,9,0,900,nan,\n", "bad.csv:2: latency_ms: 'nan'", id="nan"),
+        pytest.param(HEAD + "a,b,1,decode,1,9,0,900,5,inf\n", "bad.csv:2: power_w: 'inf'", id="infinite"),
+        pytest.param(HEAD + "a,b,1,decode,1,-9,0,900,5,\n", "bad.csv:2: context_tokens: '-9'", id="negative"),
+        pytest.param(HEAD + "a,b,1,prefill,1,,,900,5,\n", "bad.csv:2: new_tokens: a prefill", id="no prompt"),
+        pytest.param(HEAD + "a,b,1\n", "bad.csv:2: phase: ''", id="short row"),
+        pytest.param(HEAD + "a,b\0,1,decode\n", "bad.csv:", id="binary"),
+        pytest.param(HEAD, "no usable rows", id="empty"),
+        pytest.param(HEAD + "a,b,1,decode,1,9,0,900,5,\n", "too few", id="few"),
     ],
 )
 def test_bad_data_is_named_and_not_traced_back(
@@ -159,16 +167,12 @@ def test_bad_data_is_named_and_not_traced_back(
 def test_a_damaged_model_is_refused(
     sweep_csv: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part in trained.parent.glob("model*"):
-        shutil.copy(part, tmp_path)
-    out = tmp_path / trained.name
-    (npz,) = tmp_path.glob("*.npz")
-    npz.write_bytes(npz.read_bytes()[:-1] + b"?")
-    assert run(["evaluate", "latency", "--data", str(sweep_csv), "--model", str(out)], COMMANDS) == 2
-    assert "damaged" in capsys.readouterr().err
-    out.write_text("{}")
-    assert run(["evaluate", "latency", "--data", str(sweep_csv), "--model", str(out)], COMMANDS) == 2
-    assert "not a latency model" in capsys.readouterr().err
+    out = Path(shutil.copy(trained, tmp_path))
+    content = out.read_bytes()
+    for damaged in (content[:-1], content[: len(content) // 2], b"{}", b""):
+        out.write_bytes(damaged)
+        assert run(["evaluate", "latency", "--data", str(sweep_csv), "--model", str(out)], COMMANDS) == 2
+        assert "not a learned model" in capsys.readouterr().err
 
 
 def test_the_picture_is_well_formed_and_shows_every_row(
@@ -182,3 +186,24 @@ def test_the_picture_is_well_formed_and_shows_every_row(
     for dot in dots:
         assert 0.0 <= float(dot.getAttribute("cx")) <= 300.0
         assert 0.0 <= float(dot.getAttribute("cy")) <= 300.0
+
+
+def test_one_clock_and_no_power_are_learned_as_far_as_they_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "one.csv"
+    lines = [f"a,b,1,decode,{batch},500,0,900,{10 + batch / 8}," for batch in (1, 2, 4, 8, 16, 32)]
+    data.write_text("\ufeff" + HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    assert run(["train", "latency", "--data", str(data), "--out", str(tmp_path / "m.npz")], COMMANDS) == 0
+    assert "power unknown" in capsys.readouterr().out
+    (model,) = load(tmp_path / "m.npz")
+    assert model.trained.power_error_p95 is None
+    assert model.iteration_time(Batch(12, 6000), MegaHertz(900)) == pytest.approx(0.0115, rel=0.05)
+    assert run(["evaluate", "latency", "--data", str(data), "--few-shot", "3"], COMMANDS) == 2
+    assert "sweep more clocks" in capsys.readouterr().err
+
+
+def test_ways_of_evaluating_exclude_each_other(sweep_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "latency", "--data", str(sweep_csv), "--few-shot", "2", "--leave-one-clock-out"]
+    assert run(words, COMMANDS) == 2
+    assert "only one of" in capsys.readouterr().err

@@ -27,7 +27,6 @@ TRAINED = Trained(
     power_error_p90=0.02,
     power_error_p95=0.03,
     residual_share=0.0,
-    power_known=True,
 )
 CLOCKS = (500, 800, 1100, 1500)
 BATCH, CONTEXT, TOKENS = (0.0, 1.0, 4.0, 8.0), (0.0, 1000.0, 8000.0), (0.0, 256.0, 2000.0)
