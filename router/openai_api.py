@@ -148,8 +148,25 @@ def with_usage(body: bytes | bytearray, parsed: Parsed) -> list[bytes | bytearra
     if len(spans) != 1:
         return None  # given twice, or with an escape in its name
     start, end = spans[0]
-    options = {**(parsed.options or {}), "include_usage": True}
-    return [view[:start], orjson.dumps(options), view[end:]]
+    options = _asking(bytes(view[start:end]))
+    return None if options is None else [view[:start], options, view[end:]]
+
+
+def _asking(options: bytes) -> bytes | None:
+    """The text of `stream_options`, asking for usage and otherwise as it was; None: it is no object."""
+    if options == b"null":
+        return b'{"include_usage":true}'
+    if not options.startswith(b"{"):
+        return None
+    spans = value_spans(options, b'"include_usage"')
+    if len(spans) > 1:
+        return None
+    if spans:
+        start, end = spans[0]
+        return options[:start] + b"true" + options[end:]
+    rest = options[1:]
+    comma = b"" if rest.lstrip().startswith(b"}") else b","
+    return b'{"include_usage":true' + comma + rest
 
 
 def renamed(body: bytearray, model: str) -> bytearray:

@@ -63,6 +63,29 @@ def test_asking_for_usage_changes_that_and_nothing_else(
     assert edited == body
 
 
+@pytest.mark.parametrize(
+    ("options", "asking"),
+    [
+        (b"null", b'{"include_usage":true}'),
+        (b"{ }", b'{"include_usage":true }'),
+        (b'{"x": 1e400}', b'{"include_usage":true,"x": 1e400}'),
+        (b'{"x":{"include_usage":0}, "include_usage" : false}', None),
+    ],
+)
+def test_the_other_stream_options_keep_their_bytes(options: bytes, asking: bytes | None) -> None:
+    sent = b'{"stream":true,"stream_options":' + options + b"}"
+    pieces = with_usage(sent, parse(CHAT, sent, JSON, ""))
+    assert pieces is not None
+    expected = asking or options.replace(b"false", b"true")
+    assert b"".join(pieces) == sent.replace(options, expected)
+
+
+@pytest.mark.parametrize("options", [b"[1]", b'"x"', b"1"])
+def test_stream_options_that_an_engine_refuses_are_left_to_it(options: bytes) -> None:
+    sent = b'{"stream":true,"stream_options":' + options + b"}"
+    assert with_usage(sent, parse(CHAT, sent, JSON, "")) is None
+
+
 def test_bytes_that_are_not_understood_stay_as_they_were() -> None:
     sent = b' {"a":1e400, "b":1.0, "a":2,"stream" : true,\n"c":"\\u00e9\\ud800"}'
     pieces = with_usage(sent, parse(CHAT, sent, JSON, ""))
