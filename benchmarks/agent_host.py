@@ -1,5 +1,6 @@
 """Shell: one emulated GPU node for benchmarks and tests: the real agent and watchdog as processes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from joulegate.units import MegaHertz, Seconds
 
 CLOCKS = tuple(MegaHertz(clock) for clock in range(210, 1981, 15))
 START_SECONDS = 60.0
+NICE = {"agent": -5, "watchdog": -10}
 
 
 class AgentHost:
@@ -139,7 +141,13 @@ class AgentHost:
             str(self.folder / "agent.yaml"),
         ]
         log: IO[bytes] = self.log
-        return subprocess.Popen([*words, *options], stderr=log, env=os.environ | (environment or {}))
+        given = {"STATE_DIRECTORY": str(self.folder / "state")}  # as systemd does
+        process = subprocess.Popen(
+            [*words, *options], stderr=log, env=os.environ | given | (environment or {})
+        )
+        with contextlib.suppress(PermissionError):  # as the units do, where this user may
+            os.setpriority(os.PRIO_PROCESS, process.pid, NICE[command])
+        return process
 
 
 def end(process: subprocess.Popen[bytes] | None, number: int) -> None:

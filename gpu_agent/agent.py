@@ -20,7 +20,7 @@ import uvicorn
 
 from gpu_agent.access import Client, Known
 from gpu_agent.deadman import Deadman
-from gpu_agent.drivers import driver_for, monotonic
+from gpu_agent.drivers import driver_for, monotonic, undo_for
 from gpu_agent.fleet import managed
 from gpu_agent.http_api import Api
 from gpu_agent.metrics import exposition
@@ -89,7 +89,7 @@ def build(settings: AgentSettings) -> Node:
         driver,
         managed(settings, driver),
         WatchdogLink(watchdog.socket, Seconds(watchdog.ack_ms / 1000.0)),
-        StateFile(settings.state_dir) if settings.allow_writes else None,
+        StateFile(settings.state_dir, undo_for(settings)) if settings.allow_writes else None,
         Grace(Seconds(settings.restore_jitter_ms / 1000.0), Seconds(watchdog.grace_ms / 1000.0)),
         random.SystemRandom().random,
         monotonic,

@@ -19,9 +19,9 @@ def agent(
     """Run the agent of this node: it sets GPU clocks for whoever holds its lease, and reads the GPUs."""
     import contextlib
 
-    from gpu_agent.drivers import driver_for
+    from gpu_agent.drivers import driver_for, undo_for
     from gpu_agent.recovery import free_left_overs
-    from gpu_agent.state_file import claimed, read
+    from gpu_agent.state_file import StateFile, claimed
     from joulegate.logs import logging_to
     from joulegate.settings.agent import AgentSettings
     from joulegate.settings.load import load
@@ -31,8 +31,8 @@ def agent(
         stack.enter_context(logging_to("json", "debug" if debug else "info"))
         if settings.allow_writes:
             stack.enter_context(claimed(settings.state_dir))
-            locked = read(settings.state_dir).locked
-            free_left_overs(driver_for(settings), locked, settings.clocks.site_lock_mhz)
+            state = StateFile(settings.state_dir, undo_for(settings))
+            free_left_overs(driver_for(settings), state, settings.clocks.site_lock_mhz)
         from gpu_agent.agent import Companion, run  # the web server comes after the clocks
 
         run(settings, Companion(config) if with_watchdog else None)

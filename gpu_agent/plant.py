@@ -203,10 +203,12 @@ class PlantGpu:
 
     def _ask(self, low: int, high: int, now: Seconds) -> None:
         raw, ceiling = self._raw, self._ceiling_in_effect(now)
-        slot = raw.request[(raw.request_version + 1) & 1]
+        # Agent and watchdog may both free a GPU at start: two that begin at one version end at the next.
+        version = raw.request_version + 1
+        slot = raw.request[version & 1]
         slot.at, slot.low, slot.high = now, low, high
         slot.previous, slot.pid = ceiling, os.getpid()
-        raw.request_version += 1
+        raw.request_version = version
 
     def _ceiling_in_effect(self, now: Seconds) -> int:
         request = self._request()

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any
 
 from gpu_agent.device import Broken, DeviceError, Driver
 from gpu_agent.state_file import claimant, read
@@ -35,7 +34,9 @@ from joulegate.units import Seconds
 log = logging.getLogger(__name__)
 RETRY = 0.2  # seconds between two tries to reset a GPU
 DEATH = 2.0  # seconds a killed agent gets to be gone; after that its GPUs are reset before and after
-ADOPT = 3.0  # seconds a live agent gets to connect to a watchdog that has just started
+ADOPT = 5.0  # seconds a live agent gets to connect to a watchdog that has just started
+LAST = 5.0  # seconds in which a watchdog that is told to stop still frees what it has begun to free
+MAX_WAITING = 16  # connections that have not said yet who they are
 
 
 @dataclass(slots=True)
@@ -49,6 +50,23 @@ class Ward:
     gpus: frozenset[str] = frozenset()
     killed_at: float = inf
     forestalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A packet of an agent: see `gpu_agent.watchdog_link`."""
+
+    seq: int
+    deadline: Seconds | None
+    gpus: frozenset[str]
+    hold: bool
+
+    @classmethod
+    def read(cls, packet: bytes) -> "Said":
+        """Raises ValueError, TypeError or KeyError."""
+        said = json.loads(packet)
+        deadline = None if said["deadline"] is None else Seconds(float(said["deadline"]))
+        return cls(int(said["seq"]), deadline, frozenset(map(str, said["gpus"])), bool(said["hold"]))
 
 
 @dataclass(slots=True)
@@ -66,6 +84,7 @@ class Watchdog:
     _opened: bool = False
     _running: bool = True
     _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    _waiting: int = 0  # connections that have not said yet who they are
     _adopt_at: float = inf
     _leave_at: float = inf
 
@@ -78,7 +97,13 @@ class Watchdog:
         log.info("watchdog ready", extra={"socket": str(self.path)})
         while self._running:
             self.tick()
+        until = time.monotonic() + LAST
+        while self._busy() and time.monotonic() < until:
+            self.tick()
         self.path.unlink(missing_ok=True)
+
+    def _busy(self) -> bool:
+        return bool(self._pending) or any(ward.killed_at < inf for ward in self._wards)
 
     def stop(self) -> None:
         """From a signal handler or another thread."""
@@ -98,7 +123,7 @@ class Watchdog:
             self.stop()
 
     def _deserted(self) -> bool:
-        return self.exit_with_agent and not self._wards and not self._pending
+        return self.exit_with_agent and not (self._wards or self._pending) and self._adopt_at == inf
 
     def _patience(self) -> float:
         """Seconds until something is due."""
@@ -112,26 +137,37 @@ class Watchdog:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        connection.settimeout(1.0)
+        _, uid, _ = _peer(connection)
+        if uid not in (0, os.geteuid()) or self._waiting >= MAX_WAITING:
+            log.warning("connection refused", extra={"uid": uid})
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._waiting += 1
+        self._selector.register(connection, selectors.EVENT_READ, self._greet)
+
+    def _greet(self, connection: socket.socket) -> None:
+        """The first packet, with a pidfd of the process that connected."""
+        self._waiting -= 1
+        self._selector.unregister(connection)
+        pid, _, _ = _peer(connection)
         try:
             packet, fds, _, _ = socket.recv_fds(connection, MAX_PACKET, 1)
         except OSError:
             connection.close()
             return
-        if uid not in (0, os.geteuid()) or len(fds) != 1 or _process_of(fds[0]) != pid:
-            log.warning("connection refused", extra={"pid": pid, "uid": uid})
+        if len(fds) != 1 or _process_of(fds[0]) != pid:
+            log.warning("connection refused", extra={"pid": pid})
             for fd in fds:
                 os.close(fd)
             connection.close()
             return
-        connection.setblocking(False)
         ward = Ward(fds[0], pid, connection)
         self._wards.append(ward)
         self._selector.register(connection, selectors.EVENT_READ, lambda _: self._drain(ward))
         self._leave_at = inf
-        self._heed(ward, json.loads(packet))
         log.info("agent connected", extra={"pid": pid})
+        self._heed(ward, packet)
 
     def _drain(self, ward: Ward) -> None:
         """Read every packet that waits. An armed agent that has gone is treated like a late one."""
@@ -143,16 +179,29 @@ class Watchdog:
             except OSError:
                 packet = b""
             if packet:
-                self._heed(ward, json.loads(packet))
-            elif ward.deadline is not None:
-                self._kill(ward, "the agent went away with clocks locked")
+                self._heed(ward, packet)
             else:
-                self._forget(ward)
+                self._part(ward, "the agent went away with clocks locked")
 
-    def _heed(self, ward: Ward, packet: dict[str, Any]) -> None:
-        ward.deadline = None if packet["deadline"] is None else Seconds(float(packet["deadline"]))
-        ward.gpus = frozenset(packet["gpus"])
-        answer = {"seq": packet["seq"], "why": self._hindrance(bool(packet["hold"]), ward.gpus)}
+    def _part(self, ward: Ward, why: str) -> None:
+        """With an agent that is armed by killing it; with another by looking what the disk says."""
+        if ward.deadline is not None:
+            self._kill(ward, why)
+            return
+        self._forget(ward)
+        try:
+            self._recover()
+        except UserError as error:
+            log.error("state not read", extra={"why": error.message})
+
+    def _heed(self, ward: Ward, packet: bytes) -> None:
+        try:
+            said = Said.read(packet)
+        except (ValueError, TypeError, KeyError):
+            self._part(ward, "the agent does not speak our language")
+            return
+        ward.deadline, ward.gpus = said.deadline, said.gpus
+        answer = {"seq": said.seq, "why": self._hindrance(said.hold, ward.gpus)}
         if ward.connection is not None:
             with contextlib.suppress(OSError):  # a full or closed socket shows at the next read
                 ward.connection.send(json.dumps(answer).encode())
@@ -184,7 +233,7 @@ class Watchdog:
 
     def _kill(self, ward: Ward, why: str) -> None:
         log.error("killing the agent", extra={"why": why, "gpus": sorted(ward.gpus)})
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # see DEATH
             signal.pidfd_send_signal(ward.pidfd, signal.SIGKILL)
         self._hang_up(ward)
         ward.deadline, ward.killed_at = None, time.monotonic()
@@ -232,7 +281,7 @@ class Watchdog:
         log.warning("clocks reset", extra={"gpu": uuid, "read_back": _read_back(self.driver, uuid)})
 
     def _recover(self) -> None:
-        """What a dead agent left locked is freed now; a live one gets time to connect."""
+        """What a dead agent left locked is freed now; a live one gets time to connect. Raises UserError."""
         locked = read(self.state_dir).locked
         if not locked:
             return
@@ -247,7 +296,12 @@ class Watchdog:
     def _adopt(self) -> None:
         """A live agent that holds clocks and does not connect is nobody's: end it."""
         self._adopt_at = inf
-        pidfd, locked = claimant(self.state_dir), read(self.state_dir).locked
+        try:
+            locked = read(self.state_dir).locked
+        except UserError as error:
+            log.error("state not read", extra={"why": error.message})
+            return
+        pidfd = claimant(self.state_dir) if locked else None
         if pidfd is None:
             self._free(locked)
             return
@@ -295,6 +349,12 @@ def _read_back(driver: Driver, uuid: str) -> str:
         return f"{driver.read(uuid).clock} MHz"
     except DeviceError as error:
         return str(error)
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid) of who connected."""
+    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
 
 
 def _process_of(pidfd: int) -> int:

@@ -3,8 +3,7 @@
 import importlib
 import os
 import sys
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -15,12 +14,14 @@ from joulegate.settings.nearest import did_you_mean
 INTERRUPTED = 130
 PIPE_CLOSED = 1  # as typer does it
 SAY_HELP = {"--help", "-h"}
+FIRST_AID = "gpu_agent.first_aid:first_aid"
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
     target: str  # module:function; its parameters are typer-annotated
     help: str
+    first: str = ""  # module:function, called before anything that takes long to import
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -29,8 +30,10 @@ COMMANDS: Mapping[str, Command] = {
     "reload": Command("router.cli:reload", "have a gateway read its YAML again"),
     "pause": Command("router.cli:pause", "clocks to default, requests go on; --resume takes it back"),
     "drain": Command("router.cli:drain", "send an instance no new requests"),
-    "agent": Command("gpu_agent.cli:agent", "run the agent of a GPU node"),
-    "watchdog": Command("gpu_agent.cli:watchdog", "run the process that resets clocks when the agent dies"),
+    "agent": Command("gpu_agent.cli:agent", "run the agent of a GPU node", first=FIRST_AID),
+    "watchdog": Command(
+        "gpu_agent.cli:watchdog", "run the process that resets clocks when the agent dies", first=FIRST_AID
+    ),
     "doctor": Command("gpu_agent.cli:doctor", "check a GPU node: driver, permissions, who else locks clocks"),
     "demo": Command("simulator.demo_cli:demo", "two emulated fleets side by side, one under Joulegate"),
     "emulate": Command("simulator.cli:emulate", "serve emulated vLLM or TGI engines"),
@@ -68,6 +71,8 @@ def run(arguments: Sequence[str], commands: Mapping[str, Command]) -> int:
     except Exception as error:  # noqa: BLE001
         # the top of the process: whatever it is becomes a line a person can read
         if verbose:
+            import traceback
+
             traceback.print_exc()
         return _complain(_cause(error))
     return status
@@ -106,12 +111,14 @@ def _overview(commands: Mapping[str, Command]) -> str:
 
 
 def _call(words: str, command: Command, arguments: list[str]) -> int:
+    if command.first and not SAY_HELP.intersection(arguments):
+        _named(command.first)()
+
     import typer
     from typer.exceptions import TyperException
 
-    module, _, name = command.target.partition(":")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(getattr(importlib.import_module(module), name))
+    app.command()(_named(command.target))
     try:
         result = app(arguments, prog_name=f"joulegate {words}", standalone_mode=False)
     except TyperException as error:
@@ -123,6 +130,12 @@ def _call(words: str, command: Command, arguments: list[str]) -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     return result if isinstance(result, int) else 0
+
+
+def _named(target: str) -> Callable[..., object]:
+    module, _, name = target.partition(":")
+    function: Callable[..., object] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _cause(error: Exception) -> Exception:

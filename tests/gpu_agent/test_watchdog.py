@@ -1,6 +1,8 @@
 """Agent and watchdog as processes: whatever happens to either, clocks come back."""
 
+import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.agent_host import AgentHost, end
+from gpu_agent.plant_layout import Call, NvmlReturn
+from gpu_agent.state_file import Memory, StateFile
+from joulegate.units import MegaHertz, Seconds
 
 FREE = [None, None]
 LOCKED = [900, 900]
@@ -56,6 +61,14 @@ def lock_again(host: AgentHost, token: object) -> list[int | None]:
 
     host.wait_for(locked, "lock")
     return host.ceilings()
+
+
+def caller(host: AgentHost) -> socket.socket:
+    """Connected to the watchdog."""
+    fresh = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fresh.settimeout(20.0)
+    fresh.connect(str(host.folder / "watchdog.sock"))
+    return fresh
 
 
 def wait_free(host: AgentHost) -> None:
@@ -133,6 +146,53 @@ def test_a_watchdog_that_starts_beside_a_hung_agent_ends_it(host: AgentHost) -> 
     host.start_watchdog()
     wait_free(host)
     assert host.agent.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_an_agent_that_dies_before_it_could_free_what_it_found_is_made_up_for(host: AgentHost) -> None:
+    state = host.folder / "state"
+    state.mkdir(mode=0o700)
+    StateFile(state).save(Memory(locked=frozenset(host.uuids)))
+    for gpu in host.plant.gpus:
+        gpu.lock(MegaHertz(210), MegaHertz(900), Seconds(time.monotonic()))
+        gpu.fail(Call.RESET, NvmlReturn.TIMEOUT)
+    host.start_agent()
+    host.wait_ready()
+    host.start_watchdog()
+    host.wait_for(lambda: "agent connected" in host.logged(), "connection")
+    end(host.agent, signal.SIGKILL)
+    for gpu in host.plant.gpus:
+        gpu.heal()
+    wait_free(host)
+
+
+def test_a_watchdog_told_to_stop_frees_first_what_it_has_begun_to_free(host: AgentHost) -> None:
+    start(host, ttl=20.0)
+    for gpu in host.plant.gpus:
+        gpu.fail(Call.RESET, NvmlReturn.TIMEOUT)
+    end(host.agent, signal.SIGKILL)
+    host.wait_for(lambda: "reset failed" in host.logged(), "failed reset")
+    assert host.watchdog is not None
+    host.watchdog.terminate()
+    for gpu in host.plant.gpus:
+        gpu.heal()
+    assert host.watchdog.wait(timeout=20) == 0
+    assert host.ceilings() == FREE
+
+
+@pytest.mark.parametrize("packet", [b"garbage", b"[]", b'{"seq": 1}', b'{"seq": 1, "deadline": "x"}'])
+def test_garbage_on_its_socket_does_not_end_it(host: AgentHost, packet: bytes) -> None:
+    host.start_watchdog()
+    host.wait_for(lambda: "watchdog ready" in host.logged(), "watchdog")
+    pidfd = os.pidfd_open(os.getpid())
+    with caller(host), caller(host) as babbler:  # the first says nothing at all
+        socket.send_fds(babbler, [packet], [pidfd])
+        os.close(pidfd)
+        assert babbler.recv(100) == b""
+        host.start_agent()
+        host.wait_ready()
+        lock(host, ttl=20.0)
+        end(host.agent, signal.SIGKILL)
+        wait_free(host)
 
 
 def test_sigterm_restores_and_leaves_with_status_0(host: AgentHost) -> None:

@@ -125,14 +125,15 @@ static uint32_t sm_clock(device gpu, double t)
 static void ask(device gpu, uint32_t low, uint32_t high)
 {
     double t = now();
-    struct request *slot = &gpu->request[(gpu->request_version + 1) & 1];
+    uint64_t version = gpu->request_version + 1;
+    struct request *slot = &gpu->request[version & 1];
     slot->previous = requested_ceiling(gpu, t);
     slot->at = t;
     slot->low = low;
     slot->high = high;
     slot->pid = (uint32_t)getpid();
     __sync_synchronize();
-    gpu->request_version += 1;
+    gpu->request_version = version;
 }
 
 static void take_time(device gpu)
