@@ -8,7 +8,8 @@ candidate costs a few comparisons and no model call. Of the candidates two are d
 taken: several gateways with the same snapshot then do not all choose the same instance. `share` is 1/R of
 the headroom for one of R gateways.
 
-An instance that failed its last request gets one only if no other has room.
+An instance that failed its last request, or whose GPUs are near a thermal or power limit, gets one only if
+no other has room.
 
 A session stays where its prefix is cached while that instance keeps its objectives: a lost prefix costs
 more energy than a better-fitting batch saves (reference: control laws).
@@ -30,23 +31,20 @@ class Pick:
 
 def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float = 1.0) -> Pick | None:
     """One of `candidates` (already able to serve the model); None: no free slot anywhere."""
+    sound: list[Instance] = []
+    doubtful: list[Instance] = []
+    for instance in candidates:
+        if fits(flight, instance):
+            (doubtful if instance.suspect or instance.limited else sound).append(instance)
+    able = sound or doubtful
     calm: list[Instance] = []
     fast: list[Instance] = []
-    able: list[Instance] = []
-    suspects: list[Instance] = []
     tokens = flight.uncached_tokens
-    for instance in candidates:
-        if not fits(flight, instance):
-            continue
-        if instance.suspect:
-            suspects.append(instance)
-            continue
-        able.append(instance)
+    for instance in able:
         if within(instance, instance.at_clock, tokens, share):
             calm.append(instance)
         elif within(instance, instance.at_max, tokens, share):
             fast.append(instance)
-    able = able or suspects
     if not able:
         return None
     if flight.session and (home := _home(flight.session, (*calm, *fast))) is not None:

@@ -182,6 +182,7 @@ class Instance:
     ready: bool = True  # in rotation
     suspect: bool = False  # it failed its last request: used only where nothing better is
     unseen: bool = False  # its own metrics are stale or unreadable: what others put on it is unknown
+    limited: bool = False  # hot, throttled, or held down by a power budget: used as a suspect one is
     gauges: Gauges | None = None
     prompt_window: float = 2048.0  # it gets no more prompts while it holds so many prompt tokens
     prompt_rate: float = 0.0  # prompt tokens per second it takes in at its clock

@@ -9,14 +9,17 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from control.verify import Action, VerifyRules, judge
 from joulegate.units import MegaHertz, Seconds
 from router.agents import Agent
 from router.pools import Member
+from router.power_caps import CapBook
 
 log = logging.getLogger(__name__)
 OBSERVE_EVERY = 1.0  # seconds between two looks at a node whose clocks are not ours
+CAP_EVERY = 0.5  # seconds between two changes of a node's caps: each costs its agent a disk write
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,18 @@ class Node:
         rules: ActuationRules,
         clock: Callable[[], float],
         leads: Callable[[], bool],
+        caps: CapBook,
+        wall: Callable[[], float],
     ) -> None:
+        """`wall`: unix time, which orders the caps of replicas that lead one after the other."""
         self.agent = agent
         self.members = members
         self._rules = rules
         self._clock = clock
         self._leads = leads
+        self._caps = caps
+        self._wall = wall
+        self._capped = float("-inf")
         self._changed = asyncio.Event()
         self._looked = float("-inf")
 
@@ -61,7 +70,7 @@ class Node:
         agent, now = self.agent, Seconds(self._clock())
         if not agent.view.infos or not agent.view.up:
             await agent.discover(now)
-        acting = [member for member in self.members if member.acts]
+        acting = [member for member in self.members if member.held]
         if (acting or agent.view.lease is not None) and self._leads():
             targets = {gpu: self._snapped(gpu, m.target) for m in self.members for gpu in m.gpus}
             groups = [member.gpus for member in acting]
@@ -73,6 +82,8 @@ class Node:
                 await agent.discover(now)
         if not held and agent.view.up:
             await self._raise_only(acting, now)
+        if agent.view.up and self._leads() and now - self._capped >= CAP_EVERY:
+            await self._cap(now)
         for member in self.members:
             self._verify(member, Seconds(self._clock()))
 
@@ -82,6 +93,22 @@ class Node:
             none = dict.fromkeys((gpu for member in self.members for gpu in member.gpus), None)
             now = Seconds(self._clock())
             await self.agent.sync(none, (), self._rules.lease_ttl, "the gateway stops", now)
+
+    async def _cap(self, now: Seconds) -> None:
+        """Move the node's power caps towards what the budgets ask for."""
+        name, caps = self.agent.name, self._caps
+        due = caps.due(self.agent.view.infos)
+        if not due:
+            return
+        self._capped = now
+        answer = await self.agent.cap(due, int(self._wall() * 1e3), "power budget")
+        if isinstance(answer, str):
+            if caps.refusals.get(name) != answer:
+                log.error("power caps not set", extra={"agent": name, "why": answer})
+            caps.refused(name, answer)
+            return
+        set_ = {uuid: cap.cap_w or inf for uuid, cap in answer.items() if cap.fault is None}
+        caps.confirm(name, {u: inf if due[u] is None else watts for u, watts in set_.items() if u in due})
 
     async def _raise_only(self, acting: Sequence[Member], now: Seconds) -> None:
         """Somebody else holds the lease. Lowering is theirs; a raise is anybody's."""

@@ -10,10 +10,13 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from joulegate.units import MegaHertz, Seconds
+from joulegate.units import MegaHertz, Seconds, Watts
 from joulegate.wire import (
     BoostReply,
     BoostRequest,
+    CapsReply,
+    CapsRequest,
+    CapState,
     GpuList,
     GpuState,
     LeaseRefused,
@@ -22,7 +25,7 @@ from joulegate.wire import (
     SyncRequest,
 )
 from router.agent_view import AgentView
-from router.http_client import HttpClient, Reply, Unreachable
+from router.http_client import ControlClient, Reply, Unreachable
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
@@ -32,7 +35,7 @@ TIMEOUT = 1.0  # seconds; half of the shortest lease
 class Agent:
     """One node's agent. Every call updates `view` and never raises for what the network or the agent does."""
 
-    def __init__(self, name: str, client: HttpClient, holder: str) -> None:
+    def __init__(self, name: str, client: ControlClient, holder: str) -> None:
         self.name = name
         self.view = AgentView()
         self._client = client
@@ -96,6 +99,17 @@ class Agent:
             self._down(str(error))
             return False
         return True
+
+    async def cap(
+        self, caps: Mapping[str, Watts | None], epoch: int, reason: str
+    ) -> Mapping[str, CapState] | str:
+        """Set power caps, which outlive us; None: the one before. The caps read back, or why not."""
+        request = CapsRequest(holder=self._holder, epoch=epoch, caps=dict(caps), reason=reason[:200])
+        try:
+            reply = await self._client.post("/v1/caps", request.model_dump_json().encode(), TIMEOUT)
+            return _decode(reply, CapsReply).caps
+        except (Unreachable, _Refused) as error:
+            return str(error)
 
     async def close(self) -> None:
         await self._client.close()

@@ -16,6 +16,7 @@ from joulegate.units import Seconds
 from router.observe import CONTENT_TYPE, page
 from router.picture import decisions, energy_picture, fleet_picture, request, requests
 from router.pools import Member, Pool
+from router.power_view import power_picture
 from router.reload import Reloader
 from router.runtime import Runtime
 
@@ -108,6 +109,7 @@ def _looks(routes: APIRouter, runtime: Runtime) -> None:
             "leads": runtime.replicas.leads,
             "replicas": runtime.replicas.count,
             **picture,
+            "power": power_picture(runtime.power.keeper, Seconds(time.monotonic())),
         }
 
     @routes.get("/decisions")

@@ -5,6 +5,7 @@ Counting happens in plain numbers (`router.tally`); this turns them into familie
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -16,10 +17,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from control.power_budget import Phase
 from joulegate import __version__
 from router.agents import Agent
 from router.capacity import desired_replicas, used_ratio
 from router.pools import Fleet, Member, Model, Pool
+from router.power import PowerKeeper
 from router.tally import Histogram, Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -81,6 +84,11 @@ GAUGES: Mapping[str, Declared] = {
     "joulegate_measured_saving_ratio": Declared(
         "Energy saved against the blocks held back at default clocks, with its 95 % interval.", ("bound",)
     ),
+    "joulegate_power_domain_watts": Declared("Power of a domain's GPUs, measured.", ("domain",)),
+    "joulegate_power_domain_budget_watts": Declared("Its budget, as an emergency cuts it.", ("domain",)),
+    "joulegate_power_domain_unmet": Declared("1 if its budget is below its lowest caps.", ("domain",)),
+    "joulegate_power_emergency": Declared("1 while budgets are cut, or on their way back."),
+    "joulegate_power_capped_gpus": Declared("GPUs that have a power cap of ours."),
     "joulegate_agent_up": Declared("1 if the node's agent answers.", ("agent",)),
     "joulegate_store_up": Declared("1 if the shared store answers, or none is needed."),
     "joulegate_config_last_reload_successful": Declared("1 if the last reload was taken over."),
@@ -106,8 +114,16 @@ class Condition:
 
 
 class GatewayCollector(Collector):
-    def __init__(self, fleet: Fleet, tally: Tally, agents: Mapping[str, Agent], condition: Condition) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        tally: Tally,
+        agents: Mapping[str, Agent],
+        condition: Condition,
+        power: PowerKeeper,
+    ) -> None:
         self._fleet = fleet
+        self._power = power
         self._tally = tally
         self._agents = agents
         self._condition = condition
@@ -154,6 +170,7 @@ class GatewayCollector(Collector):
             yield "joulegate_agent_up", (name,), float(agent.view.up)
             for uuid, gpu in agent.view.gpus.items():
                 yield "joulegate_gpu_clock_hertz", (name, uuid), gpu.clock_mhz * 1e6
+        yield from _power_gauges(self._power)
         saving = self._tally.saving
         if saving is not None:
             for bound, value in (("estimate", saving.ratio), ("low", saving.low), ("high", saving.high)):
@@ -224,6 +241,15 @@ def _member_gauges(model: Model, pool: Pool, member: Member) -> Iterator[tuple[s
     yield "joulegate_running_requests", labels, member.open
     yield "joulegate_instance_up", labels, float(member.law.ready)
     yield "joulegate_gpu_clock_target_hertz", labels, (member.target or 0) * 1e6
+
+
+def _power_gauges(power: PowerKeeper) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    for domain in power.domains:
+        yield "joulegate_power_domain_watts", (domain.name,), domain.drawn
+        yield "joulegate_power_domain_budget_watts", (domain.name,), domain.limit
+        yield "joulegate_power_domain_unmet", (domain.name,), float(domain.unmet)
+    yield "joulegate_power_emergency", (), float(power.emergency.phase is not Phase.NORMAL)
+    yield "joulegate_power_capped_gpus", (), sum(cap < inf for cap in power.caps.standing.values())
 
 
 def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:

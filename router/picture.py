@@ -166,6 +166,8 @@ def _member(member: Member, agents: Mapping[str, AgentView], now: Seconds) -> Js
         "correction": law.correction,
         "drift": member.speed.drifting.value,
         "target_mhz": member.target,
+        "power_limit_mhz": member.limit,
+        "asked_last": law.limited,
         "advised_mhz": decision.clock if decision is not None else None,
         "clock_mhz": min((gpu.clock_mhz for gpu in gpus), default=None),
         "ceiling_mhz": law.clock,

@@ -52,6 +52,8 @@ class Member:
     decision: Decision | None = None
     expected: Expected | None = None  # of requests sent now; None: no model
     acts: bool = False  # its clocks are ours to set: its pool acts, and it obeys
+    wanted: MegaHertz | None = None  # by its governor; None: no ceiling
+    limit: MegaHertz | None = None  # by a power budget; None: none binds
     target: MegaHertz | None = None  # ceiling last asked for
     target_at: Seconds = Seconds(float("-inf"))
     assertions: int = 0  # since its clock was last right
@@ -72,6 +74,11 @@ class Member:
     @property
     def endpoint(self) -> Endpoint:
         return self.status.endpoint
+
+    @property
+    def held(self) -> bool:
+        """Whether its clocks are set by us, whatever for."""
+        return self.acts or self.limit is not None
 
     def refresh(self, now: Seconds) -> None:
         """Bring `law.ready` up to date with health."""
@@ -114,6 +121,7 @@ class Pool:
     members: tuple[Member, ...]
     queue: PoolQueue  # the one that steering works on
     queue_limit: int
+    power_priority: int = 0  # pools with a higher one are slowed later by power budgets
     tally: PoolTally = field(default_factory=PoolTally)
     paused: str = ""  # why clocks are left at default: an operator's pause, or objectives burning
     retries: float = 3.0  # retries it may spend now

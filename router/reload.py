@@ -17,7 +17,7 @@ from joulegate.settings.load import load
 from joulegate.units import MegaHertz
 from router.build_fleet import pool_rules
 from router.keys import Keys
-from router.runtime import Runtime, build_keys, build_limits
+from router.runtime import Runtime, build_keys, build_limits, power_rules
 
 APPLIED = (
     "auth.*",
@@ -27,6 +27,8 @@ APPLIED = (
     "models.*.pools.*.objectives.*",
     "models.*.pools.*.overload",
     "models.*.pools.*.queue_limit",
+    "models.*.pools.*.power_priority",
+    "power.*",
     "predictor.use_max_tokens",
 )
 
@@ -81,6 +83,8 @@ class Reloader:
     def _apply(self, new: settings_of.Gateway, keys: Keys) -> None:
         runtime = self.runtime
         runtime.keys = keys
+        runtime.power.keeper.rules = power_rules(new.power)
+        runtime.power.alarm = new.power.emergency_file
         runtime.gate.limits = build_limits(new, 1.0 / runtime.replicas.count)
         for taker in self.keys_to:
             taker.keys = keys
@@ -94,6 +98,7 @@ class Reloader:
                 if pool is None or {m.name for m in part.instances} != {m.law.name for m in pool.members}:
                     continue
                 pool.mode, pool.queue_limit = part.mode, part.queue_limit
+                pool.power_priority = part.power_priority
                 clock = part.static_clock_mhz
                 pool.static_clock = None if clock is None else MegaHertz(clock)
                 rules = pool_rules(new, part)

@@ -12,13 +12,15 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
+from control.power_budget import EmergencyPolicy
 from control.verify import VerifyRules
 from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
 from joulegate.settings.energy import Energy
 from joulegate.settings.front import ApiKey
 from joulegate.settings.load import read_secret
-from joulegate.units import Seconds
+from joulegate.settings.power import Power
+from joulegate.units import Seconds, Watts
 from router.accounts import Accounts
 from router.actuate import ActuationRules, Node
 from router.agents import Agent
@@ -26,12 +28,14 @@ from router.build_fleet import build_fleet
 from router.errors import GatewayError
 from router.footprint import Footprint, constant, series
 from router.gate import FleetGate
-from router.http_client import HttpClient
 from router.keys import KeyEntry, Keys, digest
 from router.learned import save_predictor
 from router.observe import Condition, GatewayCollector
+from router.http_client import HttpClient
 from router.pools import Member
 from router.ports import Caller
+from router.power import Named, PowerKeeper, PowerRules
+from router.power_tick import PowerTick
 from router.prober import Prober
 from router.rate_limits import KeyLimits, RateLimits
 from router.replicas import Replicas
@@ -57,7 +61,6 @@ class Runtime:
         books = {member.law.name: member.law.book for _, _, member in self.fleet.members()}
         self.replicas = Replicas(self._store(), books, self.condition, time.monotonic, self._share)
         self.agents = {section.name: self._agent(section) for section in settings.agents}
-        self.nodes = {name: self._node(agent) for name, agent in self.agents.items()}
         accounts = Accounts(self.fleet, self.tally)
         self.gate = FleetGate(
             self.fleet,
@@ -69,6 +72,9 @@ class Runtime:
             self._wake,
         )
         period = Seconds(settings.control.tick_ms / 1e3)
+        keeper = PowerKeeper(power_rules(settings.power))
+        self.power = PowerTick(self.fleet, self.agents, keeper, settings.power.emergency_file)
+        self.nodes = {name: self._node(agent, keeper) for name, agent in self.agents.items()}
         self.tick = ControlTick(
             self.fleet,
             self.gate,
@@ -76,12 +82,13 @@ class Runtime:
             self.tally,
             self.nodes,
             self.replicas.load,
+            self.power,
             period,
             time.monotonic,
             time.time,
         )
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(GatewayCollector(self.fleet, self.tally, self.agents, self.condition))
+        self.registry.register(GatewayCollector(self.fleet, self.tally, self.agents, self.condition, keeper))
         self._tasks: list[asyncio.Task[None]] = []
 
     def refused(self, error: GatewayError) -> None:
@@ -149,11 +156,13 @@ class Runtime:
         self._stack.push_async_callback(client.close)
         return Agent(section.name, client, self.name)
 
-    def _node(self, agent: Agent) -> Node:
+    def _node(self, agent: Agent, keeper: PowerKeeper) -> Node:
         control = self.settings.control
         members = [member for _, _, member in self.fleet.members() if member.agent == agent.name]
         rules = ActuationRules(Seconds(control.tick_ms / 1e3), Seconds(control.lease_ttl_s), VerifyRules())
-        return Node(agent, members, rules, time.monotonic, lambda: self.replicas.leads)
+        return Node(
+            agent, members, rules, time.monotonic, lambda: self.replicas.leads, keeper.caps, time.time
+        )
 
     def _prober(self, member: Member) -> Prober:
         endpoint = member.endpoint
@@ -181,6 +190,20 @@ def build_footprint(settings: Energy) -> Footprint:
         except (OSError, ValueError) as error:
             raise UserError(f"carbon intensity {settings.carbon_file}: {error}") from error
     return Footprint(settings.pue, intensity, settings.price_per_kwh, settings.currency)
+
+
+def power_rules(settings: Power) -> PowerRules:
+    return PowerRules(
+        enforce=settings.mode == "enforce",
+        domains=tuple(Named(d.name, Watts(d.budget_w), d.inside, d.agents, d.gpus) for d in settings.domains),
+        policy=EmergencyPolicy(
+            ratio=settings.emergency_pct / 100.0,
+            hold=Seconds(settings.hold_s),
+            trip=Seconds(settings.trip_s),
+            ramp=Seconds(settings.ramp_s),
+        ),
+        hot=settings.hot_c,
+    )
 
 
 def build_limits(settings: settings_of.Gateway, share: float) -> RateLimits:

@@ -17,6 +17,8 @@ def view(picture: Json) -> RenderableType:
         for pool in model["pools"]:
             parts.append(_pool(model["name"], pool))
     parts += [_agent(agent) for agent in picture["agents"]]
+    if picture["power"] is not None:
+        parts += _power(picture["power"])
     return Group(*parts)
 
 
@@ -61,6 +63,17 @@ def _agent(agent: Json) -> Text:
         return Text.assemble(f"agent {agent['name']}: ", ("down", "red"), f" ({agent['problem']})")
     lease = "holds the lease" if agent["lease"] else "no lease"
     return Text(f"agent {agent['name']}: up, {len(agent['gpus'])} GPUs, {lease}")
+
+
+def _power(power: Json) -> list[Text]:
+    """A line a domain."""
+    words = f"power budgets ({power['mode']}): {power['phase']}, at {100 * power['budgets_at_ratio']:.0f} %"
+    lines = [Text(words)]
+    for domain in power["domains"]:
+        line = f"  {domain['name']}: {domain['watts']:.0f} W of {domain['limit_w']:.0f} W"
+        lines.append(Text(line + (", not to be kept by caps" if domain["unmet"] else "")))
+    lines += [Text(f"  no caps on {agent}: {why}", "red") for agent, why in power["caps_refused"].items()]
+    return lines
 
 
 def _promised(pool: Json) -> str:

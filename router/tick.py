@@ -20,6 +20,7 @@ from router.actuate import Node
 from router.gate import FleetGate
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Engine
+from router.power_tick import PowerTick
 from router.replica_load import PeerLoad
 from router.tally import Tally
 
@@ -43,6 +44,7 @@ class ControlTick:
         tally: Tally,
         nodes: Mapping[str, Node],
         peers: Callable[[str], PeerLoad],
+        power: PowerTick,
         period: Seconds,
         clock: Callable[[], float],
         wall: Callable[[], float],
@@ -53,6 +55,7 @@ class ControlTick:
         self._tally = tally
         self._nodes = nodes
         self._peers = peers
+        self._power = power
         self._period = period
         self._clock = clock
         self._wall = wall
@@ -79,9 +82,9 @@ class ControlTick:
         for model, pool, member in self._fleet.members():
             node = self._nodes.get(member.agent or "")
             self._observe(member, node, Seconds(self._clock()))
-            if self._choose(model, pool, member, Seconds(self._clock())) and node is not None:
-                node.changed()
+            self._choose(model, pool, member, Seconds(self._clock()))
             await self._breathe()
+        self._aim()
         self._gate.changed(Seconds(self._clock()))
         for _ in range(LESSONS // BETWEEN):
             self._accounts.teach(BETWEEN)
@@ -114,7 +117,7 @@ class ControlTick:
             member.speed.knows_clocks([MegaHertz(c) for info in infos[:1] for c in info.clocks_mhz])
             law.telemetry_at = view.seen
             joules = self._meter(member, [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus])
-            member.holdback.tick(joules, member.acts, Seconds(self._wall()))
+            member.holdback.tick(joules, member.acts and member.limit is None, Seconds(self._wall()))
         else:
             unmetered(member)
         member.speed.tick(law, now)
@@ -144,8 +147,8 @@ class ControlTick:
             self._tally.footprint.add(Joules(total), self._wall())
         return Joules(total)
 
-    def _choose(self, model: Model, pool: Pool, member: Member, now: Seconds) -> bool:
-        """Ask the laws for a clock, and remember why. True if the target changed."""
+    def _choose(self, model: Model, pool: Pool, member: Member, now: Seconds) -> None:
+        """Ask the laws for a clock, and remember why."""
         decision = model.steering.tick(member.law, now)
         expect(member)
         before = member.decision
@@ -157,17 +160,32 @@ class ControlTick:
             self._fleet.decisions.append(decision)
         member.acts = pool.acts and not member.distrusted
         wanted = pool.static_clock if pool.mode == "static" else decision.clock
-        target = wanted if member.acts and not held else None
-        if target == member.target:
-            return False
-        member.tally.clock_changes += 1
-        member.target, member.target_at, member.assertions = target, now, 0
-        return True
+        member.wanted = wanted if member.acts and not held else None
+
+    def _aim(self) -> None:
+        """What the laws want, as far as the power budgets let them; nodes are told of changes."""
+        now = Seconds(self._clock())
+        self._power.tick(now)
+        for _, _, member in self._fleet.members():
+            target = lower(member.wanted, member.limit)
+            if target == member.target:
+                continue
+            member.tally.clock_changes += 1
+            member.target, member.target_at, member.assertions = target, now, 0
+            if (node := self._nodes.get(member.agent or "")) is not None:
+                node.changed()
 
     async def _breathe(self) -> None:
         if self._clock() - self._yielded >= WORK:
             await asyncio.sleep(0)
             self._yielded = self._clock()
+
+
+def lower(one: MegaHertz | None, other: MegaHertz | None) -> MegaHertz | None:
+    """The tighter of two ceilings."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 def _dearer_at_max(member: Member) -> float:

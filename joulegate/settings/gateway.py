@@ -11,6 +11,7 @@ from joulegate.settings.energy import Energy
 from joulegate.settings.fields import AgentUrl, Count, HttpUrl, Label, Name, Percent, Positive, repeated
 from joulegate.settings.front import Auth, Edge, Listen, Log
 from joulegate.settings.nearest import did_you_mean
+from joulegate.settings.power import Power
 from joulegate.units import Seconds
 
 TypeName = Literal["SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL"]
@@ -143,6 +144,9 @@ class Pool(Section):
     )
     queue_limit: int = Field(
         default=1000, ge=0, description="Requests that may wait; beyond it 503, or 429 where the pool sheds."
+    )
+    power_priority: int = Field(
+        default=0, description="Where watts are short, pools with a higher one are slowed later."
     )
     timeouts: Timeouts = Timeouts()
     instances: tuple[Instance, ...] = Field(min_length=1)
@@ -279,6 +283,7 @@ class Gateway(File):
     retry: Retry = Retry()
     health: Health = Health()
     energy: Energy = Energy()
+    power: Power = Power()
     store: Store = Store()
     log: Log = Log()
 
@@ -306,6 +311,11 @@ class Gateway(File):
             if instance.agent is not None and instance.agent not in known:
                 listed = did_you_mean(instance.agent, known) or f"agents: {', '.join(known) or 'none'}"
                 yield Fault((*at, "agent"), f"no agent is called {instance.agent!r}", listed)
+        for d, domain in enumerate(self.power.domains):
+            for a, name in enumerate(domain.agents):
+                if name not in known:
+                    listed = did_you_mean(name, known) or f"agents: {', '.join(known) or 'none'}"
+                    yield Fault(("power", "domains", d, "agents", a), f"no agent is called {name!r}", listed)
 
     def _model_names(self) -> Iterator[tuple[Route, str]]:
         for m, model in enumerate(self.models):

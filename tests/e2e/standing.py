@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -19,10 +20,19 @@ from simulator.demo_site import Side, free_ports
 class Site:
     """A side of the demo with what a test asks of it."""
 
-    def __init__(self, folder: Path, mode: str, redis_url: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mode: str,
+        redis_url: str | None = None,
+        gateway: Mapping[str, object] | None = None,
+    ) -> None:
+        """`gateway`: sections of gateway.yaml that are not the demo's."""
         self.side = Side("e2e", mode, folder, shipped(PROFILE), free_ports(7))
         self.side.write()
         self.redis_url = redis_url
+        if gateway is not None:
+            self.settings(gateway)
         if redis_url is not None:
             self._replica(folder / "gateway.yaml", "one", self.side.ports[-1])
         try:
@@ -32,6 +42,10 @@ class Site:
             raise
         self.plant = Plant.open(folder / "node.plant")
         self.http = httpx.Client(base_url=self.side.url, timeout=10.0)
+
+    def settings(self, sections: Mapping[str, object]) -> None:
+        """Write these sections of gateway.yaml."""
+        _merge(self.side.folder / "gateway.yaml", sections)
 
     def second_gateway(self) -> tuple[subprocess.Popen[bytes], str]:
         """Another replica over the same Redis: its process and its URL."""
@@ -50,11 +64,7 @@ class Site:
         return process, f"http://127.0.0.1:{port}"
 
     def _replica(self, path: Path, name: str, port: int) -> None:
-        yaml = YAML()
-        document = yaml.load(path.read_text())
-        document |= {"name": name, "listen": {"port": port}, "store": {"redis_url": self.redis_url}}
-        with path.open("w") as file:
-            yaml.dump(document, file)
+        _merge(path, {"name": name, "listen": {"port": port}, "store": {"redis_url": self.redis_url}})
 
     def ceilings(self) -> list[MegaHertz]:
         """What every GPU may clock to now, as the driver would have it."""
@@ -68,3 +78,11 @@ class Site:
     def close(self) -> None:
         self.http.close()
         self.side.stop()
+
+
+def _merge(path: Path, sections: Mapping[str, object]) -> None:
+    yaml = YAML()
+    document = yaml.load(path.read_text())
+    document |= sections
+    with path.open("w") as file:
+        yaml.dump(document, file)
