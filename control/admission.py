@@ -98,8 +98,9 @@ class PoolQueue:
                 return True
         return False
 
-    def in_order(self) -> tuple[Flight, ...]:
-        return tuple(entry[2] for entry in self.waiting)
+    def every(self, stride: int, first: int) -> tuple[Flight, ...]:
+        """Of those waiting, in order, every `stride`-th from `first` on."""
+        return tuple(entry[2] for entry in self.waiting[first::stride])
 
     def head(self) -> Flight | None:
         return self.waiting[0][2] if self.waiting else None

@@ -57,7 +57,6 @@ class Reason(Enum):
 class GovernorRules:
     """Constants of the laws; seconds and ratios."""
 
-    error_ratio: float = 0.05  # p95 relative error of the model: the guard on every projection
     switch: Seconds = Seconds(0.025)  # clock-switch latency
     dwell: Seconds = Seconds(0.5)
     lowering_interval: Seconds = Seconds(1.0)
@@ -139,9 +138,13 @@ class _Case:
     step_limit: float
     fastest: Pace
     now: Seconds
+    paces: dict[MegaHertz, Pace]  # worked out so far
 
     def pace(self, clock: MegaHertz) -> Pace:
-        return Pace(self.model, self.load, clock, self.instance.correction)
+        found = self.paces.get(clock)
+        if found is None:
+            found = self.paces[clock] = Pace(self.model, self.load, clock, self.instance.correction)
+        return found
 
 
 def _unknown(instance: Instance, rules: GovernorRules, now: Seconds) -> Decision | None:
@@ -179,11 +182,11 @@ def _case(
     fastest = Pace(model, load, model.clocks[-1], instance.correction)
     clock = instance.clock if instance.clock is not None else model.clocks[-1]
     started = min(now, book.served_at) if book.prompts else now
-    current = Pace(model, load, clock, instance.correction)
+    current = fastest if clock == model.clocks[-1] else Pace(model, load, clock, instance.correction)
     if not book.prompts:
         started += 0.5 * current.step  # the iteration that is under way, half of it on average
     elif due.tokens > chunk:
-        started = max(started, now - current.iteration(chunk))
+        started = max(started, now - current.full)
     stretches = drain(book) if objectives.e2e is not None else ()
     return _Case(
         instance=instance,
@@ -193,13 +196,14 @@ def _case(
         due=due,
         stretches=stretches,
         start=started,
-        guard=1.0 + rules.error_ratio,
+        guard=1.0 + instance.model_error,
         switch=rules.switch,
         full_chunks=outlook.full_chunks,
         share=min(0.8, outlook.prompt_share),
         step_limit=_step_limit(instance, objectives, fastest),
         fastest=fastest,
         now=now,
+        paces={model.clocks[-1]: fastest, clock: current},
     )
 
 
@@ -269,7 +273,7 @@ def _pauses_short(case: _Case, clock: MegaHertz) -> bool:
     pace = case.pace(clock)
     if case.full_chunks * pace.step < STALL_SHARE:
         return True
-    return pace.iteration(case.load.chunk) * case.guard <= STALL * case.objectives.tpot
+    return pace.full * case.guard <= STALL * case.objectives.tpot
 
 
 def _ends_in_time(case: _Case, clock: MegaHertz) -> bool:
@@ -304,15 +308,16 @@ def _paced(wanted: MegaHertz, memory: Memory, rules: GovernorRules, now: Seconds
 
 def _decision(case: _Case, clock: MegaHertz, reason: Reason) -> Decision:
     pace = case.pace(clock)
+    at_clock = _room(case, pace)
     return Decision(
         clock=clock,
         reason=reason,
         sentence=_sentence(case, clock, pace, reason),
         tpot=Seconds(pace.step),
-        at_clock=_room(case, pace),
-        at_max=_room(case, case.fastest),
+        at_clock=at_clock,
+        at_max=at_clock if pace is case.fastest else _room(case, case.fastest),
         at=case.now,
-        prompt_rate=case.load.chunk / pace.iteration(case.load.chunk),
+        prompt_rate=case.load.chunk / pace.full,
     )
 
 
@@ -327,7 +332,7 @@ def _room(case: _Case, pace: Pace) -> Room:
         slack = max(0.0, limit - pace.step)
         decoding = int(load.decoding + (most - load.decoding) * slack / (full - pace.step))
     left = min(case.objectives.ttft) / case.guard - pace.step
-    tokens = load.chunk * left / max(1e-9, pace.iteration(load.chunk))
+    tokens = load.chunk * left / max(1e-9, pace.full)
     return Room(decoding=decoding, prompt_tokens=max(0.0, tokens), at=case.now)
 
 

@@ -36,27 +36,31 @@ class Load:
 class Pace:
     """Iteration times of one load at one clock. Seconds; `factor` is the learned correction."""
 
-    __slots__ = ("_clock", "_factor", "_load", "_model", "step")
+    __slots__ = ("_clock", "_factor", "_full", "_load", "_model", "step")
 
     def __init__(self, model: EngineModel, load: Load, clock: MegaHertz, factor: float = 1.0) -> None:
         self._model = model
         self._load = load
         self._clock = clock
         self._factor = factor
+        self._full = -1.0
         self.step = self.iteration(0.0) if load.decoding >= 1 else 0.0
 
     def iteration(self, prompt_tokens: float) -> float:
         """One iteration of this batch with so many prompt tokens (at most a chunk)."""
         return self.of(self._load.decoding, self._load.context, prompt_tokens)
 
+    @property
+    def full(self) -> float:
+        """One iteration with a whole chunk of prompt tokens."""
+        if self._full < 0.0:
+            self._full = self.iteration(self._load.chunk)
+        return self._full
+
     def of(self, decoding: float, context: float, prompt_tokens: float) -> float:
         """One iteration of another batch at this clock."""
-        batch = Batch(
-            decoding=int(decoding + 0.999),
-            context_tokens=context,
-            prefill_tokens=int(prompt_tokens),
-            prefill_attention=0.5 * prompt_tokens * prompt_tokens,
-        )
+        attention = 0.5 * prompt_tokens * prompt_tokens
+        batch = Batch(int(decoding + 0.999), context, int(prompt_tokens), attention)
         return self._model.iteration_time(batch, self._clock) * self._factor
 
     def prompts(self, tokens: float) -> float:
@@ -67,7 +71,7 @@ class Pace:
         whole = int(tokens // chunk)
         rest = tokens - whole * chunk
         time = self.iteration(rest) if rest > 0.0 else 0.0
-        return time + whole * self.iteration(chunk) if whole else time
+        return time + whole * self.full if whole else time
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class Dues:
         last = len(self.by) - 1
         if last < 0:
             return True
-        full = pace.iteration(chunk) * guard if last else 0.0
+        full = pace.full * guard if last else 0.0
         for j in range(last):
             if start + (j + 1) * full > self.by[j]:
                 return False

@@ -19,7 +19,7 @@ from control.pick import Rng
 from control.prices import PriceRules, Prices
 from control.state import Flight, Instance, PoolRules
 from control.twin import Twin
-from joulegate.domain import Batch
+from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz, Seconds
 
 TWIN_PATIENCE = 60.0  # seconds that the twin waits for a request to end before it goes on without it
@@ -27,6 +27,7 @@ FIRST_STRETCH = 1.25  # time in system over that at maximum clock, until the pri
 LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
 LEAST_PRICE = 1e-3  # of the watts of a busy GPU: where slow clocks save nothing at the load first seen
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
+LEARN_EVERY = 1.0  # seconds between two lessons from requests that ended
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +39,9 @@ class PoolState:
     instances: int = 1
     chunk: int = 2048  # smallest chunk budget among them
     prices: Prices = field(init=False)
+    ranks: dict[str, int] = field(default_factory=dict)  # of the instances in rotation
+    ranked_at: float = -1e9
+    floor: "Floor | None" = None
 
     def __post_init__(self) -> None:
         self.prices = Prices(PriceRules(), self.queue.rules.objectives)
@@ -46,6 +50,25 @@ class PoolState:
         """What arrives, all instances together; None while nothing has."""
         tokens, output = self.arrivals.means(now)
         return Demand(self.arrivals.rate(now), tokens, tokens, output) if output > 0.0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The last search for the floor of the load: good for every instance of the same kind."""
+
+    model: EngineModel
+    chunk: int
+    correction: float
+    at: float
+    clock: MegaHertz
+
+    def fits(self, instance: Instance, now: Seconds) -> bool:
+        return (
+            self.model is instance.model
+            and now - self.at < FLOOR_EVERY
+            and self.correction == instance.correction
+            and self.chunk == instance.limits.chunk_budget
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +80,7 @@ class Steered:
     decision: Decision | None = None
     floor: MegaHertz | None = None
     floor_at: float = -1e9
+    learned_at: float = -1e9
     prompt_share: float = 0.0
     twin: Twin | None = None
     unordered: list[tuple[float, int, Flight]] = field(default_factory=list)  # ended, a heap by arrival
@@ -101,6 +125,7 @@ class Steering:
             mine = [i for i in instances if i.pool == name]
             state.instances = len(mine)
             state.chunk = min((i.limits.chunk_budget for i in mine), default=state.chunk)
+            state.ranked_at = -1e9
 
     def resume(self, pools: Mapping[str, "PoolState"]) -> None:
         """Take over what another steering of the same pools has learned; requests stay where they are."""
@@ -171,25 +196,36 @@ class Steering:
         return [s.instance for s in self.steered.values() if s.instance.pool == pool and s.instance.ready]
 
     def _outlook(self, steered: Steered, state: PoolState, now: Seconds) -> Outlook:
-        peers = self._of(steered.instance.pool) or [steered.instance]
-        rank = peers.index(steered.instance) if steered.instance in peers else 0
+        ranks = self._ranks(state, now)
+        peers, rank = max(1, len(ranks)), ranks.get(steered.instance.name, 0)
         if now - steered.floor_at >= FLOOR_EVERY:
-            self._look_at_load(steered, state, len(peers), now)
+            self._look_at_load(steered, state, peers, now)
         return Outlook(
             floor=steered.floor,
-            full_chunks=state.arrivals.full_chunks(now) / len(peers),
+            full_chunks=state.arrivals.full_chunks(now) / peers,
             prompt_share=steered.prompt_share,
-            queued=state.queue.in_order()[rank :: len(peers)],
+            queued=state.queue.every(peers, rank),
         )
 
+    def _ranks(self, state: PoolState, now: Seconds) -> Mapping[str, int]:
+        """The pool's instances in rotation, numbered; looked up once for all decisions of a moment."""
+        if state.ranked_at != now:
+            state.ranked_at = now
+            peers = self._of(state.queue.rules.name)
+            state.ranks = {instance.name: rank for rank, instance in enumerate(peers)}
+        return state.ranks
+
     def _look_at_load(self, steered: Steered, state: PoolState, peers: int, now: Seconds) -> None:
-        """Once a second: the floor of the load, with the share of it that this instance gets."""
+        """The floor of the load, with the share of it that this instance gets."""
         model, limits = steered.instance.model, steered.instance.limits
         whole = state.demand(now)
         if model is None or whole is None:
             return
-        demand = replace(whole, rate=whole.rate / peers)
         prices, factor = state.prices, steered.instance.correction
+        if state.floor is not None and state.floor.fits(steered.instance, now):
+            steered.floor, steered.floor_at = state.floor.clock, state.floor.at
+            return
+        demand = replace(whole, rate=whole.rate / peers)
         if prices.start is None:
             if state.arrivals.age(now) < LOAD_KNOWN:
                 return  # no floor yet: maximum clock
@@ -197,10 +233,14 @@ class Steering:
             prices.start = max(price, LEAST_PRICE * model.watts(Batch(1), model.clocks[-1]))
         steered.floor = cheapest(model, demand, limits.chunk_budget, prices.price, factor, near=steered.floor)
         steered.floor_at = now
+        state.floor = Floor(model, limits.chunk_budget, factor, now, steered.floor)
 
     def _learn(self, steered: Steered, state: PoolState, now: Seconds) -> None:
         """Feed the twin with what ended, in order of arrival, and the prices with what the twin says."""
         instance, book = steered.instance, steered.instance.book
+        if now - steered.learned_at < LEARN_EVERY:
+            return
+        steered.learned_at = now
         if instance.model is None:
             book.ended.clear()
             return

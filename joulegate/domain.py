@@ -61,9 +61,9 @@ class Objectives:
     max_slowdown: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
-    """The work of one engine iteration (engine-profile/1: B, K, N, A)."""
+    """The work of one engine iteration (engine-profile/1: B, K, N, A). Made by the million: not frozen."""
 
     decoding: int = 0  # sequences that get one token each
     context_tokens: float = 0.0  # sum of their contexts: tokens read per step

@@ -26,11 +26,15 @@ TDP_STEP = 0.0075  # share of f_max by which a power-capped GPU lowers its clock
 
 
 class PhysicsModel:
-    """`EngineModel` by formula. Seconds and watts per GPU; no state."""
+    """`EngineModel` by formula. Seconds and watts per GPU; what a clock does to the constants is kept."""
 
     def __init__(self, profile: EngineProfile) -> None:
         self.profile = profile
         self._pads = _padding(profile.graph_batches)
+        c = profile.latency
+        self._memory, self._p, self._root = c.m0_s**c.p, c.p, 1.0 / c.p
+        self._linear = c.m1_s_per_ctx_token, c.h0_s, c.h1_s_per_seq, c.h2_s_per_token
+        self._clocked: dict[float, tuple[float, float, float, float]] = {}
 
     @property
     def clocks(self) -> tuple[MegaHertz, ...]:
@@ -42,15 +46,21 @@ class PhysicsModel:
 
     def iteration_time(self, batch: Batch, clock: float) -> Seconds:
         """Seconds one iteration takes at `clock` MHz, the board's power limit ignored."""
-        c = self.profile.latency
+        floor, each, token, attention = self._clocked.get(clock) or self._at(clock)
+        reads, host, sequence, any_token = self._linear
         b, n = batch.decoding, batch.prefill_tokens
-        x = clock / self.profile.max_clock
-        t_cmp = (c.c0_s + c.c1_s_per_seq * self.padded(b) + c.pc1_s_per_token * n) / x
-        t_gemm = (c.m0_s**c.p + t_cmp**c.p) ** (1.0 / c.p)
-        reads = c.m1_s_per_ctx_token * batch.context_tokens
-        attention = c.pc2_s_per_token2 * batch.prefill_attention / x
-        host = c.h0_s + c.h1_s_per_seq * b + c.h2_s_per_token * (b + n)
-        return Seconds(t_gemm + reads + attention + host)
+        pads = self._pads
+        compute = floor + each * (pads[b] if b < len(pads) else b) + token * n
+        gemm: float = (self._memory + compute**self._p) ** self._root
+        rest = reads * batch.context_tokens + attention * batch.prefill_attention
+        return Seconds(gemm + rest + host + sequence * b + any_token * (b + n))
+
+    def _at(self, clock: float) -> tuple[float, float, float, float]:
+        """c0, c1, pc1 and pc2 at a clock."""
+        c, x = self.profile.latency, clock / self.profile.max_clock
+        terms = c.c0_s / x, c.c1_s_per_seq / x, c.pc1_s_per_token / x, c.pc2_s_per_token2 / x
+        self._clocked[clock] = terms
+        return terms
 
     def watts(self, batch: Batch, clock: float) -> Watts:
         """Watts per GPU while that iteration runs, the board's power limit ignored."""

@@ -85,7 +85,7 @@ def test_grants_come_in_order_of_deadline(requests: list[tuple[float, float]], s
         queue.push(flight(n, waited, ttft), RULES)
     outcome = assign(layout({"p": queue}, [engine("a", slots=slots)]), RULES, rng().randrange, NOW)
     granted = [g.flight.deadline for g in outcome.grants]
-    left = [f.deadline for f in queue.in_order()]
+    left = [f.deadline for f in queue.every(1, 0)]
     assert len(granted) == min(slots, len(requests))
     within = RULES.fairness
     assert all(earlier <= later + within for earlier in granted for later in left)
@@ -104,9 +104,9 @@ def test_grants_never_exceed_slots_and_nobody_is_lost_or_doubled(
     engines = [engine(f"e{n}", slots=s) for n, s in enumerate(slots)]
     outcome = assign(layout({"p": queue}, engines), RULES, rng().randrange, NOW)
     assert all(e.book.running <= e.slots for e in engines)
-    places = [g.flight.id for g in outcome.grants] + [f.id for f in queue.in_order()]
+    places = [g.flight.id for g in outcome.grants] + [f.id for f in queue.every(1, 0)]
     assert sorted(places) == sorted(f.id for f in flights)
-    assert queue.tokens == sum(f.uncached_tokens for f in queue.in_order())
+    assert queue.tokens == sum(f.uncached_tokens for f in queue.every(1, 0))
 
 
 @settings(deadline=None)
@@ -155,7 +155,7 @@ def test_a_request_out_of_reach_makes_nobody_late_but_is_still_served() -> None:
     queue.push(flight(2, waited=0.3, ttft=0.4), RULES)
     outcome = assign(layout({"p": queue}, [engine("a", window=50)]), RULES, rng().randrange, NOW)
     assert [g.flight.id for g in outcome.grants] == ["2"]
-    assert [(f.id, f.lost) for f in queue.in_order()] == [("1", True)]
+    assert [(f.id, f.lost) for f in queue.every(1, 0)] == [("1", True)]
 
 
 def test_a_pool_that_sheds_refuses_what_is_out_of_reach_and_says_when_to_come_back() -> None:
