@@ -1,0 +1,107 @@
+"""A power emergency under load: watts of the plant under the cut budget in time, and back again."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from joulegate.shipped import shipped
+from joulegate.units import Seconds
+from simulator.demo_cli import TRACE
+from tests.e2e.standing import Site
+
+Until = Callable[[Callable[[], object]], None]
+BUDGET = 2000.0  # six GPUs under this load draw more at default clocks
+HELD = 3.0  # seconds
+
+
+@pytest.fixture
+def powered(tmp_path: Path) -> Iterator[Site]:
+    """Pools that only advise: what clocks do here is the budget's doing."""
+    power = {
+        "mode": "enforce",
+        "emergency_file": str(tmp_path / "on-battery"),
+        "hold_s": HELD,
+        "ramp_s": 2,
+        "domains": [
+            {"name": "row", "budget_w": BUDGET},
+            {"name": "rack", "budget_w": BUDGET, "inside": "row", "agents": ["e2e"]},
+        ],
+    }
+    found = Site(tmp_path, "advise", gateway={"power": power})
+    command = [sys.executable, "-m", "joulegate", "replay", str(shipped(TRACE)), "--url", found.side.url]
+    load = subprocess.Popen(
+        [*command, "--from", "60", "--duration", "120", "--engine", "emulated"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield found
+    load.terminate()
+    load.wait()
+    found.close()
+
+
+def drawn(site: Site) -> float:
+    """Watts of the plant itself."""
+    return sum(gpu.watts_at(Seconds(time.monotonic())) for gpu in site.plant.gpus)
+
+
+def power(site: Site) -> dict[str, object]:
+    found: dict[str, object] = site.http.get("/admin/fleet").json()["power"]
+    return found
+
+
+def emergencies(site: Site) -> list[dict[str, float | None]]:
+    found = power(site)["emergencies"]
+    assert isinstance(found, list)
+    return found
+
+
+def test_an_emergency_sheds_a_quarter_within_ten_seconds_and_ends_by_itself(
+    powered: Site, until: Until
+) -> None:
+    site, alarm = powered, powered.side.folder / "on-battery"
+    until(lambda: drawn(site) > 0.75 * BUDGET)
+    until(lambda: min(site.ceilings()) < 1980)
+    alarm.touch()
+    until(lambda: power(site)["phase"] == "emergency")
+    until(lambda: emergencies(site)[-1]["within_budget_after_s"] is not None)
+    within = emergencies(site)[-1]["within_budget_after_s"]
+    assert within is not None
+    assert within <= 10.0
+    until(lambda: drawn(site) <= 0.75 * BUDGET)
+    page = site.http.get("/metrics").text
+    assert f'joulegate_power_domain_budget_watts{{domain="rack"}} {0.75 * BUDGET}' in page
+    assert "joulegate_power_emergency 1.0" in page
+    until(lambda: sum(gpu.cap for gpu in site.plant.gpus) <= 0.75 * BUDGET)
+    alarm.unlink()
+    until(lambda: power(site)["phase"] == "recovering")
+    began = emergencies(site)[-1]["began_s_ago"]
+    assert began is not None
+    assert began >= HELD, "not given back before it was held"
+    until(lambda: power(site)["phase"] == "normal")
+    assert len(emergencies(site)) == 1
+    until(lambda: sum(gpu.cap for gpu in site.plant.gpus) > 0.75 * BUDGET)
+
+
+def test_caps_outlive_the_gateway_and_clocks_do_not(powered: Site, until: Until) -> None:
+    site = powered
+    until(lambda: sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET)
+    until(lambda: min(site.ceilings()) < 1980)
+    site.side.processes["serve"].kill()
+    until(lambda: min(site.ceilings()) == 1980)
+    assert sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET
+
+
+def test_a_budget_taken_away_by_reload_gives_clocks_and_caps_back(powered: Site, until: Until) -> None:
+    site = powered
+    before = [gpu.cap_watts[1] for gpu in site.plant.gpus]
+    until(lambda: sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET)
+    site.settings({"power": {"mode": "enforce"}})
+    report = site.http.post("/admin/reload").json()
+    assert report["needs_restart"] == []
+    until(lambda: [gpu.cap for gpu in site.plant.gpus] == before)
+    until(lambda: min(site.ceilings()) == 1980)
