@@ -1,10 +1,11 @@
-"""Shell: the control plane's HTTP client: probes, scrapes, agents. The only module that imports httpx.
+"""Shell: HTTP for commands, and for agents on Unix sockets. The only module that imports httpx.
 
-Requests of users never pass here; they have their own connections (`router.upstream`).
+Requests of users never pass here, nor what is asked several times a second (`router.poll_client`).
 """
 
 import ssl
 from dataclasses import dataclass
+from typing import Protocol
 
 import httpx
 
@@ -21,8 +22,22 @@ class Reply:
     body: bytes
 
 
+class ControlClient(Protocol):
+    """One base URL. Closed by whoever made it."""
+
+    async def get(self, path: str, timeout: float) -> Reply:  # noqa: ASYNC109
+        """Raises Unreachable. Any status is a reply."""
+        ...
+
+    async def post(self, path: str, body: bytes, timeout: float) -> Reply:  # noqa: ASYNC109
+        """Send JSON. Raises Unreachable. Any status is a reply."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 class HttpClient:
-    """One base URL. `unix:/path` is a Unix socket. Close it when done."""
+    """Implements `ControlClient`. One base URL. `unix:/path` is a Unix socket. Close it when done."""
 
     def __init__(self, url: str, token: str | None = None, ca_file: str | None = None) -> None:
         self.url = url

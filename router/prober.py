@@ -7,7 +7,7 @@ from collections.abc import Callable
 from joulegate.units import Seconds
 from router.engine_metrics import MAX_PAGE, read_gauges
 from router.fleet import InstanceStatus, Signal
-from router.http_client import HttpClient, Unreachable
+from router.http_client import ControlClient, Unreachable
 from router.ports import Engine
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ class Prober:
     def __init__(
         self,
         status: InstanceStatus,
-        client: HttpClient,
+        client: ControlClient,
         clock: Callable[[], float],
         on_change: Callable[[], None],
         path: str,

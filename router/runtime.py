@@ -31,7 +31,7 @@ from router.gate import FleetGate
 from router.keys import KeyEntry, Keys, digest
 from router.learned import save_predictor
 from router.observe import Condition, GatewayCollector
-from router.http_client import HttpClient
+from router.poll_client import control_client
 from router.pools import Member
 from router.ports import Caller
 from router.power import Named, PowerKeeper, PowerRules
@@ -152,7 +152,7 @@ class Runtime:
 
     def _agent(self, section: settings_of.Agent) -> Agent:
         ca_file = None if section.ca_file is None else str(section.ca_file)
-        client = HttpClient(section.url, read_secret(section.token, section.token_file), ca_file)
+        client = control_client(section.url, read_secret(section.token, section.token_file), ca_file)
         self._stack.push_async_callback(client.close)
         return Agent(section.name, client, self.name)
 
@@ -168,7 +168,7 @@ class Runtime:
         endpoint = member.endpoint
         scheme = "https" if endpoint.tls else "http"
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        client = HttpClient(f"{scheme}://{host}:{endpoint.port}", ca_file=endpoint.ca_file)
+        client = control_client(f"{scheme}://{host}:{endpoint.port}", ca_file=endpoint.ca_file)
         self._stack.push_async_callback(client.close)
         health = self.settings.health
         return Prober(
