@@ -188,6 +188,7 @@ class Instance:
     prompt_rate: float = 0.0  # prompt tokens per second it takes in at its clock
     slots: int = 16  # sequences it may hold, as learned (admission.learned_slots)
     correction: float = 1.0  # observed / predicted iteration time, smoothed
+    model_error: float = 0.05  # relative, of the corrected model: 95 % of iterations stay below
     clock: MegaHertz | None = None  # ceiling in force; None: driver default
     telemetry_at: Seconds | None = None  # when the agent was last heard
     at_clock: Room = NO_ROOM  # headroom at the ceiling in force

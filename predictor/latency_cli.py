@@ -43,19 +43,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Learn iteration time and power of every engine in a sweep."""
-    import numpy as np
-
-    from predictor.artifact import data_hash
-    from predictor.latency_artifact import save
-    from predictor.latency_train import train as learn
-
-    files = [*data, *(more or ())]
-    ladder = _ladder(clocks)
-    models = []
-    for sweep in _sweeps(files):
-        sys.stderr.write(f"{sweep.engine.name}: {len(sweep.rows)} rows\n")
-        models.append(learn(sweep, ladder, np.random.default_rng(seed)).model)
-    save(out, models, data_hash(file.read_bytes() for file in files))
+    models = learn([*data, *(more or ())], out, _ladder(clocks), seed)
     summary = [
         {
             "engine": model.trained.engine,
@@ -78,6 +66,22 @@ def train(
             f"{line['engine']}: {line['rows']} rows; 95 % of unseen rows: "
             f"time within {line['time_error_p95_pct']:.1f} %, {watts}\n"
         )
+
+
+def learn(files: Sequence[Path], out: Path, clocks: Sequence[int], seed: int) -> "list[TableModel]":
+    """Learn every engine in `files` and write `out`. Raises UserError."""
+    import numpy as np
+
+    from predictor.artifact import data_hash
+    from predictor.latency_artifact import save
+    from predictor.latency_train import train as learned
+
+    models = []
+    for sweep in _sweeps(files):
+        sys.stderr.write(f"{sweep.engine.name}: {len(sweep.rows)} rows\n")
+        models.append(learned(sweep, clocks, np.random.default_rng(seed)).model)
+    save(out, models, data_hash(file.read_bytes() for file in files))
+    return models
 
 
 def evaluate(

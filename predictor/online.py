@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, isfinite, log
 
-from joulegate.domain import Batch, EngineModel
-from joulegate.units import MegaHertz, Seconds, Watts
+from joulegate.units import MegaHertz, Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +81,6 @@ class Correction:
         self.observations += 1
         self._refresh()
 
-    def reset(self) -> None:
-        """Start over: the model was swapped for one that has learned what this correction knew."""
-        self._shared = 0.0
-        self._offsets = [0.0] * len(self._offsets)
-        self._error = self.settings.first_error
-        self.observations = 0
-        self._refresh()
-
     def _learn_error(self, error: float) -> None:
         # A step up for an error above, a 19 times smaller one down: rests where 5 % lie above.
         step = self.settings.error_gain * max(self._error, 0.005)
@@ -101,25 +92,3 @@ class Correction:
         for band in range(len(self._offsets) - 1, -1, -1):
             factor = min(settings.highest, max(above, exp(self._shared + self._offsets[band])))
             self._factors[band] = above = factor
-
-
-class CorrectedModel:
-    """`EngineModel`: another one with the correction of one instance applied to its seconds."""
-
-    def __init__(self, model: EngineModel, correction: Correction) -> None:
-        self.model = model
-        self.correction = correction
-
-    @property
-    def clocks(self) -> tuple[MegaHertz, ...]:
-        return self.model.clocks
-
-    @property
-    def idle_watts(self) -> Watts:
-        return self.model.idle_watts
-
-    def iteration_time(self, batch: Batch, clock: MegaHertz) -> Seconds:
-        return Seconds(self.model.iteration_time(batch, clock) * self.correction.factor(clock))
-
-    def watts(self, batch: Batch, clock: MegaHertz) -> Watts:
-        return self.model.watts(batch, clock)

@@ -30,7 +30,7 @@ class DriftSettings:
     threshold: float = 5.0  # 20 % slower passes it after about 40 observations
     outlier: float = 0.7  # log error one observation counts at most
     refit_interval: Seconds = Seconds(300.0)  # between two refits of one instance
-    refit_samples: int = 200  # kept samples a refit needs
+    refit_samples: int = 48  # kept samples a refit needs
     outside_share: float = 0.2  # of recent observations out of the trained range
 
 
@@ -39,8 +39,8 @@ class DriftDetector:
 
     def __init__(self, settings: DriftSettings) -> None:
         self.settings = settings
-        self._slower = 0.0
-        self._faster = 0.0
+        self._slower = self._faster = 0.0
+        self._slower_since = self._faster_since = Seconds(0.0)
 
     @property
     def drift(self) -> Drift:
@@ -50,13 +50,22 @@ class DriftDetector:
             return Drift.FASTER
         return Drift.NONE
 
-    def observe(self, predicted: Seconds, observed: Seconds) -> Drift:
+    @property
+    def since(self) -> Seconds:
+        """When the engine changed, as far as can be told: the last time the larger sum was empty."""
+        return self._slower_since if self._slower >= self._faster else self._faster_since
+
+    def observe(self, predicted: Seconds, observed: Seconds, now: Seconds) -> Drift:
         """Count one pair. Raises ValueError for a time that is not positive and finite."""
         if not (isfinite(predicted) and isfinite(observed) and predicted > 0.0 and observed > 0.0):
             raise ValueError(f"predicted {predicted} s, observed {observed} s: both must be positive")
         settings = self.settings
         error = min(settings.outlier, max(-settings.outlier, log(observed / predicted)))
         ceiling = 2.0 * settings.threshold  # so that a long drift is forgotten as fast as it came
+        if self._slower == 0.0:
+            self._slower_since = now
+        if self._faster == 0.0:
+            self._faster_since = now
         self._slower = min(ceiling, max(0.0, self._slower + error - settings.allowance))
         self._faster = min(ceiling, max(0.0, self._faster - error - settings.allowance))
         return self.drift

@@ -7,26 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from joulegate.domain import Batch
-from joulegate.units import MegaHertz, Seconds, Watts
-from predictor.online import CorrectedModel, Correction, CorrectionSettings
+from joulegate.units import MegaHertz, Seconds
+from predictor.online import Correction, CorrectionSettings
 from predictor.online_drift import Drift, DriftDetector, DriftSettings, RefitReason, refit_reason
 
 CLOCKS = tuple(MegaHertz(f) for f in range(705, 1411, 15))
 SETTINGS = CorrectionSettings()
-
-
-class Linear:
-    """An engine that takes (1 + batch) / clock seconds."""
-
-    clocks = CLOCKS
-    idle_watts = Watts(60.0)
-
-    def iteration_time(self, batch: Batch, clock: MegaHertz) -> Seconds:
-        return Seconds((1 + batch.decoding) / clock)
-
-    def watts(self, batch: Batch, clock: MegaHertz) -> Watts:
-        return Watts(0.1 * clock)
 
 
 def test_an_engine_20_pct_slower_is_followed_within_60_s_of_ticks() -> None:
@@ -65,15 +51,7 @@ def test_a_time_that_cannot_be_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="positive"):
         Correction(CLOCKS, SETTINGS).observe(Seconds(1.0), Seconds(seconds), 1200)
     with pytest.raises(ValueError, match="positive"):
-        DriftDetector(DriftSettings()).observe(Seconds(1.0), Seconds(seconds))
-
-
-def test_after_a_reset_the_model_is_taken_at_its_word() -> None:
-    correction = Correction(CLOCKS, SETTINGS)
-    correction.observe(Seconds(1.0), Seconds(1.5), 1200)
-    correction.reset()
-    assert correction.factor(1200) == 1.0
-    assert correction.observations == 0
+        DriftDetector(DriftSettings()).observe(Seconds(1.0), Seconds(seconds), Seconds(0.0))
 
 
 observations = st.lists(st.tuples(st.floats(0.01, 100.0), st.sampled_from(CLOCKS)), max_size=60)
@@ -85,30 +63,41 @@ def test_whatever_it_sees_the_corrected_model_stays_monotone_and_clipped(
     seen: list[tuple[float, MegaHertz]],
 ) -> None:
     correction = Correction(CLOCKS, SETTINGS)
-    model = CorrectedModel(Linear(), correction)
     for observed, clock in seen:
         correction.observe(Seconds(1.0), Seconds(observed), clock)
     assert all(SETTINGS.lowest <= correction.factor(clock) <= SETTINGS.highest for clock in CLOCKS)
-    times = [model.iteration_time(Batch(decoding=4), clock) for clock in model.clocks]
+    times = [correction.factor(clock) / clock for clock in CLOCKS]  # of an engine bound by its clock
     assert all(slow >= fast for slow, fast in pairwise(times))
-    assert model.watts(Batch(), CLOCKS[0]) == 0.1 * CLOCKS[0]
-    assert model.idle_watts == 60.0
+    flat = [correction.factor(clock) for clock in CLOCKS]  # of one that does not care
+    assert all(slow >= fast for slow, fast in pairwise(flat))
 
 
 @pytest.mark.parametrize(("ratio", "drift"), [(1.2, Drift.SLOWER), (0.8, Drift.FASTER), (1.03, Drift.NONE)])
 def test_a_lasting_change_is_drift_and_a_small_one_is_not(ratio: float, drift: Drift) -> None:
     rng = random.Random(3)
     detector = DriftDetector(DriftSettings())
-    for _ in range(400):
-        detector.observe(Seconds(1.0), Seconds(ratio * rng.gauss(1.0, 0.05)))
+    for step in range(400):
+        detector.observe(Seconds(1.0), Seconds(ratio * rng.gauss(1.0, 0.05)), Seconds(step))
     assert detector.drift is drift
     detector.reset()
     assert detector.drift is Drift.NONE
 
 
+@pytest.mark.parametrize("ratio", [1.25, 0.8])
+def test_when_it_began_is_told_to_within_a_few_seconds(ratio: float) -> None:
+    rng = random.Random(4)
+    detector = DriftDetector(DriftSettings())
+    for step in range(800):
+        now = Seconds(0.25 * step)
+        change = ratio if now >= 150.0 else 1.0
+        detector.observe(Seconds(1.0), Seconds(change * rng.gauss(1.0, 0.05)), now)
+    assert detector.drift is not Drift.NONE
+    assert detector.since == pytest.approx(150.0, abs=3.0)
+
+
 def test_one_stall_is_not_drift() -> None:
     detector = DriftDetector(DriftSettings())
-    assert detector.observe(Seconds(1.0), Seconds(50.0)) is Drift.NONE
+    assert detector.observe(Seconds(1.0), Seconds(50.0), Seconds(0.0)) is Drift.NONE
 
 
 @pytest.mark.parametrize(
