@@ -258,6 +258,7 @@ def metered(member: Member, joules: Joules, tally: Tally) -> None:
 
 def unmetered(member: Member) -> None:
     """Nobody reads its GPUs' counters now: what has ended gets no joules, and is not kept for them."""
+    member.energy.watts = None
     for name in member.energy.forget_closed():
         member.trips.pop(name, None)
 

@@ -167,10 +167,12 @@ class Tap:
     OpenAI's shape; where the stream was cut makes no difference.
     """
 
-    __slots__ = ("_cutter", "_first", "_last", "count", "dialect", "failed", "has_output", "strip")
+    __slots__ = ("_cutter", "_first", "_last", "count", "dialect", "edit", "failed", "has_output", "strip")
 
-    def __init__(self, dialect: Dialect, strip: bool) -> None:
+    def __init__(self, dialect: Dialect, strip: bool, edit: Callable[[bytes], bytes] | None = None) -> None:
+        """`edit`: what becomes of the usage event that the client asked for."""
         self.dialect = dialect
+        self.edit = edit
         self.strip = strip
         self.count = 0  # events with output so far
         self.has_output = False
@@ -232,11 +234,13 @@ class Tap:
         out = []
         for event in events(data):
             if USAGE.search(event):
-                if self.strip and NO_CHOICES.search(event) and self._is_usage_only(event):
-                    self._last = event
+                last = (self.strip or self.edit) and NO_CHOICES.search(event) and self._is_usage_only(event)
+                self._last = event
+                if last and self.strip:
                     continue
                 self._first = self._first or event
-                self._last = event
+                if last and self.edit is not None:
+                    event = self.edit(event)
             out.append(self._translated(event) if self._is_error(event) else event)
         return b"".join(out)
 

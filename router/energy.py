@@ -14,7 +14,7 @@ nothing came out belongs to the prompts the engine was given, if there are any; 
 from dataclasses import dataclass, field
 
 from joulegate.domain import Batch, EngineModel
-from joulegate.units import Joules, MegaHertz
+from joulegate.units import Joules, MegaHertz, Seconds
 
 PROMPT_SHARE = 0.1  # of a decode token, for a prompt token of an engine without a model
 
@@ -37,6 +37,8 @@ class EnergyBook:
     open: dict[str, Share] = field(default_factory=dict)  # by flight
     idle_joules: float = 0.0
     attributed_joules: float = 0.0
+    watts: float | None = None  # at the last reading; None: nobody reads the counters now
+    read_at: Seconds = Seconds(0.0)
 
     def share(self, flight: str) -> Share:
         found = self.open.get(flight)
@@ -66,6 +68,20 @@ class EnergyBook:
         for name in gone:
             del self.open[name]
         return gone
+
+    def so_far(
+        self, flight: str, model: EngineModel | None, batch: Batch, clock: MegaHertz | None, now: Seconds
+    ) -> float | None:
+        """Joules of a request up to now: settled, and its part of what was drawn since the last reading.
+
+        Costs a look at every request of the instance, so it is for who asks. None: nobody meters it.
+        """
+        share = self.open.get(flight)
+        if share is None or self.watts is None:
+            return None
+        works = sum(_work(other, model, batch, clock) for other in self.open.values())
+        part = _work(share, model, batch, clock) / works if works > 0.0 else 0.0
+        return share.joules + part * self.watts * max(0.0, now - self.read_at)
 
     def settle(
         self, joules: Joules, model: EngineModel | None, batch: Batch, clock: MegaHertz | None

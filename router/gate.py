@@ -140,6 +140,14 @@ class FleetGate:
         if self._accounts.progressed(trip, member, events, now):
             self.run(trip.model)  # a prompt is done: there is room for the next
 
+    def joules(self, ticket: Ticket) -> float | None:
+        """What the request took so far; None: nobody meters its instance."""
+        trip, member = ticket.trip, ticket.member
+        if trip is None or member is None:
+            return None
+        law = member.law
+        return member.energy.so_far(trip.flight.id, law.model, member.batch(), law.clock, self._now())
+
     def closed(self, ticket: Ticket, report: Report) -> None:
         """The one exit of a granted ticket."""
         now, member = self._now(), ticket.member

@@ -43,6 +43,7 @@ NOT_FORWARDED = HOP_BY_HOP | {
     b"x-slo-tpot-ms",
 }
 OURS = b"x-joulegate-"
+ENERGY = b"x-joulegate-energy"
 TRUE_LENGTH = b"x-joulegate-true-output-tokens"
 NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 

@@ -7,7 +7,7 @@ from joulegate.units import Seconds
 from router import openai_api
 from router.dialects import Dialect, dialect_of, injects_usage
 from router.errors import BadRequest, Forbidden
-from router.head import SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, RequestHead, request_head
+from router.head import ENERGY, SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, RequestHead, request_head
 from router.ports import Caller, Endpoint, Engine, RelayRequest
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -24,6 +24,7 @@ class Call:
     query: bytes
     head: RequestHead
     body: bytearray
+    energy: bool = False  # the client wants to know what its answer took
 
     @property
     def repeatable(self) -> bool:
@@ -74,7 +75,8 @@ def understand(
         method=method,
         engine=Engine.TGI if route in TGI_ONLY else None,
     )
-    return Call(request, parsed, dialect_of(route), query, head, body)
+    energy = caller.energy or fields.get(ENERGY, b"").lower() == b"true"
+    return Call(request, parsed, dialect_of(route), query, head, body, energy)
 
 
 def objective(headers: dict[bytes, bytes], name: bytes, least: Seconds) -> Seconds | None:

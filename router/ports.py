@@ -50,6 +50,7 @@ class Caller:
     models: frozenset[str] = frozenset()
     min_ttft: Seconds = Seconds(0.0)
     min_tpot: Seconds = Seconds(0.0)
+    energy: bool = False  # its answers say what they took
 
 
 @dataclass(slots=True, unsafe_hash=True)  # never changed: not frozen, which costs 3 us a request
@@ -117,6 +118,10 @@ class Slot(Protocol):
 
     def progress(self, events: int, now: Seconds) -> None:
         """`events` more SSE events with output arrived (once a read, not once an event)."""
+
+    def joules(self) -> float | None:
+        """What the request took so far, as attributed to it; None: nobody meters the instance."""
+        ...
 
     def close(self, report: Report) -> None:
         """The one exit: success, error and cancel alike. Further calls do nothing."""

@@ -15,10 +15,12 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from joulegate.units import Seconds
 from router import openai_api
+from router.answer_energy import with_energy
 from router.client import EXTENSION, ClientExchange
 from router.dialects import Tap
 from router.errors import (
@@ -193,6 +195,12 @@ class Relay:
         finally:
             slot.close(report)
 
+    async def _whole(self, call: Call, reply: Reply) -> bytes | None:
+        """The answer in one piece, where something is added to it; None: as it comes."""
+        if not call.request.generative or reply.head.encoded or call.request.method == "HEAD":
+            return None
+        return await reply.read(KEEP)
+
     async def _refusal(self, call: Call, slot: Slot, reply: Reply) -> Refusal | None:
         """An error answer, read whole and put into OpenAI's shape; None: too long for that."""
         body = await reply.read(self.limits.error_body)
@@ -217,8 +225,16 @@ class Relay:
         head = answer_head(status, reply.head.lines, call, slot)
         sink: EventSink | PlainSink
         if reply.head.event_stream:
-            sink = EventSink(client, slot, Tap(call.dialect, strip))
+            edit = partial(told, slot) if call.energy else None
+            sink = EventSink(client, slot, Tap(call.dialect, strip, edit))
             client.begin(status, head, None)
+        elif call.energy and status == 200 and (body := await self._whole(call, reply)) is not None:
+            sink = PlainSink(client, KEEP)
+            answer = told(slot, body)
+            client.begin(status, head, len(answer))
+            sink.feed(answer)
+            sink.end()
+            return finished(Ending.OK, status, sink, "")
         else:
             sink = PlainSink(client, KEEP if call.request.generative else 0)
             client.begin(status, head, reply.length)
@@ -257,6 +273,11 @@ def finished(ending: Ending, status: int, sink: EventSink | PlainSink, error: st
         first_output=sink.first_output,
         last_output=sink.last_output,
     )
+
+
+def told(slot: Slot, usage: bytes) -> bytes:
+    """An answer, or the event of a stream, whose usage says what it took."""
+    return with_energy(usage, slot.joules(), slot.endpoint.emulated)
 
 
 def answer_head(status: int, lines: bytes, call: Call, slot: Slot) -> bytes:

@@ -222,6 +222,7 @@ def build_keys(settings: settings_of.Gateway) -> Keys:
                 frozenset(section.models),
                 Seconds(section.min_ttft_ms / 1e3),
                 Seconds(section.min_tpot_ms / 1e3),
+                section.energy_in_usage,
             ),
         )
         for section in auth.keys

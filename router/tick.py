@@ -116,7 +116,9 @@ class ControlTick:
             infos = [view.infos[gpu] for gpu in member.gpus if gpu in view.infos]
             member.speed.knows_clocks([MegaHertz(c) for info in infos[:1] for c in info.clocks_mhz])
             law.telemetry_at = view.seen
-            joules = self._meter(member, [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus])
+            gpus = [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus]
+            joules = self._meter(member, gpus)
+            member.energy.watts, member.energy.read_at = sum(gpu.power_w for gpu in gpus), view.seen
             member.holdback.tick(joules, member.acts and member.limit is None, Seconds(self._wall()))
         else:
             unmetered(member)

@@ -17,6 +17,8 @@ class Owner(Protocol):
 
     def progressed(self, ticket: "Ticket", events: int, now: Seconds) -> None: ...
 
+    def joules(self, ticket: "Ticket") -> float | None: ...
+
     def closed(self, ticket: "Ticket", report: Report) -> None: ...
 
 
@@ -61,6 +63,9 @@ class Ticket:
     def progress(self, events: int, now: Seconds) -> None:
         if not self._closed:
             self._owner.progressed(self, events, now)
+
+    def joules(self) -> float | None:
+        return self._owner.joules(self)
 
     def close(self, report: Report) -> None:
         if not self._closed:

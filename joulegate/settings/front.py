@@ -32,6 +32,9 @@ class ApiKey(Section):
     models: tuple[Name, ...] = Field(default=(), description="Models the key may use; none listed: all.")
     min_ttft_ms: float = Field(default=0.0, ge=0, description="Tightest x-slo-ttft-ms the key may ask for.")
     min_tpot_ms: float = Field(default=0.0, ge=0, description="Tightest x-slo-tpot-ms the key may ask for.")
+    energy_in_usage: bool = Field(
+        default=False, description="Its answers carry their joules in `usage.joulegate`."
+    )
     rpm: Count | None = Field(default=None, description="Requests a minute.")
     tpm: Count | None = Field(default=None, description="Tokens a minute, input and output.")
     concurrency: Count | None = Field(default=None, description="Requests at a time.")

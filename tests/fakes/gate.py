@@ -32,6 +32,9 @@ class FakeSlot:
     def progress(self, events: int, now: Seconds) -> None:
         self.progressed.append(events)
 
+    def joules(self) -> float | None:
+        return self._gate.joules
+
     def close(self, report: Report) -> None:
         if self.report is None:
             self.report = report
@@ -48,6 +51,7 @@ class FakeGate:
         self.retries = retries
         self.open_ = asyncio.Event()
         self.open_.set()
+        self.joules: float | None = None  # of every request
         self.waiting = 0
         self.in_flight = 0
         self.requests: list[RelayRequest] = []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from joulegate.domain import Batch
 from joulegate.engine_profile import parse_profile
 from joulegate.shipped import shipped
-from joulegate.units import Joules, MegaHertz
+from joulegate.units import Joules, MegaHertz, Seconds
 from predictor.physics import PhysicsModel
 from router.energy import EnergyBook
 
@@ -64,6 +64,19 @@ def test_a_request_that_ended_gets_its_last_joules_with_the_next_reading_and_the
     [(name, share, part)] = book.settle(Joules(8.0), None, Batch(1), None)
     assert (name, part, share.joules) == ("a", 8.0, 8.0)
     assert book.open == {}
+
+
+def test_what_a_request_took_so_far_counts_what_was_drawn_since_the_last_reading() -> None:
+    book = EnergyBook()
+    assert book.so_far("a", None, Batch(), None, Seconds(1.0)) is None
+    book.decoded("a", 5)
+    book.settle(Joules(8.0), None, Batch(2), None)
+    book.watts, book.read_at = 100.0, Seconds(1.0)
+    book.decoded("a", 1)
+    book.decoded("b", 3)
+    assert book.so_far("a", None, Batch(2), None, Seconds(1.5)) == pytest.approx(8.0 + 100.0 * 0.5 / 4)
+    assert book.so_far("b", None, Batch(2), None, Seconds(1.5)) == pytest.approx(100.0 * 0.5 * 3 / 4)
+    assert book.so_far("nobody", None, Batch(2), None, Seconds(1.5)) is None
 
 
 def test_a_long_prompt_costs_more_than_a_few_output_tokens(model: PhysicsModel) -> None:
