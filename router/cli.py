@@ -15,6 +15,7 @@ Url = Annotated[str, typer.Option("--url", help="The gateway.")]
 KeyFile = Annotated[Path | None, typer.Option(help="File with the admin key; default: $JOULEGATE_ADMIN_KEY.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_URL = "http://127.0.0.1:8080"
+PIPED_COLUMNS = 160
 Json = dict[str, Any]
 
 
@@ -42,7 +43,9 @@ def status(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson 
 
     from router.status_view import view
 
-    Console().print(view(picture))
+    # a pipe has no width: rich would take 80 columns and cut names short
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED_COLUMNS)
+    console.print(view(picture))
 
 
 def reload(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
