@@ -1,23 +1,40 @@
 """Pure: joules in the usage of an answer, for who asked for them. Nobody else's bytes change."""
 
+import re
+
 import orjson
 
-from router.openai_api import value_spans
+from router.openai_api import CLOSING, OPENING, TOKENS
+
+USAGE = re.compile(rb'"usage"\s*:\s*\{')
 
 
 def with_energy(body: bytes, joules: float | None, emulated: bool) -> bytes:
     """A JSON answer, or one event of a stream, with `usage.joulegate`; unchanged where it has no usage.
 
-    `joules` None: nobody meters the instance's GPUs.
+    `joules` None: nobody meters the instance's GPUs. Only what follows the last `"usage":{` is looked at:
+    engines write it near the end.
     """
-    spans = value_spans(body, b'"usage"')
-    if len(spans) != 1:
-        return body
-    start, end = spans[0]
-    usage = body[start:end].rstrip()
-    if not (usage.startswith(b"{") and usage.endswith(b"}")):
+    end = _end(body)
+    if end is None:
         return body
     how = "not measured" if joules is None else "simulated" if emulated else "attributed"
     said = {"energy_joules": None if joules is None else round(joules, 3), "energy_source": how}
-    comma = b"" if usage[1:-1].strip() == b"" else b","
-    return b'%b%b%b"joulegate":%b}%b' % (body[:start], usage[:-1], comma, orjson.dumps(said), body[end:])
+    comma = b"" if body[:end].rstrip().endswith(b"{") else b","
+    return b'%b%b"joulegate":%b%b' % (body[:end], comma, orjson.dumps(said), body[end:])
+
+
+def _end(body: bytes) -> int | None:
+    """Where the last `usage` of the top level closes; None: there is none."""
+    found = list(USAGE.finditer(body))  # never inside a string: its quotes would be escaped
+    if not found:
+        return None
+    end, depth = None, 1
+    for token in TOKENS.finditer(body, found[-1].end() - 1):
+        if token[0] in OPENING:
+            depth += 1
+        elif token[0] in CLOSING:
+            depth -= 1
+            if depth == 1 and end is None:
+                end = token.start()
+    return end if depth == 0 else None

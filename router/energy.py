@@ -79,8 +79,9 @@ class EnergyBook:
         share = self.open.get(flight)
         if share is None or self.watts is None:
             return None
-        works = sum(_work(other, model, batch, clock) for other in self.open.values())
-        part = _work(share, model, batch, clock) / works if works > 0.0 else 0.0
+        price = _Price(model, batch, clock)
+        works = sum(map(price.of, self.open.values()))
+        part = price.of(share) / works if works > 0.0 else 0.0
         return share.joules + part * self.watts * max(0.0, now - self.read_at)
 
     def settle(
@@ -90,7 +91,8 @@ class EnergyBook:
 
         Returns every request that got some, and drops those that are closed.
         """
-        weights = [(name, share, _work(share, model, batch, clock)) for name, share in self.open.items()]
+        price = _Price(model, batch, clock)
+        weights = [(name, share, price.of(share)) for name, share in self.open.items()]
         if not any(weight for _, _, weight in weights):
             weights = [(name, share, share.waiting_tokens) for name, share, _ in weights]
         total = sum(weight for _, _, weight in weights)
@@ -110,18 +112,28 @@ class EnergyBook:
         return settled
 
 
-def _work(share: Share, model: EngineModel | None, batch: Batch, clock: MegaHertz | None) -> float:
-    """What a request's tokens of this interval cost by the model: joules, up to a common factor."""
-    if not share.prompt_tokens and not share.output_tokens:
-        return 0.0
-    if model is None:
-        return share.output_tokens + PROMPT_SHARE * share.prompt_tokens
-    at = clock if clock is not None else model.clocks[-1]
-    decode = Batch(max(1, batch.decoding), batch.context_tokens)
-    step = model.watts(decode, at) * model.iteration_time(decode, at)
-    work = share.output_tokens * step / decode.decoding
-    if share.prompt_tokens:
-        n = int(share.prompt_tokens)
+class _Price:
+    """What tokens of one interval cost by the model: joules, up to a common factor."""
+
+    def __init__(self, model: EngineModel | None, batch: Batch, clock: MegaHertz | None) -> None:
+        self._model = model
+        if model is None:
+            self._token, self._prompt_token = 1.0, PROMPT_SHARE
+            return
+        self._clock = clock if clock is not None else model.clocks[-1]
+        self._decode = Batch(max(1, batch.decoding), batch.context_tokens)
+        self._step = self._energy(model, self._decode)
+        self._token = self._step / self._decode.decoding
+
+    def of(self, share: Share) -> float:
+        work = share.output_tokens * self._token
+        if not share.prompt_tokens:
+            return work
+        if self._model is None:
+            return work + share.prompt_tokens * self._prompt_token
+        n, decode = int(share.prompt_tokens), self._decode
         mixed = Batch(decode.decoding, decode.context_tokens, n, 0.5 * n * n)
-        work += max(0.0, model.watts(mixed, at) * model.iteration_time(mixed, at) - step)
-    return work
+        return work + max(0.0, self._energy(self._model, mixed) - self._step)
+
+    def _energy(self, model: EngineModel, batch: Batch) -> float:
+        return model.watts(batch, self._clock) * model.iteration_time(batch, self._clock)
