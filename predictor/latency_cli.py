@@ -15,7 +15,7 @@ from joulegate.errors import UserError
 if TYPE_CHECKING:
     from predictor.latency_data import Sweep
     from predictor.latency_evaluate import Prediction
-    from predictor.latency_report import Report
+    from predictor.latency_report import Report, Way
     from predictor.table import TableModel
 
 Data = Annotated[
@@ -110,22 +110,12 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Say how well iteration time and power of rows not learned are predicted."""
-    from predictor.latency_report import Way, report
+    from predictor.latency_report import report
 
     if (data is None) == (emulated is None):
         raise UserError("one of --data and --emulated is needed")
-    if sum((model is not None, few_shot > 0, leave_one_clock_out)) > 1:
-        raise UserError("only one of --model, --few-shot and --leave-one-clock-out")
-    if not 0.0 < train_share < 1.0:
-        raise UserError(f"--train-share {train_share}: must lie between 0 and 1")
     sweeps = _emulated(emulated, rows, seed) if emulated else _sweeps([*(data or ()), *(more or ())])
-    kind = "few-shot" if few_shot else "split"
-    way = Way(
-        "model" if model is not None else "leave-one-clock-out" if leave_one_clock_out else kind,
-        few_shot=few_shot,
-        train_share=train_share,
-        model=_loaded(model) if model is not None else {},
-    )
+    way = _way(model, few_shot, leave_one_clock_out, train_share)
     result, predictions = report(
         sweeps, way, seed, time.perf_counter, lambda text: sys.stderr.write(text + "\n")
     )
@@ -135,6 +125,20 @@ def evaluate(
         _write(asdict(result))
     else:
         sys.stdout.write(_table(result))
+
+
+def _way(model: Path | None, few_shot: int, leave_one_clock_out: bool, train_share: float) -> "Way":
+    from predictor.latency_report import Way
+
+    if sum((model is not None, few_shot > 0, leave_one_clock_out)) > 1:
+        raise UserError("only one of --model, --few-shot and --leave-one-clock-out")
+    if not 0.0 < train_share < 1.0:
+        raise UserError(f"--train-share {train_share}: must lie between 0 and 1")
+    if model is not None:
+        return Way("model", model=_loaded(model))
+    if leave_one_clock_out:
+        return Way("leave-one-clock-out")
+    return Way("few-shot", few_shot=few_shot) if few_shot else Way("split", train_share=train_share)
 
 
 def _draw(path: Path, predictions: "Sequence[Prediction]") -> None:

@@ -66,6 +66,9 @@ COUNTERS: Mapping[str, Declared] = {
     "joulegate_energy_cost": Declared("Cost of the measured energy, by the operator's price.", ("currency",)),
     "joulegate_clock_changes": Declared("Changes of an instance's clock target.", INSTANCE),
     "joulegate_decisions": Declared("Governor decisions, by reason.", (*INSTANCE, "reason")),
+    "joulegate_model_refits": Declared(
+        "Times an instance's latency model was learned anew while serving.", (*INSTANCE, "outcome")
+    ),
     "joulegate_refusals": Declared("Errors answered by the gateway itself, by code.", ("code",)),
     "joulegate_lease_expirations": Declared("Leases that ran out before they were renewed."),
 }
@@ -77,6 +80,12 @@ GAUGES: Mapping[str, Declared] = {
     "joulegate_desired_replicas": Declared("Instances that would run the present load at 80 %.", POOL),
     "joulegate_running_requests": Declared("Requests at an instance.", INSTANCE),
     "joulegate_instance_up": Declared("1 if requests may be sent to the instance.", INSTANCE),
+    "joulegate_model_error_ratio": Declared(
+        "Relative error that 95 % of iterations stay below, as the governor allows for it.", INSTANCE
+    ),
+    "joulegate_model_correction_ratio": Declared(
+        "What live traffic multiplies the latency model by, at the clock in force.", INSTANCE
+    ),
     "joulegate_gpu_clock_hertz": Declared("SM clock, read back.", GPU),
     "joulegate_gpu_clock_target_hertz": Declared(
         "Clock ceiling asked for; 0: the driver's default.", INSTANCE
@@ -232,6 +241,8 @@ def _member_counters(
     yield "joulegate_idle_energy_joules", labels, member.energy.idle_joules
     yield "joulegate_energy_baseline_joules", labels, tally.baseline_joules
     yield "joulegate_clock_changes", labels, tally.clock_changes
+    yield "joulegate_model_refits", (*labels, "done"), member.speed.refits.done
+    yield "joulegate_model_refits", (*labels, "failed"), member.speed.refits.failed
     for reason, count in tally.decisions.items():
         yield "joulegate_decisions", (*labels, reason), count
 
@@ -241,6 +252,9 @@ def _member_gauges(model: Model, pool: Pool, member: Member) -> Iterator[tuple[s
     yield "joulegate_running_requests", labels, member.open
     yield "joulegate_instance_up", labels, float(member.law.ready)
     yield "joulegate_gpu_clock_target_hertz", labels, (member.target or 0) * 1e6
+    if member.law.model is not None:
+        yield "joulegate_model_error_ratio", labels, member.law.model_error
+        yield "joulegate_model_correction_ratio", labels, member.law.correction
 
 
 def _power_gauges(power: PowerKeeper) -> Iterator[tuple[str, tuple[str, ...], float]]:

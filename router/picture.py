@@ -162,9 +162,13 @@ def _member(member: Member, agents: Mapping[str, AgentView], now: Seconds) -> Js
         "engine_waiting": status.gauges.waiting,
         "kv_usage_ratio": status.gauges.kv_usage,
         "slots": law.slots,
-        "model": "none yet" if law.model is None else "profile" if member.speed.profiled else "learned",
+        "model": _source(member),
+        "model_error": law.model_error,
         "correction": law.correction,
         "drift": member.speed.drifting.value,
+        "refits": member.speed.refits.done,
+        "refits_failed": member.speed.refits.failed,
+        "refit_problem": member.speed.refits.problem,
         "target_mhz": member.target,
         "power_limit_mhz": member.limit,
         "asked_last": law.limited,
@@ -181,6 +185,15 @@ def _member(member: Member, agents: Mapping[str, AgentView], now: Seconds) -> Js
         "reason": decision.reason.value if decision is not None else "",
         "clocks_left_alone": member.distrusted,
     }
+
+
+def _source(member: Member) -> str:
+    """Where its latency and power model comes from."""
+    if member.law.model is None:
+        return "none yet"
+    if not member.speed.profiled:
+        return "learned"
+    return "refitted" if member.speed.refits.done else "profile"
 
 
 def _agent(name: str, view: AgentView, now: Seconds) -> Json:

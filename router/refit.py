@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 5.0  # seconds
 PATIENCE = 600.0  # seconds for a child at the lowest priority of a busy machine
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+CHILD = (sys.executable, "-m", "predictor.refit_child")
 
 
 class RefitFailed(Exception):
@@ -40,6 +41,7 @@ class Refitter:
     fleet: Fleet
     rules: DriftSettings
     clock: Callable[[], float]
+    child: tuple[str, ...] = CHILD  # gets the names of its input and output, then every clock
 
     async def run(self) -> None:
         started = Seconds(self.clock())
@@ -62,7 +64,7 @@ class Refitter:
         refits, where = member.speed.refits, {"instance": member.law.name, "reason": reason.value}
         log.info("learning an engine anew", extra={**where, "samples": member.speed.samples})
         try:
-            model = await _learned(member)
+            model = await _learned(member, self.child)
         except RefitFailed as error:
             refits.failed += 1
             refits.problem = str(error)
@@ -77,7 +79,7 @@ class Refitter:
         refits.at = Seconds(self.clock())
 
 
-async def _learned(member: Member) -> EngineModel:
+async def _learned(member: Member, child: Sequence[str]) -> EngineModel:
     law = member.law
     assert law.model is not None
     engine = Engine(
@@ -88,7 +90,7 @@ async def _learned(member: Member) -> EngineModel:
         with tempfile.TemporaryDirectory(prefix="joulegate-refit-") as folder:
             data, out = Path(folder) / "samples.csv", Path(folder) / "model.npz"
             await asyncio.to_thread(_write, data, engine, lessons)
-            await _child(data, out, clocks)
+            await _run([*child, str(data), str(out), *clocks])
             (model,) = await asyncio.to_thread(load, out)
     except OSError as error:
         raise RefitFailed(str(error)) from error
@@ -101,14 +103,9 @@ def _write(path: Path, engine: Engine, lessons: Callable[[], list[Row]]) -> None
     path.write_text(as_csv(engine, lessons()), encoding="utf-8")
 
 
-async def _child(data: Path, out: Path, clocks: list[str]) -> None:
+async def _run(words: Sequence[str]) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "predictor.refit_child",
-        str(data),
-        str(out),
-        *clocks,
+        *words,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

@@ -21,6 +21,7 @@ from joulegate.settings.front import ApiKey
 from joulegate.settings.load import read_secret
 from joulegate.settings.power import Power
 from joulegate.units import Seconds, Watts
+from predictor.online_drift import DriftSettings
 from router.accounts import Accounts
 from router.actuate import ActuationRules, Node
 from router.agents import Agent
@@ -38,6 +39,7 @@ from router.power import Named, PowerKeeper, PowerRules
 from router.power_tick import PowerTick
 from router.prober import Prober
 from router.rate_limits import KeyLimits, RateLimits
+from router.refit import Refitter
 from router.replicas import Replicas
 from router.store import MemoryStore, RedisStore, Store
 from router.tally import Tally
@@ -115,6 +117,10 @@ class Runtime:
         for node in self.nodes.values():
             self._begin("node", node.run)
         self._begin("tick", self.tick.run)
+        refit_interval = self.settings.control.refit_interval_s
+        if refit_interval is not None:
+            rules = DriftSettings(refit_interval=Seconds(refit_interval))
+            self._begin("refit", Refitter(self.fleet, rules, time.monotonic).run)
 
     async def stop(self) -> None:
         """Clocks first, then everything else. Requests have ended or are about to be cut."""

@@ -222,6 +222,9 @@ class Control(Section):
     holdback_pct: Percent = Field(
         default=2, description="Instance-time at default clocks, to measure the saving."
     )
+    refit_interval_s: Positive | None = Field(
+        default=300, description="Least time between two refits of an instance that drifts; null: never."
+    )
 
     def faults(self) -> Iterator[Fault]:
         if self.tick_ms * 3 > self.lease_ttl_s * 1e3:
