@@ -9,6 +9,7 @@ clock-switch latency of the profile, the dwell and one lowering a second.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 
 from control.admission import AdmissionRules, Outcome
 from control.classify import classify
@@ -16,7 +17,15 @@ from control.governor import GovernorRules
 from control.planner import Kind, PlanRules, Scale, scale
 from control.state import Flight, PoolRules
 from control.steering import PoolState, Steering
-from joulegate.domain import Cuts, LengthPredictor, LengthQuery, Objectives, RequestType, Size
+from joulegate.domain import (
+    Cuts,
+    LengthPrediction,
+    LengthPredictor,
+    LengthQuery,
+    Objectives,
+    RequestType,
+    Size,
+)
 from joulegate.units import MegaHertz, Seconds
 from simulator.costs import EngineCosts
 from simulator.jobs import Job
@@ -85,7 +94,9 @@ class Cluster:
         self._steering = Steering([self._rules], governed, laws.admission, laws.governor, rng)
         self._steering.resume(knowledge.pools)
         self._jobs: list[Job] = []
-        self._flights: dict[int, tuple[Flight, LengthQuery]] = {}
+        self._told: dict[int, tuple[LengthQuery, LengthPrediction | None]] = {}
+        self._due: list[tuple[float, int, Station]] = []  # heap: when a station has news at the earliest
+        self._serial = 0
         self._scale = Scale({})
         self._rescale_at = RESCALE_FROM
         self._open = 0
@@ -99,7 +110,7 @@ class Cluster:
         while self._open:
             arrival = times[arrived] if arrived < count else NEVER
             now = min(arrival, tick, poll)
-            moved = self._advance(now)
+            moved = self._advance_all(now) if tick <= now else self._advance(now)
             if arrival <= now:
                 self._arrive(arrived, now)
                 arrived += 1
@@ -119,40 +130,68 @@ class Cluster:
         lag = self._setup.lag
         return min(max(now + lag, self._steering.next_look(Seconds(now))), now + MAX_LAGS * lag)
 
+    def _advance_all(self, now: float) -> bool:
+        return any([self._hear(station, now) for station in self._sites.stations])
+
     def _advance(self, now: float) -> bool:
-        """Engines to `now`; True if something freed room."""
-        moved = False
-        for station in self._sites.stations:
-            events = station.advance(now)
-            for job in events.finished:
-                self._learn(job)
-            moved = moved or bool(events.first_tokens or events.finished)
+        """Engines that may have news to `now`; True if something freed room."""
+        due, moved, ready = self._due, False, list[Station]()
+        while due and due[0][0] <= now:
+            quiet, _, station = heappop(due)
+            if quiet == station.quiet_until:
+                station.quiet_until = NEVER
+                ready.append(station)
+        for station in ready:
+            moved = self._hear(station, now) or moved
         return moved
+
+    def _hear(self, station: Station, now: float) -> bool:
+        events = station.advance(now)
+        for job in events.finished:
+            self._learn(job)
+        self._watch(station)
+        return bool(events.first_tokens or events.finished)
+
+    def _watch(self, station: Station) -> None:
+        """Come back when the station may have news."""
+        quiet = station.engine.quiet_until()
+        if quiet not in (station.quiet_until, NEVER):
+            self._serial += 1
+            heappush(self._due, (quiet, self._serial, station))
+        station.quiet_until = quiet
 
     def _learn(self, job: Job) -> None:
         self._open -= 1
-        _, query = self._flights.pop(job.key)
-        if not self._laws.true_lengths:
-            predictor = self._knowledge.predictor
-            predictor.observe(query, predictor.predict(query), job.output_tokens)
+        query, prediction = self._told.pop(job.key)
+        if prediction is not None:
+            self._knowledge.predictor.observe(query, prediction, job.output_tokens)
 
     def _arrive(self, key: int, now: float) -> None:
         job = self._jobs[key]
         query = LengthQuery(model="m", key="", input_tokens=job.prompt_tokens)
-        flight = self._flight(job, query, now)
-        self._flights[key] = (flight, query)
+        prediction = None if self._laws.true_lengths else self._knowledge.predictor.predict(query)
+        self._told[key] = query, prediction
+        flight = self._flight(job, prediction, now)
         self._assign(self._steering.arrive(flight, "all", Seconds(now)), now)
-        for station in self._sites.stations:
-            if self._steering.exceeded(station.law):  # clocks step up at once
-                self._decide(station, now)
+        if self._steering.queued:
+            self._press(now)
 
-    def _flight(self, job: Job, query: LengthQuery, now: float) -> Flight:
+    def _press(self, now: float) -> None:
+        """Requests wait: if the slowest instance must speed up for its share of them, all are asked."""
+        stations = self._sites.stations
+        slowest = min(stations, key=lambda station: station.law.clock or NEVER)
+        if self._steering.exceeded(slowest.law) and self._decide(slowest, now):
+            for station in stations:
+                if station is not slowest and self._steering.exceeded(station.law):
+                    self._decide(station, now)
+
+    def _flight(self, job: Job, prediction: LengthPrediction | None, now: float) -> Flight:
+        """`prediction` None: true lengths."""
         objectives, cuts = self._setup.objectives, self._setup.cuts
-        if self._laws.true_lengths:
+        if prediction is None:
             q50 = q90 = float(job.output_tokens)
             kind = RequestType(cuts.input_size(job.prompt_tokens), cuts.output_size(job.output_tokens))
         else:
-            prediction = self._knowledge.predictor.predict(query)
             q50, q90 = prediction.q50, prediction.q90
             kind = classify(job.prompt_tokens, prediction, cuts)
         return Flight(
@@ -171,10 +210,13 @@ class Cluster:
     def _assign(self, outcome: Outcome, now: float) -> None:
         """Send what was granted."""
         for grant in outcome.grants:
-            key = int(grant.flight.id)
-            self._by_name[grant.instance.name].send(self._jobs[key], grant.flight, now)
+            station = self._by_name[grant.instance.name]
+            station.send(self._jobs[int(grant.flight.id)], grant.flight, now)
+            if self._steering.exceeded(station.law):  # clocks step up at once
+                self._decide(station, now)
+            self._watch(station)
         for reject in outcome.rejects:
-            self._flights.pop(int(reject.flight.id))
+            self._told.pop(int(reject.flight.id))
             self._open -= 1
 
     def _tick(self, now: float) -> None:
@@ -184,9 +226,14 @@ class Cluster:
             self._decide(station, now)
         self._sites.note(now)
 
-    def _decide(self, station: Station, now: float) -> None:
+    def _decide(self, station: Station, now: float) -> bool:
+        """A new clock for one instance; True if it was raised."""
+        before = station.law.clock
         decision = self._steering.tick(station.law, Seconds(now))
-        station.set_clock(decision.clock, now)
+        if station.set_clock(decision.clock, now):
+            self._watch(station)
+            return (station.law.clock or NEVER) > (before or NEVER)
+        return False
 
     def _rescale(self, now: float) -> None:
         """Start or stop instances, as the planner says."""

@@ -151,8 +151,8 @@ class EngineCosts:
     def __init__(self, profile: EngineProfile) -> None:
         self.profile = profile
         self.idle_watts = profile.tp * profile.power.p_idle_w  # of the whole instance
-        padded = PhysicsModel(profile).padded
-        self._pads = [padded(b) for b in range(profile.engine.max_num_seqs + 1)]
+        self.model = PhysicsModel(profile)  # what the laws are told: the engine's own formula
+        self._pads = [self.model.padded(b) for b in range(profile.engine.max_num_seqs + 1)]
         self._by_clock: dict[float, ClockCosts] = {}
 
     def at(self, clock: float) -> ClockCosts:

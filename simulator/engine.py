@@ -87,6 +87,24 @@ class Engine(EngineState):
         self.now = until
         return self._news()
 
+    def quiet_until(self) -> float:
+        """Before when nothing can be seen from outside: no first token, no completion (a lower bound).
+
+        Holds until the next call that changes the engine. inf: idle, with nothing in its queue.
+        """
+        ends = self._ends
+        if self._flight is None:
+            return self._time if self._running or self._waiting or self._inbox else inf
+        over, clock, batch = self._flight[0], self._at_clock, len(ends)
+        if self._chunks or self._inbox or self._waiting or not ends or self._noise is not None:
+            return over
+        steps = min(ends[0][0] - self._step - 1, (self._capacity - self._kv) // batch - 1)
+        if steps <= 0:
+            return over
+        first = clock.t0[batch] + clock.m1 * (self._context + batch)
+        until = over + steps * (first + 0.5 * clock.m1 * batch * (steps - 1))
+        return max(over, min(until, self._clocks[0][0])) if self._clocks else until
+
     def begin(self, now: float) -> float | None:
         """Start the next iteration, at `now` if the engine has been idle; returns its end. None: no work."""
         if self._time < now and not self._running and not self._waiting:

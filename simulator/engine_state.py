@@ -76,6 +76,11 @@ class EngineState:
         return len(self._waiting)
 
     @property
+    def step(self) -> int:
+        """Iterations completed."""
+        return self._step
+
+    @property
     def decoding(self) -> int:
         return len(self._ends)
 

@@ -3,7 +3,6 @@
 from control.state import Flight, Instance, Limits, LoadBook
 from joulegate.engine_profile import EngineProfile
 from joulegate.units import MegaHertz, Seconds
-from predictor.physics import PhysicsModel
 from simulator.costs import EngineCosts
 from simulator.engine import Engine
 from simulator.histogram import Histogram
@@ -42,7 +41,7 @@ class Station:
             pool=pool,
             book=LoadBook(),
             limits=limits_of(profile),
-            model=PhysicsModel(profile),
+            model=costs.model,
             slots=profile.engine.max_num_seqs,
             clock=profile.max_clock,
             telemetry_at=Seconds(now),
@@ -52,9 +51,11 @@ class Station:
         self.changes = 0
         self.residency: dict[int, float] = {}
         self._clock_at = now
+        self.quiet_until = float("inf")  # nothing to see before
 
     def send(self, job: Job, flight: Flight, now: float) -> None:
         """The request's bytes leave for the engine; the scoreboard was told by admission."""
+        self.engine.advance(now)  # nothing to see: whoever sends has advanced what had news
         self.jobs[job.key] = (job, flight)
         self.engine.submit(job, now)
 
@@ -74,22 +75,29 @@ class Station:
 
     def look(self, now: float) -> None:
         """Tokens that have streamed since the last look, request by request."""
-        book, generated = self.law.book, self.engine.generated
+        step, grown, generated = self.engine.step, 0.0, self.engine.generated
         for job, flight in self.jobs.values():
             if flight.first_token is not None:
-                fresh = generated(job) - flight.tokens_out
-                if fresh > 0:
-                    book.progress(flight, fresh, Seconds(now))
+                out = job.output_tokens - job.last_step + step if job.last_step >= 0 else generated(job)
+                if out > flight.tokens_out:
+                    grown += out - flight.tokens_out
+                    flight.tokens_out = float(out)
+                    flight.last_token = Seconds(now)
+        book = self.law.book
+        book.context += grown
+        book.held += grown
         self.law.telemetry_at = Seconds(now)
 
-    def set_clock(self, clock: MegaHertz | None, now: float) -> None:
-        """What the agent does with a target; None: no ceiling."""
+    def set_clock(self, clock: MegaHertz | None, now: float) -> bool:
+        """What the agent does with a target; None: no ceiling. False: it is in force already."""
         wanted = clock if clock is not None else self.profile.max_clock
-        if wanted != self.law.clock:
-            self.settle(now)
-            self.engine.set_clock(wanted, now)
-            self.law.clock = wanted
-            self.changes += 1
+        if wanted == self.law.clock:
+            return False
+        self.settle(now)
+        self.engine.set_clock(wanted, now)
+        self.law.clock = wanted
+        self.changes += 1
+        return True
 
     def settle(self, now: float) -> None:
         """Count the time at the clock in force up to `now`."""

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import random
 from pathlib import Path
 
 import orjson
@@ -273,3 +274,21 @@ def test_cancelling_at_any_time_keeps_the_books(case: Case, orders: list[tuple[f
     assert finished | last | cancelled == set(range(len(jobs)))
     assert (engine.running, engine.waiting, engine.decoding) == (0, 0, 0)
     assert (engine.kv_tokens, engine.context_tokens) == (0, 0)
+
+
+def test_nothing_is_seen_before_quiet_until() -> None:
+    """Asked at every step of a busy minute: first tokens and completions come no earlier."""
+    costs, draw = EngineCosts(profile("h100_llama-3.1-8b_tp1")), random.Random(5)
+    engine, now, quiet = Engine(costs, 1980.0), 0.0, math.inf
+    for key in range(400):
+        now += draw.expovariate(8.0)
+        events = engine.advance(now)
+        for job in (*events.first_tokens, *events.finished):
+            happened = job.first_token_at if job in events.first_tokens else job.finished_at
+            assert happened >= quiet - 1e-9
+        if draw.random() < 0.3:
+            engine.set_clock(draw.choice((600.0, 1200.0, 1980.0)), now)
+        if draw.random() < 0.5:
+            engine.submit(Job(key, draw.randrange(1, 3000), draw.randrange(1, 200)), now)
+        quiet = engine.quiet_until()
+        assert quiet >= now
