@@ -9,6 +9,7 @@ DeviceError
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from joulegate.units import Joules, MegaHertz, Watts
@@ -91,6 +92,10 @@ class Driver(Protocol):
 
     def read(self, uuid: str) -> Reading: ...
 
+    def clock(self, uuid: str) -> MegaHertz:
+        """The SM clock alone: cheap enough to watch it arrive."""
+        ...
+
     def lock(self, uuid: str, low: MegaHertz, high: MegaHertz) -> None: ...
 
     def reset(self, uuid: str) -> None:
@@ -103,5 +108,6 @@ class Driver(Protocol):
     def set_cap(self, uuid: str, watts: Watts) -> None: ...
 
 
+@lru_cache(maxsize=256)
 def reason_names(mask: int) -> tuple[str, ...]:
     return tuple(name for bit, name in REASONS.items() if mask & bit)

@@ -75,6 +75,9 @@ class EmulatedDriver:
             processes=gpu.processes,
         )
 
+    def clock(self, uuid: str) -> MegaHertz:
+        return self._gpu(uuid, Call.CLOCK).sm_clock_at(self._clock())
+
     def lock(self, uuid: str, low: MegaHertz, high: MegaHertz) -> None:
         gpu = self._gpu(uuid, Call.LOCK)
         time.sleep(gpu.write_seconds)

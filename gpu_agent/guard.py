@@ -73,6 +73,6 @@ def judge(ceiling: Ceiling, reading: Reading, tolerance: MegaHertz) -> Event:
     """Compare what a GPU does with what it was told, once the ceiling has had time to settle."""
     if ceiling is not None and reading.clock > ceiling + tolerance:
         return Event.ABOVE
-    if THROTTLING.intersection(reading.reasons):
+    if reading.reasons and THROTTLING.intersection(reading.reasons):
         return Event.THROTTLES
     return Event.OBEYS

@@ -200,11 +200,13 @@ class ManagedGpu:
     def _judge(self, reading: Reading, now: Seconds) -> None:
         if self.guard.state is State.SAFE and now - self.guard.since >= self._policy.pause:
             self.note(Event.RESTED)
-        if self.why_not_writable is not None or now - self.plan.changed < self._policy.settle:
+        if now - self.plan.changed < self._policy.settle or self.why_not_writable is not None:
             return
         ceiling = self.plan.applied
         event = guard.judge(ceiling, reading, self._policy.tolerance)
         before = self.guard.state
+        if event is Event.OBEYS and before is State.NORMAL:
+            return
         if event is Event.OBEYS:
             self.note(event)
             return

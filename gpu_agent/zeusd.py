@@ -40,6 +40,9 @@ class ZeusdDriver:
     def read(self, uuid: str) -> Reading:
         return self._reader.read(uuid)
 
+    def clock(self, uuid: str) -> MegaHertz:
+        return self._reader.clock(uuid)
+
     def lock(self, uuid: str, low: MegaHertz, high: MegaHertz) -> None:
         self._set(uuid, "set_gpu_locked_clocks", {"min_clock_mhz": low, "max_clock_mhz": high})
 
