@@ -33,6 +33,7 @@ from joulegate.units import Seconds
 ASSUMED_SLOTS = 16
 MAX_TENANTS = 1000
 TENANT_MEMORY = Seconds(60.0)
+TIMELY = 0.5  # share of its TTFT objective before which nobody asks whether a request is lost
 NEVER = 1e12  # seconds: a deadline that nothing reaches
 
 
@@ -48,7 +49,7 @@ class AdmissionRules:
     edf: bool = True  # false: first come first served, nothing is lost
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every request
 class Grant:
     flight: Flight
     instance: Instance
@@ -64,7 +65,7 @@ class Reject:
     retry_after: Seconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as above
 class Outcome:
     grants: tuple[Grant, ...] = ()
     rejects: tuple[Reject, ...] = ()
@@ -82,6 +83,9 @@ class PoolQueue:
 
     def __len__(self) -> int:
         return len(self.waiting)
+
+    def full(self, admission: AdmissionRules) -> bool:
+        return len(self.waiting) >= admission.max_queued
 
     def push(self, flight: Flight, admission: AdmissionRules) -> None:
         self._serial += 1
@@ -180,20 +184,27 @@ def assign(
 def _grant(tiers: Sequence[Tier], rng: Rng, now: Seconds, share: float) -> list[Grant]:
     queue, grants = tiers[0].queue, list[Grant]()
     while (flight := queue.head()) is not None:
-        for tier in tiers:
-            if tier.queue is not queue and tier.queue.waiting:
-                continue  # it has its own to serve first
-            open_ = [i for i in tier.instances if takes_prompts(i, now)]
-            chosen = pick(flight, open_, rng, share) if open_ else None
-            if chosen is not None:
-                queue.pop()
-                queue.granted(flight, now)
-                chosen.instance.book.send(flight, now)
-                grants.append(Grant(flight, chosen.instance, chosen.reason))
-                break
-        else:
+        grant = place(flight, tiers, rng, now, share)
+        if grant is None:
             break
+        queue.pop()
+        grants.append(grant)
     return grants
+
+
+def place(flight: Flight, tiers: Sequence[Tier], rng: Rng, now: Seconds, share: float) -> Grant | None:
+    """Send `flight`, the first in the queue of `tiers[0]`, where it fits; None: it has to wait."""
+    queue = tiers[0].queue
+    for tier in tiers:
+        if tier.queue is not queue and tier.queue.waiting:
+            continue  # it has its own to serve first
+        open_ = [i for i in tier.instances if i.book.queued_tokens < i.prompt_window or takes_prompts(i, now)]
+        chosen = pick(flight, open_, rng, share) if open_ else None
+        if chosen is not None:
+            queue.granted(flight, now)
+            chosen.instance.book.send(flight, now)
+            return Grant(flight, chosen.instance, chosen.reason)
+    return None
 
 
 def takes_prompts(instance: Instance, now: Seconds) -> bool:
@@ -207,7 +218,7 @@ def takes_prompts(instance: Instance, now: Seconds) -> bool:
 def _drop_lost(tiers: Sequence[Tier], rules: AdmissionRules, now: Seconds) -> list[Reject]:
     """Mark what cannot be in time any more; refuse it if the pool sheds, or once it waited too long."""
     queue, rejects = tiers[0].queue, list[Reject]()
-    if now - queue.waiting[0][2].arrived < 0.5 * queue.waiting[0][2].ttft:
+    if now - queue.waiting[0][2].arrived < TIMELY * queue.waiting[0][2].ttft:
         return rejects
     everyone = [i for tier in tiers for i in tier.instances if i.ready]
     while rules.edf and (head := queue.head()) is not None and not head.lost and is_lost(head, everyone, now):
@@ -255,12 +266,8 @@ def backlog(queue: PoolQueue, instances: Sequence[Instance]) -> Seconds:
     return Seconds(max(1.0, queue.tokens / sum(rates)))
 
 
-def refuse(
-    queue: PoolQueue, flight: Flight, instances: Sequence[Instance], rules: AdmissionRules
-) -> Reject | None:
-    """Whether a new request is refused before it is queued: the queue is full."""
-    if len(queue) < rules.max_queued:
-        return None
+def refuse(queue: PoolQueue, flight: Flight, instances: Sequence[Instance]) -> Reject:
+    """What a new request is told when the queue is full."""
     return Reject(flight, f"{len(queue)} requests are queued", backlog(queue, instances))
 
 

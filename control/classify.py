@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from control.state import PoolRules
 from joulegate.domain import Cuts, LengthPrediction, RequestType, Size
 
+TYPES = tuple(tuple(RequestType(given, made) for made in Size) for given in Size)
 UNDER_PREDICTION = 3.0  # cost of one class too small, in units of one class too large
 
 
@@ -18,7 +19,7 @@ def classify(
     uncached_tokens: int, prediction: LengthPrediction, cuts: Cuts, under: float = UNDER_PREDICTION
 ) -> RequestType:
     """The type that routing uses."""
-    return RequestType(cuts.input_size(uncached_tokens), output_size(prediction, under))
+    return TYPES[cuts.input_size(uncached_tokens)][output_size(prediction, under)]
 
 
 def output_size(prediction: LengthPrediction, under: float = UNDER_PREDICTION) -> Size:

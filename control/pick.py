@@ -23,7 +23,7 @@ from control.state import Flight, Instance, Room
 Rng = Callable[[int], int]  # n -> integer in [0, n)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every request
 class Pick:
     instance: Instance
     reason: str
@@ -31,12 +31,9 @@ class Pick:
 
 def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float = 1.0) -> Pick | None:
     """One of `candidates` (already able to serve the model); None: no free slot anywhere."""
-    sound: list[Instance] = []
-    doubtful: list[Instance] = []
-    for instance in candidates:
-        if fits(flight, instance):
-            (doubtful if instance.suspect or instance.limited else sound).append(instance)
-    able = sound or doubtful
+    if not flight.session and (lucky := _drawn(flight, candidates, rng, share)) is not None:
+        return Pick(lucky, "no rise")
+    able = _able(flight, candidates)
     calm: list[Instance] = []
     fast: list[Instance] = []
     tokens = flight.uncached_tokens
@@ -54,6 +51,16 @@ def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float 
     if fast:
         return Pick(_of_two(fast, rng, fullest=False), "rise")
     return Pick(_of_two(able, rng, fullest=False), "least loaded")
+
+
+def _able(flight: Flight, candidates: Sequence[Instance]) -> Sequence[Instance]:
+    """Those it fits; the doubtful ones only where there is no other."""
+    sound: list[Instance] = []
+    doubtful: list[Instance] = []
+    for instance in candidates:
+        if fits(flight, instance):
+            (doubtful if instance.suspect or instance.limited else sound).append(instance)
+    return sound or doubtful
 
 
 def fits(flight: Flight, instance: Instance) -> bool:
@@ -83,11 +90,30 @@ def _home(session: str, able: Sequence[Instance]) -> Instance | None:
     return max(homes, key=lambda i: i.sessions[session]) if homes else None
 
 
+def _drawn(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float) -> Instance | None:
+    """The better of two drawn from all, if both would have been among those drawn from.
+
+    Given that, every such pair is as likely as if the others had been left out first; and two are looked at.
+    """
+    if len(candidates) < 2:
+        return None
+    pair = candidates[rng(len(candidates))], candidates[rng(len(candidates))]
+    tokens = flight.uncached_tokens
+    for instance in pair:
+        if instance.suspect or instance.limited or not fits(flight, instance):
+            return None
+        if not within(instance, instance.at_clock, tokens, share):
+            return None
+    return _better(*pair, fullest=True)
+
+
 def _of_two(candidates: Sequence[Instance], rng: Rng, fullest: bool) -> Instance:
     if len(candidates) == 1:
         return candidates[0]
-    first = candidates[rng(len(candidates))]
-    second = candidates[rng(len(candidates))]
+    return _better(candidates[rng(len(candidates))], candidates[rng(len(candidates))], fullest)
+
+
+def _better(first: Instance, second: Instance, fullest: bool) -> Instance:
     if fullest:
         return second if _load(second) > _load(first) else first
     return second if _load(second) < _load(first) else first
@@ -95,4 +121,5 @@ def _of_two(candidates: Sequence[Instance], rng: Rng, fullest: bool) -> Instance
 
 def _load(instance: Instance) -> float:
     """Sequences, prompts waiting weighed as the work they are (400 prompt tokens ~ one sequence)."""
-    return (instance.book.running + instance.book.queued_tokens / 400.0) / instance.tp
+    book = instance.book
+    return (len(book.flights) + book.queued_tokens / 400.0) / instance.tp

@@ -205,8 +205,9 @@ class PoolRules:
     objectives: Objectives
     types: frozenset[RequestType]
     shed: bool = False  # a lost request is refused with Retry-After instead of served last
+    # largest input and output size it is meant for: what dominance compares
+    reach: tuple[int, int] = field(init=False, compare=False)
 
-    @property
-    def reach(self) -> tuple[int, int]:
-        """Largest input and output size it is meant for: what dominance compares."""
-        return max((t.input for t in self.types), default=-1), max((t.output for t in self.types), default=-1)
+    def __post_init__(self) -> None:
+        inputs, outputs = [t.input for t in self.types], [t.output for t in self.types]
+        object.__setattr__(self, "reach", (max(inputs, default=-1), max(outputs, default=-1)))

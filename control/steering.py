@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
-from control.admission import AdmissionRules, Layout, Outcome, PoolQueue, assign, layout, refuse
+from control.admission import (
+    TIMELY,
+    AdmissionRules,
+    Layout,
+    Outcome,
+    PoolQueue,
+    assign,
+    layout,
+    place,
+    refuse,
+)
 from control.arrivals import Arrivals
 from control.floor import Demand, cheapest, going_price
 from control.governor import Decision, GovernorRules, Memory, Outlook, choose
@@ -139,16 +149,22 @@ class Steering:
 
     @property
     def queued(self) -> int:
-        return sum(len(state.queue) for state in self.pools.values())
+        count = 0
+        for state in self.pools.values():
+            count += len(state.queue.waiting)
+        return count
 
     def arrive(self, flight: Flight, pool: str, now: Seconds) -> Outcome:
         """A request for `pool`; what it and others are granted or refused."""
         state = self.pools[pool]
         chunks = flight.uncached_tokens // state.chunk
         state.arrivals.add(flight.uncached_tokens, flight.output_q50, now, chunks)
-        refused = refuse(state.queue, flight, self._of(pool), self.admission)
-        if refused is not None:
-            return Outcome(rejects=(refused,))
+        if state.queue.full(self.admission):
+            return Outcome(rejects=(refuse(state.queue, flight, self._of(pool)),))
+        if not self.queued and now - flight.arrived < TIMELY * flight.ttft:  # as `assign`, for one alone
+            grant = place(flight, self._places[pool], self._rng, now, self.share)
+            if grant is not None:
+                return Outcome(grants=(grant,))
         state.queue.push(flight, self.admission)
         return self.assign(now)
 

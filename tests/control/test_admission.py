@@ -212,9 +212,10 @@ def test_what_a_tenant_had_is_forgotten_in_time() -> None:
 
 def test_a_full_queue_refuses_at_once() -> None:
     queue, rules = pool(), AdmissionRules(max_queued=1)
-    assert refuse(queue, flight(1), [engine("a")], rules) is None
+    assert not queue.full(rules)
     queue.push(flight(1), rules)
-    assert refuse(queue, flight(2), [engine("a")], rules) is not None
+    assert queue.full(rules)
+    assert refuse(queue, flight(2), [engine("a")]).retry_after >= 1.0
 
 
 @pytest.mark.parametrize(
