@@ -3,7 +3,8 @@
 Classes are pooled geometrically: p(c) is proportional to exp(b_c + sum_e w_e log p_e(c)), and the weights
 follow the gradient of the log-loss after each completion (the mixer of context-mixing compression:
 M. Mahoney, "Adaptive weighing of context models for lossless data compression", 2005). They are kept apart by
-how much evidence the finest level has. Quantiles are averaged; weight falls with recent pinball loss.
+how much evidence the finest level has. Only ratios of probabilities matter, so an expert's word is its odds
+of short and of long against medium. Quantiles are averaged; weight falls with recent pinball loss.
 """
 
 from collections.abc import Sequence
@@ -12,74 +13,76 @@ from math import exp, log
 from predictor.history import Estimate
 
 RATE = 0.01  # of the class weights
+BIAS_RATE = 0.003
 FLOOR = 1e-3  # added to a probability before its logarithm
+LIMIT = 50.0  # of the pooled log odds: beyond it exp() only loses digits
 PINBALL_DECAY = 0.98
 PINBALL_SHARPNESS = 4.0
 
 Classes = tuple[float, float, float]
+Odds = tuple[float, float]  # log of p(short) / p(medium), of p(long) / p(medium)
 
 
-def logs(said: Sequence[Estimate]) -> list[Classes]:
-    """log(p + FLOOR) of each expert's classes; the same object said twice is computed once."""
-    out: list[Classes] = []
-    last: Estimate | None = None
-    for estimate in said:
-        if estimate is not last:
-            triple = (log(estimate[0] + FLOOR), log(estimate[1] + FLOOR), log(estimate[2] + FLOOR))
-            last = estimate
-        out.append(triple)
+def odds_of(said: Sequence[Estimate]) -> list[Odds]:
+    """Each expert's log odds, of probabilities raised by FLOOR."""
+    out: list[Odds] = []
+    for short, medium, long, _, _, _ in said:
+        scale = 1.0 / (medium + FLOOR)
+        out.append((log((short + FLOOR) * scale), log((long + FLOOR) * scale)))
     return out
 
 
-def pooled(weights: Sequence[float], bias: Sequence[float], said: Sequence[Classes]) -> Classes:
+def pooled(weights: Sequence[float], bias: Sequence[float], said: Sequence[Odds]) -> Classes:
     """The pooled class probabilities; sums to 1."""
-    s, m, ell = bias
-    for w, (ls, lm, ll) in zip(weights, said, strict=True):
-        s += w * ls
-        m += w * lm
-        ell += w * ll
-    top = max(s, m, ell)
-    s, m, ell = exp(s - top), exp(m - top), exp(ell - top)
-    scale = 1.0 / (s + m + ell)
-    return s * scale, m * scale, ell * scale
+    middle = bias[1]
+    s, ell = bias[0] - middle, bias[2] - middle
+    for w, (short, long) in zip(weights, said, strict=True):
+        s += w * short
+        ell += w * long
+    s = exp(s if s < LIMIT else LIMIT)
+    ell = exp(ell if ell < LIMIT else LIMIT)
+    scale = 1.0 / (1.0 + s + ell)
+    return s * scale, scale, ell * scale
 
 
-def learn_pool(weights: list[float], bias: list[float], said: Sequence[Classes], size: int) -> float:
-    """One step down the log-loss of what was pooled, in place; the log-loss before the step, in nats."""
-    classes = pooled(weights, bias, said)
-    s, m, ell = (RATE * ((place == size) - p) for place, p in enumerate(classes))
-    for place, (ls, lm, ll) in enumerate(said):
-        weights[place] = max(0.0, weights[place] + s * ls + m * lm + ell * ll)
-    for place, step in enumerate((s, m, ell)):
-        bias[place] += 0.3 * step
+def learn_pool(
+    weights: list[float], bias: list[float], said: Sequence[Odds], classes: Classes, size: int
+) -> float:
+    """One step down the log-loss of `classes`, what was pooled, in place; that log-loss, in nats."""
+    s, m, ell = (size == 0) - classes[0], (size == 1) - classes[1], (size == 2) - classes[2]
+    bias[0] += BIAS_RATE * s
+    bias[1] += BIAS_RATE * m
+    bias[2] += BIAS_RATE * ell
+    s *= RATE
+    ell *= RATE
+    for place, (short, long) in enumerate(said):
+        weight = weights[place] + s * short + ell * long
+        weights[place] = weight if weight > 0.0 else 0.0
     return -log(classes[size] + 1e-9)
 
 
 class QuantilePool:
     """Weights over experts for one quantile, by decayed pinball loss in log tokens."""
 
+    __slots__ = ("losses", "tau", "weights")
+
     def __init__(self, experts: int, tau: float) -> None:
         self.tau = tau
         self.losses = [0.0] * experts
         self.weights = [1.0 / experts] * experts
 
-    def mean(self, said: Sequence[float]) -> float:
-        return sum([w * q for w, q in zip(self.weights, said, strict=True)])
-
     def learn(self, said: Sequence[float], log_tokens: float) -> None:
-        self.losses = [
-            PINBALL_DECAY * loss + pinball(self.tau, log_tokens, q)
-            for loss, q in zip(self.losses, said, strict=True)
-        ]
-        self._weigh()
+        tau = self.tau
+        losses = []
+        for loss, q in zip(self.losses, said, strict=True):
+            miss = log_tokens - q
+            losses.append(PINBALL_DECAY * loss + (tau if miss > 0.0 else tau - 1.0) * miss)
+        self.restore(losses)
 
     def restore(self, losses: list[float]) -> None:
         self.losses = losses
-        self._weigh()
-
-    def _weigh(self) -> None:
-        best = min(self.losses)
-        raw = [exp(PINBALL_SHARPNESS * (best - loss)) for loss in self.losses]
+        best = min(losses)
+        raw = [exp(PINBALL_SHARPNESS * (best - loss)) for loss in losses]
         scale = 1.0 / sum(raw)
         self.weights = [w * scale for w in raw]
 

@@ -6,7 +6,6 @@ gives quantiles and, with a normal residual, class probabilities; the others are
 """
 
 from math import erf, sqrt
-from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,9 @@ Z90 = 1.2816  # standard normal quantile at 0.9
 LEAST = 0.02  # probability that an indicator's line may fall to
 
 
+Inputs = NDArray[np.float64]  # (d,)
+
+
 class LeastSquares:
     """`weights` is (3, d); `covariance` (d, d), both float64 and owned by this object."""
 
@@ -30,17 +32,19 @@ class LeastSquares:
         self.spread = spread  # variance of the log residual
         self._bound = float(np.trace(covariance))
         self._count = 0
-        self._lines: list[list[float]] = weights.tolist()
 
-    def say(self, x: list[float], cuts: tuple[float, float]) -> tuple[Estimate, Estimate]:
+    def say(self, x: Inputs, cuts: tuple[float, float]) -> tuple[Estimate, Estimate]:
         """By the normal residual, and by the indicators. `cuts` are log tokens."""
-        middle, s, ell = [sum(map(mul, line, x)) for line in self._lines]
+        middle, s, ell = self.weights.dot(x).tolist()
         deviation = sqrt(self.spread)
         scale = 1.0 / (deviation * 1.4142135623730951)
         below = 0.5 + 0.5 * erf((cuts[0] - middle) * scale)
         within = 0.5 + 0.5 * erf((cuts[1] - middle) * scale)
         high = middle + Z90 * deviation
-        s, m, ell = max(s, LEAST), max(1.0 - s - ell, LEAST), max(ell, LEAST)
+        m = 1.0 - s - ell
+        s = s if s > LEAST else LEAST
+        m = m if m > LEAST else LEAST
+        ell = ell if ell > LEAST else LEAST
         share = 1.0 / (s + m + ell)
         return (
             (below, within - below, 1.0 - within, middle, high, 1.0),
@@ -49,19 +53,19 @@ class LeastSquares:
 
     def loosen(self, variance: NDArray[np.float64]) -> None:
         """Forget how sure the weights are, not the weights."""
-        self.covariance = np.asfortranarray(np.diag(variance))
+        self.covariance = np.diag(variance)
 
-    def learn(self, x: list[float], size: int, log_tokens: float) -> None:
-        row = np.array(x)
-        projected = self.covariance @ row
-        scale = 1.0 / (FORGET + float(row @ projected))
-        said = self.weights @ row
-        missed = (log_tokens - float(said[0]), (size == 0) - float(said[1]), (size == 2) - float(said[2]))
-        self.weights += np.multiply.outer(missed, projected * scale)
-        self._lines = self.weights.tolist()
-        gain = projected * sqrt(scale)
-        self.covariance -= np.multiply.outer(gain, gain)  # stays symmetric to the last bit
+    def learn(self, x: Inputs, size: int, log_tokens: float) -> None:
+        covariance = self.covariance
+        projected = covariance.dot(x)
+        scale = 1.0 / (FORGET + float(x.dot(projected)))
+        middle, short, long = self.weights.dot(x).tolist()
+        missed = log_tokens - middle
+        steps = np.array([[missed * scale], [((size == 0) - short) * scale], [((size == 2) - long) * scale]])
+        self.weights += steps * projected
+        projected *= sqrt(scale)
+        covariance -= projected[:, None].dot(projected[None])  # stays symmetric to the last bit
         self._count += 1
-        if self._count % INFLATE_EVERY == 0 and float(self.covariance.trace()) < self._bound:
-            self.covariance *= FORGET**-INFLATE_EVERY
-        self.spread = max(0.02, SPREAD_DECAY * self.spread + (1.0 - SPREAD_DECAY) * missed[0] * missed[0])
+        if self._count % INFLATE_EVERY == 0 and float(covariance.trace()) < self._bound:
+            covariance *= FORGET**-INFLATE_EVERY
+        self.spread = max(0.02, SPREAD_DECAY * self.spread + (1.0 - SPREAD_DECAY) * missed * missed)

@@ -3,7 +3,6 @@
 Only the ends of the last user message are read: HEAD characters from its start and TAIL from its end.
 """
 
-import re
 from collections.abc import Mapping
 from math import log
 from zlib import crc32
@@ -12,7 +11,9 @@ from joulegate.domain import LengthQuery
 
 HEAD = 700  # characters of the message's start that are looked at
 TAIL = 300  # and of its end
-WORDS = re.compile(rb"[a-z']+|[0-9]+")
+LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz'0123456789") | frozenset(range(128, 256))
+WORDS = bytes(c + 32 if 65 <= c <= 90 else c if c in LETTERS else 32 for c in range(256))  # the rest is space
+NO_SYMBOLS = bytes(c for c in range(256) if c not in b"{(;=<_")
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "wh": ("what", "who", "when", "where", "which", "whose"),
@@ -76,12 +77,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "table": ("table", "format", "json", "csv", "bullet", "points", "output", "input"),
 }
 NINE = ord("9")  # below it, among the first characters of words, are only digits and the apostrophe
+FIRSTS = ("wh", "how", "why", "write", "list", "choose")  # the first groups
 PLACE = {word.encode(): place for place, words in enumerate(GROUPS.values()) for word in words}
 NAMES = (
     *("one", "input", "input_squared", "tokens_small", "lines", "ends_question", "ends_colon", "questions"),
     *("symbols", "digits", "numbers", "quotes", "options", "word_length", "tools", "json", "capped", "cap"),
     *(f"has_{name}" for name in GROUPS),
-    *(f"first_{name}" for name in ("wh", "how", "why", "write", "list", "choose")),
+    *(f"first_{name}" for name in FIRSTS),
 )
 
 
@@ -98,62 +100,71 @@ def shown(query: LengthQuery) -> tuple[str, str]:
     return head[:HEAD], tail[-TAIL:]
 
 
-def words_of(head: str, tail: str) -> list[bytes]:
-    """Lower-case words and numbers of the head, then of the tail, as UTF-8."""
-    return WORDS.findall(f"{head} {tail}".lower().encode(errors="replace"))
+def text_of(query: LengthQuery) -> bytes:
+    """What is looked at, as UTF-8."""
+    head, tail = shown(query)
+    return (f"{head} {tail}" if tail else head).encode(errors="replace")
 
 
-def numbers_of(query: LengthQuery, text: str, words: list[bytes]) -> list[float]:
+def words_of(text: bytes) -> list[bytes]:
+    """Words and numbers in order, ASCII in lower case."""
+    return text.translate(WORDS).split()
+
+
+def numbers_of(query: LengthQuery, text: bytes, words: list[bytes]) -> list[float]:
     """One value per name in NAMES, each about 0 to 2."""
-    size = len(text) + 1.0
+    scale = 10.0 / (len(text) + 1.0)
     octaves = log(query.input_tokens + 1.0) * 0.2
     close = text[-40:].rstrip()[-1:]
-    count = text.count
+    lines, questions, quotes = text.count(b"\n"), text.count(b"?"), text.count(b'"')
+    symbols = scale * len(text.translate(None, NO_SYMBOLS))
+    places = list(map(PLACE.get, words))
     groups = [0.0] * len(GROUPS)
-    place_of = PLACE.get
-    for place in map(place_of, words):
+    for place in places:
         if place is not None:
-            groups[place] += 1.0
+            groups[place] = 1.0 if groups[place] else 0.7
+    first = [0.0] * len(FIRSTS)
+    if places and (place := places[0]) is not None and place < len(first):
+        first[place] = 1.0
     digits = [word[0] <= NINE for word in words]
-    first = place_of(words[0], -1) if words else -1
-    symbols = count("{") + count("(") + count(";") + count("=") + count("<") + count("_")
+    numbers = scale * sum(digits)
+    cap = query.max_tokens
     return [
         1.0,
         octaves,
         octaves * octaves,
-        float(query.input_tokens < 24),
-        log(count("\n") + 1.0) * 0.5,
-        float(close == "?"),
-        float(close == ":"),
-        min(count("?"), 4) * 0.25,
-        min(1.0, 10.0 * symbols / size),
-        min(1.0, 10.0 * sum(digits) / size),
-        float(any(digits[:12])),
-        min(count('"'), 6) / 6.0,
-        float("\nA" in text or "(A)" in text or "\na)" in text or "\n1" in text),
-        len(text) / (6.0 * len(words) + 6.0),
-        float(query.has_tools),
-        float(query.json_mode),
-        float(query.max_tokens is not None),
-        log(query.max_tokens + 1.0) * 0.1 if query.max_tokens is not None else 0.0,
-        *[1.0 if found > 1.0 else 0.7 * found for found in groups],
-        *[float(first == place) for place in (0, 1, 2, 3, 4, 5)],
+        1.0 if query.input_tokens < 24 else 0.0,
+        log(lines + 1.0) * 0.5 if lines else 0.0,
+        1.0 if close == b"?" else 0.0,
+        1.0 if close == b":" else 0.0,
+        questions * 0.25 if questions < 4 else 1.0,
+        symbols if symbols < 1.0 else 1.0,
+        numbers if numbers < 1.0 else 1.0,
+        1.0 if True in digits[:12] else 0.0,
+        quotes / 6.0 if quotes < 6 else 1.0,
+        1.0 if b"(A)" in text or (lines and (b"\nA" in text or b"\na)" in text or b"\n1" in text)) else 0.0,
+        min(len(text) / (6.0 * len(words) + 6.0), 2.0),
+        1.0 if query.has_tools else 0.0,
+        1.0 if query.json_mode else 0.0,
+        0.0 if cap is None else 1.0,
+        0.0 if cap is None else log(cap + 1.0) * 0.1,
+        *groups,
+        *first,
     ]
 
 
-def templates_of(head: str, tail: str, words: list[bytes]) -> tuple[int, int, int, int, int]:
-    """Hashes that requests of one template share; 0 without text.
+def templates_of(text: bytes, words: list[bytes]) -> tuple[int, int, int, int, int]:
+    """Hashes that requests of one template share; 0 without words.
 
-    First word; first three words; first 40 characters; outward shape; last two words.
+    First word; first three words; first 40 bytes; outward shape; last two words.
     """
     if not words:
         return 0, 0, 0, 0, 0
-    text = tail or head
-    close = crc32(text.rstrip()[-1:].encode(errors="replace"), (len(head) + len(tail)).bit_length())
+    shape = len(text).bit_length() << 10 | text.rstrip()[-1] << 2 | (b"?" in text) << 1 | (b"\n" in text)
     return (
         crc32(words[0]),
         crc32(b" ".join(words[:3])),
-        crc32(head[:40].encode(errors="replace")),
-        close ^ ("?" in text) ^ ("\n" in head) << 1,
+        crc32(text[:40]),
+        shape,
         crc32(b" ".join(words[-2:])),
     )

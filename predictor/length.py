@@ -18,8 +18,8 @@ from math import exp, log
 from zlib import crc32
 
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
-from predictor.experts import Classes, QuantilePool, learn_pool, logs, pooled
-from predictor.experts_rls import LeastSquares
+from predictor.experts import Classes, Odds, QuantilePool, learn_pool, odds_of, pooled
+from predictor.experts_rls import Inputs, LeastSquares
 from predictor.history import (
     LEVELS,
     QUANTILE_VOICES,
@@ -68,9 +68,10 @@ class Thought:
     state: ModelState
     keys: list[int]
     said: list[Estimate]  # the base first
-    inputs: list[float] = field(default_factory=list)  # of the line, where text is read
-    pool: list[float] = field(default_factory=list)  # the weights used
-    logs: list[Classes] = field(default_factory=list)  # of the voices
+    pool: list[float]  # the weights used
+    odds: list[Odds]  # of the voices
+    classes: Classes  # pooled
+    inputs: Inputs | None = None  # of the line, where text is read
 
 
 class HistoryPredictor:
@@ -102,7 +103,7 @@ class HistoryPredictor:
             thought = self.think(query)
         tokens = output_tokens
         if query.max_tokens is not None and tokens >= query.max_tokens:
-            tokens = max(tokens, int(exp(self._median(thought)) - 1.0))
+            tokens = max(tokens, int(exp(self._quantiles(thought)[0]) - 1.0))
         log_tokens = log(tokens + 1.0)
         self.learn(thought, int(self.cuts.output_size(tokens)), log_tokens)
         turn = query.turn or query.parent
@@ -126,26 +127,24 @@ class HistoryPredictor:
         said = estimates(self.table, LEVELS, keys)
         weight = said[EXACT][5]
         pool = state.pools[(weight > 0.5) + (weight > 1.5) + (weight > 2.5)]
-        return Thought(query, state, keys, said, [], pool, logs([said[place] for place in VOICES]))
+        odds = odds_of([said[place] for place in VOICES])
+        return Thought(query, state, keys, said, pool, odds, pooled(pool, state.bias, odds))
 
     def answer(self, thought: Thought) -> LengthPrediction:
-        state, said = thought.state, thought.said
-        classes = pooled(thought.pool, state.bias, thought.logs)
-        q50 = exp(self._median(thought)) - 1.0
-        q90 = exp(state.high.mean([said[place][4] for place in self.quantile_voices]) + state.offset) - 1.0
-        return capped(self.cuts, q50, q90, classes, thought.query.max_tokens)
+        middle, high = self._quantiles(thought)
+        q50, q90 = exp(middle) - 1.0, exp(high) - 1.0
+        return capped(self.cuts, q50, q90, thought.classes, thought.query.max_tokens)
 
     def learn(self, thought: Thought, size: int, log_tokens: float) -> None:
         """One completion into the pools, the conformal offset, the rows and the watch for swaps."""
         state, said = thought.state, thought.said
-        loss = learn_pool(thought.pool, state.bias, thought.logs, size)
-        middle = [said[place][3] for place in self.quantile_voices]
-        high = [said[place][4] for place in self.quantile_voices]
-        miss = log_tokens - state.median.mean(middle)
-        over = log_tokens > state.high.mean(high) + state.offset
-        state.offset += OFFSET_STEP * (over - TARGET_OVER)
-        state.median.learn(middle, log_tokens)
-        state.high.learn(high, log_tokens)
+        loss = learn_pool(thought.pool, state.bias, thought.odds, thought.classes, size)
+        middle, high = self._quantiles(thought)
+        miss = log_tokens - middle
+        state.offset += OFFSET_STEP * ((log_tokens > high) - TARGET_OVER)
+        voices = [said[place] for place in self.quantile_voices]
+        state.median.learn([voice[3] for voice in voices], log_tokens)
+        state.high.learn([voice[4] for voice in voices], log_tokens)
         learn(self.table, self.levels, thought.keys, said, size, log_tokens)
         state.seen += 1
         if state.drift.changed(loss, miss):
@@ -199,9 +198,17 @@ class HistoryPredictor:
             who ^ (7 << 44 | turn) if turn is not None else 0,
         ]
 
-    def _median(self, thought: Thought) -> float:
-        said = thought.said
-        return thought.state.median.mean([said[place][3] for place in self.quantile_voices])
+    def _quantiles(self, thought: Thought) -> tuple[float, float]:
+        """Of log tokens: the median, and what a tenth of the answers exceed."""
+        state, said = thought.state, thought.said
+        middle, high = 0.0, state.offset
+        for place, low, up in zip(
+            self.quantile_voices, state.median.weights, state.high.weights, strict=True
+        ):
+            _, _, _, log50, log90, _ = said[place]
+            middle += low * log50
+            high += up * log90
+        return middle, high
 
 
 def capped(cuts: Cuts, q50: float, q90: float, classes: Classes, cap: int | None) -> LengthPrediction:

@@ -13,6 +13,7 @@ from zlib import crc32
 SLOTS = 1 << 16
 MASK = SLOTS - 1
 SCORES = 2
+ZERO = 128  # the byte of a weight of 0
 FIRST, LAST = 72, 32  # words that are looked at
 
 
@@ -41,25 +42,36 @@ class Trees:
 
 @dataclass(frozen=True, slots=True)
 class TextPrior:
-    """What training left: a weight by slot, and trees."""
+    """What training left: a weight by slot, and trees.
 
-    ngrams: Sequence[float]  # a compact array: it is read at random places
+    A weight is a byte: `unit` times what it is above ZERO. The table is read at random places, so its size
+    is its cost.
+    """
+
+    ngrams: bytes
+    unit: float
     start: float
     trees: Trees
 
     def scores(self, words: Sequence[bytes], numbers: list[float]) -> list[float]:
         """(n-gram score, tree score), in log tokens above what is usual for the model."""
         slots = slots_of(words)
-        score = self.start + sum(map(self.ngrams.__getitem__, slots)) * len(slots) ** -0.5
+        number = len(slots)
+        above = sum(map(self.ngrams.__getitem__, slots)) - ZERO * number
+        score = self.start + self.unit * above * number**-0.5
         return [score, self.trees.value([*numbers, score])]
 
 
-def slots_of(words: Sequence[bytes]) -> set[int]:
-    """Slots of the words, of neighbouring pairs, of the first and last words by place, and of the length."""
+def slots_of(words: Sequence[bytes]) -> list[int]:
+    """Slots of the words, of neighbouring pairs, of the first and last words by place, and of the length.
+
+    A word counts once; a slot may still come twice.
+    """
     codes = list(map(crc32, words if len(words) <= FIRST + LAST else [*words[:FIRST], *words[-LAST:]]))
-    slots = {code & MASK for code in codes}
-    slots.update([(first * 31 + second) & MASK for first, second in pairwise(codes)])
-    slots.update([(code * 7919 + place) & MASK for place, code in enumerate(codes[:4], 1)])
-    slots.update([(code * 104729 + place) & MASK for place, code in enumerate(codes[-3:], 1)])
-    slots.update([(len(codes) // step * 17 + step) & MASK for step in (4, 16, 64)])
+    slots = [code & MASK for code in set(codes)]
+    slots += [(first * 31 + second) & MASK for first, second in pairwise(codes)]
+    slots += [(code * 7919 + place) & MASK for place, code in enumerate(codes[:4], 1)]
+    slots += [(code * 104729 + place) & MASK for place, code in enumerate(codes[-3:], 1)]
+    number = len(codes)
+    slots += (number // 4 * 17 + 4, number // 16 * 17 + 16, number // 64 * 17 + 64)
     return slots

@@ -4,7 +4,6 @@ Arrays: `row_keys` (int64), `row_values` (float32, (n, 6) as predictor.history);
 JSON: `models`, a list of the scalars of ModelState. The prior: `ngrams`, `tree_*`, `start_*`.
 """
 
-from array import array
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,8 +24,8 @@ def prior_arrays(prior: TextPrior, start: Start) -> dict[str, Array]:
     """A trained prior, and where a model never seen starts."""
     trees = prior.trees
     return {
-        "ngrams": np.array(prior.ngrams, np.float32),
-        "ngram_start": np.array([prior.start]),
+        "ngrams": np.frombuffer(prior.ngrams, np.uint8),
+        "ngram_line": np.array([prior.unit, prior.start]),
         "tree_roots": np.array(trees.roots, np.int64),
         "tree_feature": np.array(trees.feature, np.int64),
         "tree_threshold": np.array(trees.threshold),
@@ -56,7 +55,8 @@ def prior_of(arrays: Arrays) -> tuple[TextPrior, Start]:
         float(arrays["start_spread"][0]),
         tuple(map(tuple, arrays["start_pools"].tolist())),
     )
-    return TextPrior(array("f", arrays["ngrams"].tolist()), float(arrays["ngram_start"][0]), trees), start
+    unit, middle = arrays["ngram_line"].tolist()
+    return TextPrior(arrays["ngrams"].tobytes(), unit, middle, trees), start
 
 
 def state_arrays(predictor: HistoryPredictor) -> tuple[list[dict[str, object]], dict[str, Array]]:

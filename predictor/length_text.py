@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
-from predictor.experts import logs
-from predictor.experts_rls import LeastSquares
-from predictor.features import NAMES, numbers_of, shown, templates_of, words_of
+from predictor.experts import odds_of, pooled
+from predictor.experts_rls import Inputs, LeastSquares
+from predictor.features import NAMES, numbers_of, templates_of, text_of, words_of
 from predictor.history import LEVELS, Estimate, Level, estimates
 from predictor.length import CAPACITY, EXACT, HistoryPredictor, ModelState, Thought, capped
 from predictor.length_prior import SCORES, TextPrior
@@ -97,17 +97,18 @@ class TextPredictor(HistoryPredictor):
         ]
         said = estimates(self.table, TEMPLATES, marks, known)
         inputs = self._inputs(reading, said)
-        if state.line is None:
-            state.line = self.fresh_line()
-        said += state.line.say(inputs, self._log_cuts)
+        line = state.line
+        if line is None:
+            line = state.line = self.fresh_line()
+        said += line.say(inputs, self._log_cuts)
         seen = state.seen
         phase = (seen > PHASES[0]) + (seen > PHASES[1]) + (seen > PHASES[2])
         pool = state.pools[2 * phase + bool(query.key or query.system_hash)]
-        voices = logs([said[place] for place in TEXT_VOICES])
-        return Thought(query, state, keys + marks, said, inputs, pool, voices)
+        odds = odds_of([said[place] for place in TEXT_VOICES])
+        return Thought(query, state, keys + marks, said, pool, odds, pooled(pool, state.bias, odds), inputs)
 
     def learn(self, thought: Thought, size: int, log_tokens: float) -> None:
-        if thought.state.line is not None:
+        if thought.state.line is not None and thought.inputs is not None:
             thought.state.line.learn(thought.inputs, size, log_tokens)
         super().learn(thought, size, log_tokens)
 
@@ -126,17 +127,17 @@ class TextPredictor(HistoryPredictor):
         return LeastSquares(start.weights.copy(), np.diag(start.variance), start.spread)
 
     def read(self, query: LengthQuery) -> Reading:
-        head, tail = shown(query)
-        words = words_of(head, tail)
-        numbers = numbers_of(query, head + tail, words)
+        text = text_of(query)
+        words = words_of(text)
+        numbers = numbers_of(query, text, words)
         numbers += self.prior.scores(words, numbers)
-        return Reading(templates_of(head, tail, words), numbers)
+        return Reading(templates_of(text, words), numbers)
 
-    def _inputs(self, reading: Reading, said: list[Estimate]) -> list[float]:
+    def _inputs(self, reading: Reading, said: list[Estimate]) -> Inputs:
         """The text's features, then how far finer levels are from the model's own short and long shares."""
         short, _, long, _, _, _ = said[1]
         inputs = reading.features.copy()
         for place in CONTEXT:
             level = said[place]
             inputs += (level[0] - short, level[2] - long)
-        return inputs
+        return np.array(inputs)

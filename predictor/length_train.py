@@ -5,7 +5,6 @@ In the rehearsal each row is read by a prior that was not fitted on its prompt, 
 learn to trust the prior as much as it deserves on prompts it has not seen.
 """
 
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,19 +19,20 @@ from sklearn.linear_model import Ridge
 from joulegate.domain import Cuts, LengthQuery
 from predictor.artifact import Artifact, data_hash
 from predictor.experts_rls import TARGETS
-from predictor.features import HEAD, NAMES, TAIL, numbers_of, shown, templates_of, words_of
+from predictor.features import HEAD, NAMES, TAIL, numbers_of, templates_of, text_of, words_of
 from predictor.length import ModelState
 from predictor.length_data import Row, alias
-from predictor.length_prior import SCORES, SLOTS, TextPrior, Trees, slots_of
+from predictor.length_prior import SCORES, SLOTS, ZERO, TextPrior, Trees, slots_of
 from predictor.length_state import prior_arrays, state_arrays
 from predictor.length_text import FEATURES, POOLS, Reading, Start, TextPredictor
 
 FOLDS = 5
 RIDGE = 1.0
-TREES, LEAVES = 20, 15  # what can be served in tens of microseconds
-LEARNING_RATE = 0.2
+TREES, LEAVES = 8, 15  # what can be served in tens of microseconds
+LEARNING_RATE = 0.4
 REPTILE = 0.1  # share of the way to a stream's weights that the start moves
 PIECE = 150  # completions of a short stream
+WEIGHTS_KEPT = 0.9998  # share of the n-gram weights that a byte holds without cutting them off
 CAPACITY = 2_000_000  # rows while rehearsing: nothing is forgotten
 LINE_VARIANCE = 0.33  # of a line's weights before a model is known
 BIAS_VARIANCE = 5.0
@@ -106,17 +106,12 @@ def _prompts(rows: Sequence[Row]) -> Prompts:
         above[row.prompt_id].append(log(row.sample.output_tokens + 1.0) - usual[alias(row.stream)])
         query[row.prompt_id] = row.sample.query
     ids = list(above)
-    texts = [shown(query[i]) for i in ids]
-    words = [words_of(head, tail) for head, tail in texts]
+    texts = [text_of(query[i]) for i in ids]
+    words = [words_of(text) for text in texts]
     return Prompts(
         ids,
         words,
-        np.array(
-            [
-                numbers_of(query[i], head + tail, w)
-                for i, (head, tail), w in zip(ids, texts, words, strict=True)
-            ]
-        ),
+        np.array([numbers_of(query[i], text, w) for i, text, w in zip(ids, texts, words, strict=True)]),
         np.array([sum(above[i]) / len(above[i]) for i in ids]),
         np.array([sqrt(len(above[i])) for i in ids]),
         np.arange(len(ids)) % FOLDS,
@@ -138,18 +133,28 @@ def _fit_out_of_fold(prompts: Prompts, progress: Progress) -> tuple[TextPrior, F
     everything = np.ones(len(prompts.ids), bool)
     ridge = _ridge(table, prompts, everything)
     trees = flat(_boosted(stacked, prompts, everything))
-    return TextPrior(array("f", ridge.coef_.tolist()), float(ridge.intercept_), trees), scores
+    weights, unit = quantised(ridge.coef_)
+    return TextPrior(weights, unit, float(ridge.intercept_), trees), scores
+
+
+def quantised(weights: Floats) -> tuple[bytes, float]:
+    """Weights as bytes above ZERO, and what one step is worth; the few largest are cut off."""
+    unit = max(float(np.quantile(np.abs(weights), WEIGHTS_KEPT)), 1e-9) / (ZERO - 1)
+    steps = np.clip(np.rint(weights / unit), -ZERO, ZERO - 1) + ZERO
+    return steps.astype(np.uint8).tobytes(), unit
 
 
 def _table(words: Sequence[Sequence[bytes]]) -> csr_array:
     """One row a prompt: its slots, at unit length."""
     indices, data, pointers = [], [], [0]
     for prompt in words:
-        slots = sorted(slots_of(prompt))
+        slots = slots_of(prompt)
         indices += slots
         data += [len(slots) ** -0.5] * len(slots)
         pointers.append(len(indices))
-    return csr_array((data, indices, pointers), shape=(len(words), SLOTS))
+    table = csr_array((data, indices, pointers), shape=(len(words), SLOTS))
+    table.sum_duplicates()
+    return table
 
 
 def _ridge(table: csr_array, prompts: Prompts, inside: NDArray[np.bool_]) -> Ridge:
@@ -206,7 +211,7 @@ def _readings(rows: Sequence[Row], prompts: Prompts, scores: Floats) -> dict[tup
         query, i = row.sample.query, place[row.prompt_id]
         features = [*prompts.numbers[i].tolist(), *scores[i].tolist()]
         out[query.text_head, query.text_tail] = Reading(
-            templates_of(*shown(query), prompts.words[i]), features
+            templates_of(text_of(query), prompts.words[i]), features
         )
     return out
 

@@ -10,11 +10,11 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from joulegate.domain import Cuts, LengthQuery, Size
 from predictor.experts_rls import TARGETS, LeastSquares
-from predictor.features import HEAD, NAMES, TAIL, ends, numbers_of, shown, templates_of, words_of
-from predictor.length_prior import slots_of
+from predictor.features import HEAD, NAMES, TAIL, ends, numbers_of, shown, templates_of, text_of, words_of
+from predictor.length_prior import SLOTS, ZERO, slots_of
 from predictor.length_store import factory
 from predictor.length_text import FEATURES, Reading, TextPredictor
-from predictor.length_train import flat
+from predictor.length_train import flat, quantised
 
 CUTS = Cuts()
 
@@ -108,11 +108,12 @@ def test_a_request_forgotten_meanwhile_still_teaches() -> None:
 def test_any_text_gives_finite_features_of_one_shape(text: str, tokens: int, cap: int | None) -> None:
     head, tail = ends(text)
     query = LengthQuery("m", "", tokens, max_tokens=cap, text_head=head, text_tail=tail)
-    words = words_of(*shown(query))
-    numbers = numbers_of(query, "".join(shown(query)), words)
+    read = text_of(query)
+    words = words_of(read)
+    numbers = numbers_of(query, read, words)
     assert len(numbers) == len(NAMES)
     assert np.isfinite(numbers).all()
-    assert len(templates_of(*shown(query), words)) == 5
+    assert len(templates_of(read, words)) == 5
     assert slots_of(words)
 
 
@@ -148,7 +149,7 @@ def test_the_line_finds_the_weights_that_made_the_lengths() -> None:
     true = np.array([4.0, 1.0, -0.5])
     line = LeastSquares(np.zeros((TARGETS, 3)), np.eye(3) * 10.0, 1.0)
     for _ in range(400):
-        x = [1.0, *rng.normal(size=2).tolist()]
+        x = np.array([1.0, *rng.normal(size=2)])
         line.learn(x, 1, float(true @ x))
     assert line.weights[0] == pytest.approx(true, abs=0.05)
 
@@ -156,7 +157,7 @@ def test_the_line_finds_the_weights_that_made_the_lengths() -> None:
 def test_the_line_stays_finite_when_one_request_repeats_forever() -> None:
     predictor = shipped()
     line = predictor.fresh_line()
-    x = [1.0] + [0.3] * (FEATURES - 1)
+    x = np.array([1.0] + [0.3] * (FEATURES - 1))
     for _ in range(20_000):
         line.learn(x, 0, 2.0)
     assert np.isfinite(line.covariance).all()
@@ -166,7 +167,21 @@ def test_the_line_stays_finite_when_one_request_repeats_forever() -> None:
 
 def test_the_lines_classes_are_probabilities() -> None:
     line = shipped().fresh_line()
-    for said in line.say([1.0] * FEATURES, (4.6, 5.86)):
+    for said in line.say(np.ones(FEATURES), (4.6, 5.86)):
         assert sum(said[:3]) == pytest.approx(1.0)
         assert min(said[:3]) >= 0.0
         assert said[3] < said[4]
+
+
+def test_the_bytes_of_the_ngram_weights_say_what_the_weights_said() -> None:
+    weights = np.random.default_rng(5).normal(size=SLOTS)
+    packed, unit = quantised(weights)
+    read = unit * (np.frombuffer(packed, np.uint8) - float(ZERO))
+    kept = np.abs(weights) < unit * (ZERO - 1)
+    assert kept.mean() > 0.999
+    assert np.abs(read - weights)[kept].max() <= 0.51 * unit
+
+
+def test_text_in_any_script_has_words() -> None:
+    assert words_of(b"Hello, WORLD 3x!") == [b"hello", b"world", b"3x"]
+    assert len(words_of("напиши мне рассказ".encode())) == 3
