@@ -9,6 +9,7 @@ import orjson
 from control.admission import ASSUMED_SLOTS, AdmissionRules
 from control.governor import GovernorRules
 from control.holdback import HoldbackRules
+from control.mapping import Proof, Standing
 from control.state import Instance, Limits, LoadBook, PoolRules
 from control.steering import Steering
 from joulegate.domain import EngineModel
@@ -114,7 +115,9 @@ def _member(
         slots=known_slots or ASSUMED_SLOTS,
         tp=section.tensor_parallel,
     )
+    trusted = settings.control.mapping == "trust"
     return Member(
+        proof=Proof(Standing.PROVEN, "trusted, not tried") if trusted else Proof(),
         model_name=model.name,
         law=law,
         status=InstanceStatus(_endpoint(settings, model, pool, section)),

@@ -142,12 +142,13 @@ def _pool(pool: Pool, agents: Mapping[str, AgentView], now: Seconds) -> Json:
         "tpot_p99_s": tally.tpot.quantile(0.99),
         "attainment_ratio": attainment(pool),
         "outcomes": dict(tally.outcomes),
-        "instances": [_member(member, agents, now) for member in pool.members],
+        "instances": [_member(member, pool, agents, now) for member in pool.members],
     }
 
 
-def _member(member: Member, agents: Mapping[str, AgentView], now: Seconds) -> Json:
-    law, status, decision = member.law, member.status, member.decision
+def _member(member: Member, pool: Pool, agents: Mapping[str, AgentView], now: Seconds) -> Json:
+    law, status, decision, proof = member.law, member.status, member.decision, member.proof
+    unproven = f"GPUs not proven: {proof.why}" if pool.sets_clocks and not member.proven else ""
     view = agents.get(member.agent or "")
     gpus = [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus] if view is not None else []
     return {
@@ -183,7 +184,8 @@ def _member(member: Member, agents: Mapping[str, AgentView], now: Seconds) -> Js
         "clock_changes": member.tally.clock_changes,
         "decision": decision.sentence if decision is not None else "",
         "reason": decision.reason.value if decision is not None else "",
-        "clocks_left_alone": member.distrusted,
+        "clocks_left_alone": member.distrusted or unproven,
+        "mapping": {"state": proof.state.value, "why": proof.why},
     }
 
 
@@ -199,6 +201,7 @@ def _source(member: Member) -> str:
 def _agent(name: str, view: AgentView, now: Seconds) -> Json:
     return {
         "name": name,
+        "observed_only": {u: i.why_not_writable for u, i in view.infos.items() if i.why_not_writable},
         "up": view.up,
         "problem": view.problem,
         "seen_s_ago": now - view.seen if view.up else None,

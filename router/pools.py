@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from control.admission import PoolQueue
 from control.governor import Decision
+from control.mapping import Proof, Standing
 from control.state import Flight, Instance, PoolRules
 from control.steering import Steering
 from joulegate.domain import Batch, Cuts, LengthPrediction, LengthPredictor, LengthQuery
@@ -57,6 +58,7 @@ class Member:
     target: MegaHertz | None = None  # ceiling last asked for
     target_at: Seconds = Seconds(float("-inf"))
     assertions: int = 0  # since its clock was last right
+    proof: Proof = field(default_factory=Proof)  # that it runs on these GPUs
     distrusted: str = ""  # why its clocks are left alone until restart
     tally: InstanceTally = field(default_factory=InstanceTally)
     energy_at: dict[str, float] = field(default_factory=dict)  # counter last seen, by GPU
@@ -74,6 +76,11 @@ class Member:
     @property
     def endpoint(self) -> Endpoint:
         return self.status.endpoint
+
+    @property
+    def proven(self) -> bool:
+        """Whether lowering the clocks of its GPUs slows this instance and nobody else."""
+        return self.proof.state is Standing.PROVEN
 
     @property
     def held(self) -> bool:
@@ -136,7 +143,12 @@ class Pool:
     @property
     def acts(self) -> bool:
         """Whether clocks are set here."""
-        return self.mode in ("static", "enforce") and not self.paused and not self.resting
+        return self.sets_clocks and not self.paused and not self.resting
+
+    @property
+    def sets_clocks(self) -> bool:
+        """By its mode, whatever the moment."""
+        return self.mode in ("static", "enforce")
 
 
 @dataclass(slots=True, eq=False)

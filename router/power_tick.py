@@ -69,7 +69,7 @@ class PowerTick:
 
 def _feed(bare: Feed, pool: Pool | None, member: Member | None) -> Feed:
     """With what its instance adds: nobody's GPU, or one whose clock is not ours, is only counted."""
-    if pool is None or member is None or member.distrusted:
+    if pool is None or member is None or member.distrusted or not member.proven:
         return bare
     wanted: MegaHertz | None = member.wanted
     return Feed(bare.state, bare.fresh, bare.caps, member.law.model, wanted, pool.power_priority)

@@ -29,15 +29,17 @@ from router.build_fleet import build_fleet
 from router.errors import GatewayError
 from router.footprint import Footprint, constant, series
 from router.gate import FleetGate
+from router.http_client import ControlClient
 from router.keys import KeyEntry, Keys, digest
 from router.learned import save_predictor
 from router.observe import Condition, GatewayCollector
 from router.poll_client import control_client
 from router.pools import Member
-from router.ports import Caller
+from router.ports import Caller, Endpoint
 from router.power import Named, PowerKeeper, PowerRules
 from router.power_tick import PowerTick
 from router.prober import Prober
+from router.proving import Prover
 from router.rate_limits import KeyLimits, RateLimits
 from router.refit import Refitter
 from router.replicas import Replicas
@@ -85,6 +87,7 @@ class Runtime:
             self.nodes,
             self.replicas.load,
             self.power,
+            lambda: self.replicas.leads,
             period,
             time.monotonic,
             time.time,
@@ -116,6 +119,8 @@ class Runtime:
             self._begin("prober", partial(prober.run, interval, interval * index / len(probers)))
         for node in self.nodes.values():
             self._begin("node", node.run)
+        for node in self.nodes.values():
+            self._begin("proving", self._prover(node).run)
         self._begin("tick", self.tick.run)
         refit_interval = self.settings.control.refit_interval_s
         if refit_interval is not None:
@@ -170,16 +175,31 @@ class Runtime:
             agent, members, rules, time.monotonic, lambda: self.replicas.leads, keeper.caps, time.time
         )
 
-    def _prober(self, member: Member) -> Prober:
-        endpoint = member.endpoint
+    def _prover(self, node: Node) -> Prover:
+        """Clocks are lowered by who leads, in pools that say so and wherever power budgets do."""
+        pools = {member.law.name: pool for _, pool, member in self.fleet.members()}
+        askers = {member.law.name: self._engine(member.endpoint) for member in node.members}
+
+        def needed(member: Member) -> bool:
+            lowers = pools[member.law.name].sets_clocks or self.power.keeper.rules.enforce
+            return lowers and self.replicas.leads
+
+        return Prover(node.agent, node.members, askers, needed, time.monotonic)
+
+    def _engine(self, endpoint: Endpoint) -> ControlClient:
         scheme = "https" if endpoint.tls else "http"
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        client = control_client(f"{scheme}://{host}:{endpoint.port}", ca_file=endpoint.ca_file)
+        key = endpoint.authorization
+        token = None if key is None else key.decode().removeprefix("Bearer ")
+        client = control_client(f"{scheme}://{host}:{endpoint.port}", token, endpoint.ca_file)
         self._stack.push_async_callback(client.close)
+        return client
+
+    def _prober(self, member: Member) -> Prober:
         health = self.settings.health
         return Prober(
             member.status,
-            client,
+            self._engine(member.endpoint),
             time.monotonic,
             lambda: self.gate.changed(Seconds(time.monotonic())),
             health.path,

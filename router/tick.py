@@ -45,6 +45,7 @@ class ControlTick:
         nodes: Mapping[str, Node],
         peers: Callable[[str], PeerLoad],
         power: PowerTick,
+        leads: Callable[[], bool],
         period: Seconds,
         clock: Callable[[], float],
         wall: Callable[[], float],
@@ -56,6 +57,7 @@ class ControlTick:
         self._nodes = nodes
         self._peers = peers
         self._power = power
+        self._leads = leads
         self._period = period
         self._clock = clock
         self._wall = wall
@@ -160,7 +162,8 @@ class ControlTick:
         member.tally.decisions[name] = member.tally.decisions.get(name, 0) + 1
         if before is None or (before.clock, before.reason) != (decision.clock, decision.reason):
             self._fleet.decisions.append(decision)
-        member.acts = pool.acts and not member.distrusted
+        may = member.proven or not self._leads()  # who does not lead only raises, and that is always safe
+        member.acts = pool.acts and may and not member.distrusted
         wanted = pool.static_clock if pool.mode == "static" else decision.clock
         member.wanted = wanted if member.acts and not held else None
 

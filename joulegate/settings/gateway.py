@@ -222,6 +222,10 @@ class Control(Section):
     holdback_pct: Percent = Field(
         default=2, description="Instance-time at default clocks, to measure the saving."
     )
+    mapping: Literal["probe", "trust"] = Field(
+        default="probe",
+        description="probe: clocks are set once an instance is seen to work on its GPUs; trust: at once.",
+    )
     refit_interval_s: Positive | None = Field(
         default=300, description="Least time between two refits of an instance that drifts; null: never."
     )

@@ -4,8 +4,9 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 from ruamel.yaml import YAML
@@ -16,6 +17,8 @@ from joulegate.units import MegaHertz, Seconds
 from simulator.demo_cli import PROFILE
 from simulator.demo_site import Side, free_ports
 
+Edit = Callable[[dict[str, Any]], None]
+
 
 class Site:
     """A side of the demo with what a test asks of it."""
@@ -25,14 +28,14 @@ class Site:
         folder: Path,
         mode: str,
         redis_url: str | None = None,
-        gateway: Mapping[str, object] | None = None,
+        edit: Edit | None = None,
     ) -> None:
-        """`gateway`: sections of gateway.yaml that are not the demo's."""
+        """`edit`: what is not as in the demo's gateway.yaml."""
         self.side = Side("e2e", mode, folder, shipped(PROFILE), free_ports(7))
         self.side.write()
         self.redis_url = redis_url
-        if gateway is not None:
-            self.settings(gateway)
+        if edit is not None:
+            self.edit(edit)
         if redis_url is not None:
             self._replica(folder / "gateway.yaml", "one", self.side.ports[-1])
         try:
@@ -43,9 +46,9 @@ class Site:
         self.plant = Plant.open(folder / "node.plant")
         self.http = httpx.Client(base_url=self.side.url, timeout=10.0)
 
-    def settings(self, sections: Mapping[str, object]) -> None:
-        """Write these sections of gateway.yaml."""
-        _merge(self.side.folder / "gateway.yaml", sections)
+    def edit(self, edit: Edit) -> None:
+        """Change gateway.yaml."""
+        _edit(self.side.folder / "gateway.yaml", edit)
 
     def second_gateway(self) -> tuple[subprocess.Popen[bytes], str]:
         """Another replica over the same Redis: its process and its URL."""
@@ -64,7 +67,8 @@ class Site:
         return process, f"http://127.0.0.1:{port}"
 
     def _replica(self, path: Path, name: str, port: int) -> None:
-        _merge(path, {"name": name, "listen": {"port": port}, "store": {"redis_url": self.redis_url}})
+        ours = {"name": name, "listen": {"port": port}, "store": {"redis_url": self.redis_url}}
+        _edit(path, lambda document: document.update(ours))
 
     def ceilings(self) -> list[MegaHertz]:
         """What every GPU may clock to now, as the driver would have it."""
@@ -80,9 +84,9 @@ class Site:
         self.side.stop()
 
 
-def _merge(path: Path, sections: Mapping[str, object]) -> None:
+def _edit(path: Path, edit: Edit) -> None:
     yaml = YAML()
     document = yaml.load(path.read_text())
-    document |= sections
+    edit(document)
     with path.open("w") as file:
         yaml.dump(document, file)

@@ -31,7 +31,7 @@ def powered(tmp_path: Path) -> Iterator[Site]:
             {"name": "rack", "budget_w": BUDGET, "inside": "row", "agents": ["e2e"]},
         ],
     }
-    found = Site(tmp_path, "advise", gateway={"power": power})
+    found = Site(tmp_path, "advise", edit=lambda document: document.update(power=power))
     command = [sys.executable, "-m", "joulegate", "replay", str(shipped(TRACE)), "--url", found.side.url]
     load = subprocess.Popen(
         [*command, "--from", "60", "--duration", "120", "--engine", "emulated"],
@@ -100,7 +100,7 @@ def test_a_budget_taken_away_by_reload_gives_clocks_and_caps_back(powered: Site,
     site = powered
     before = [gpu.cap_watts[1] for gpu in site.plant.gpus]
     until(lambda: sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET)
-    site.settings({"power": {"mode": "enforce"}})
+    site.edit(lambda document: document.update(power={"mode": "enforce"}))
     report = site.http.post("/admin/reload").json()
     assert report["needs_restart"] == []
     until(lambda: [gpu.cap for gpu in site.plant.gpus] == before)
