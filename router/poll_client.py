@@ -31,9 +31,16 @@ class Place:
 class PollClient:
     """One base URL (http or https). Close it when done."""
 
-    def __init__(self, url: str, token: str | None = None, ca_file: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        ca_file: str | None = None,
+        client_cert: tuple[str, str] | None = None,
+    ) -> None:
+        """`client_cert`: files of the certificate to show, and of its key."""
         self.url = url
-        self._place = place_of(url, token, ca_file)
+        self._place = place_of(url, token, ca_file, client_cert)
         self._pool = UpstreamPool(LIMITS)
 
     async def get(self, path: str, timeout: float) -> Reply:  # noqa: ASYNC109
@@ -72,12 +79,21 @@ class PollClient:
         return Reply(reply.status, answer)
 
 
-def control_client(url: str, token: str | None = None, ca_file: str | None = None) -> ControlClient:
+def control_client(
+    url: str,
+    token: str | None = None,
+    ca_file: str | None = None,
+    client_cert: tuple[str, str] | None = None,
+) -> ControlClient:
     """What fits the URL."""
-    return (HttpClient if url.startswith("unix:") else PollClient)(url, token, ca_file)
+    if url.startswith("unix:"):
+        return HttpClient(url, token)
+    return PollClient(url, token, ca_file, client_cert)
 
 
-def place_of(url: str, token: str | None, ca_file: str | None) -> Place:
+def place_of(
+    url: str, token: str | None, ca_file: str | None, client_cert: tuple[str, str] | None = None
+) -> Place:
     parts = urlsplit(url)
     tls = parts.scheme == "https"
     host = parts.hostname or ""
@@ -89,6 +105,7 @@ def place_of(url: str, token: str | None, ca_file: str | None) -> Place:
         port=parts.port or (443 if tls else 80),
         tls=tls,
         ca_file=ca_file,
+        client_cert=client_cert,
     )
     lines = b"host: %b\r\naccept: */*\r\n" % parts.netloc.rpartition("@")[2].encode()
     if token:

@@ -34,6 +34,7 @@ class Endpoint:
     port: int
     tls: bool = False
     ca_file: str | None = None
+    client_cert: tuple[str, str] | None = None  # files of the certificate shown to it, and of its key
     authorization: bytes | None = None
     emulated: bool = False  # only an emulated engine is told the true output length of a replayed trace
     usage_injection: bool = True  # may be asked for usage in a stream (auto|off); never asked of OPENAI

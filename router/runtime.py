@@ -163,7 +163,11 @@ class Runtime:
 
     def _agent(self, section: settings_of.Agent) -> Agent:
         ca_file = None if section.ca_file is None else str(section.ca_file)
-        client = control_client(section.url, read_secret(section.token, section.token_file), ca_file)
+        shown = None
+        if section.cert_file is not None and section.key_file is not None:
+            shown = str(section.cert_file), str(section.key_file)
+        token = read_secret(section.token, section.token_file)
+        client = control_client(section.url, token, ca_file, shown)
         self._stack.push_async_callback(client.close)
         return Agent(section.name, client, self.name)
 

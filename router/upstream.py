@@ -39,7 +39,7 @@ class UpstreamPool:
         self.limits = limits
         self._idle: dict[Key, deque[Connection]] = {}
         self._busy: set[Connection] = set()
-        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._contexts: dict[tuple[str, tuple[str, str] | None], ssl.SSLContext] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -136,10 +136,13 @@ class UpstreamPool:
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext | None:
         if not endpoint.tls:
             return None
-        ca_file = endpoint.ca_file or ""
-        context = self._contexts.get(ca_file)
+        files = endpoint.ca_file or "", endpoint.client_cert
+        context = self._contexts.get(files)
         if context is None:
-            context = self._contexts[ca_file] = ssl.create_default_context(cafile=ca_file or None)
+            context = ssl.create_default_context(cafile=endpoint.ca_file)
+            if endpoint.client_cert is not None:
+                context.load_cert_chain(*endpoint.client_cert)
+            self._contexts[files] = context
         return context
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:

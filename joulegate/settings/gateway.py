@@ -204,9 +204,18 @@ class Agent(Section):
     token: SecretStr | None = None
     token_file: InputFile | None = None
     ca_file: InputFile | None = Field(default=None, description="CA that signed its certificate.")
+    cert_file: InputFile | None = Field(
+        default=None, description="The gateway's certificate, for an agent that asks for one."
+    )
+    key_file: InputFile | None = Field(default=None, description="The key of that certificate.")
 
     def faults(self) -> Iterator[Fault]:
         yield from one_of(self, "token", "token_file")
+        if (self.cert_file is None) != (self.key_file is None):
+            given, missing = ("cert_file", "key_file") if self.key_file is None else ("key_file", "cert_file")
+            yield Fault((given,), f"{missing} is missing", "a certificate needs its key")
+        elif self.cert_file is not None and not self.url.startswith("https:"):
+            yield Fault(("cert_file",), "has no effect without TLS", "let the url begin with https:")
 
 
 class Control(Section):

@@ -1,31 +1,16 @@
 """An agent that listens on the network: TLS with a token, and mutual TLS."""
 
 import http.client
-import json
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.agent_host import AgentHost
+from tests.certificates import certificate, ready_address
 
 TOKEN = "s3cret-remote"
-
-
-def certificate(folder: Path, name: str, issuer: str | None) -> None:
-    """`name`.crt and .key, signed by `issuer`, or by itself."""
-    made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
-    into = ["-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}"]
-    signed = ["-CA", f"{issuer}.crt", "-CAkey", f"{issuer}.key"] if issuer else []
-    usage = ["-addext", "subjectAltName=IP:127.0.0.1"] if issuer else []
-    subprocess.run(
-        ["openssl", "req", "-x509", *made, *into, *signed, *usage],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +23,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "token").write_text(TOKEN + "\n")
     (folder / "token").chmod(0o600)
     return folder
-
-
-def ready_address(log: str) -> str | None:
-    """The address in the agent's ready line, None until there is a whole one."""
-    for line in log.splitlines(keepends=True):
-        if '"agent ready"' in line and line.endswith("\n"):
-            return str(json.loads(line)["address"])
-    return None
 
 
 @pytest.fixture(scope="module")
