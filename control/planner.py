@@ -43,6 +43,7 @@ class PlanRules:
     margin: float = 1.15  # over the load of the last minute
     calm: Seconds = Seconds(300.0)
     most: int = 64
+    full_speed: bool = False  # instances stay at maximum clock, so the fewest are the cheapest
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ def best_count(kind: Kind, demand: Demand, tpot: Seconds, price: float, rules: P
     least = fewest(kind, demand, tpot, rules)
     if least is None:
         return None
-    options = [_option(kind, demand, n, price) for n in range(least, least + max(2, ceil(0.5 * least)) + 1)]
+    options = [
+        _option(kind, demand, n, price, rules) for n in range(least, least + max(2, ceil(0.5 * least)) + 1)
+    ]
     return min(options, key=lambda option: (option.watts, option.count))
 
 
@@ -111,9 +114,10 @@ def best_kind(
     return min(options, key=lambda option: option.watts) if options else None
 
 
-def _option(kind: Kind, demand: Demand, count: int, price: float) -> Option:
-    share = replace(demand, rate=demand.rate / count)
-    clock = cheapest(kind.model, share, kind.limits.chunk_budget, price)
+def _option(kind: Kind, demand: Demand, count: int, price: float, rules: PlanRules) -> Option:
+    share, clock = replace(demand, rate=demand.rate / count), kind.model.clocks[-1]
+    if not rules.full_speed:
+        clock = cheapest(kind.model, share, kind.limits.chunk_budget, price)
     steady = settle(kind.model, share, clock, kind.limits.chunk_budget)
     return Option(kind, count, count * kind.tp * steady.watts)
 
@@ -163,7 +167,8 @@ def scale(
 
 def pays(kind: Kind, demand: Demand, count: int, price: float, rules: PlanRules) -> bool:
     """Whether one instance fewer saves more until the next change than starting it again will cost."""
-    saved = _option(kind, demand, count, price).watts - _option(kind, demand, count - 1, price).watts
+    here, fewer = (_option(kind, demand, n, price, rules) for n in (count, count - 1))
+    saved = here.watts - fewer.watts
     return saved * rules.calm > start_joules(kind)
 
 

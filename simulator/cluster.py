@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from control.admission import AdmissionRules, Outcome
-from control.classify import classify
+from control.classify import classify, pool_for
 from control.governor import GovernorRules
 from control.planner import Kind, PlanRules, Scale, scale
 from control.state import Flight, PoolRules
@@ -37,6 +37,7 @@ from simulator.workload import Load
 RESCALE_FROM = 30.0  # seconds until the load is known well enough to plan on
 MAX_LAGS = 4.0
 NEVER = float("inf")
+ONE_POOL = "all"
 ALL_TYPES = frozenset(RequestType(i, o) for i in Size for o in Size)
 
 
@@ -46,6 +47,7 @@ class Setup:
 
     costs: tuple[EngineCosts, ...]  # one for each instance
     objectives: Objectives
+    places: tuple[str, ...] = ()  # pool of each instance: its request type; empty: one pool for all
     cuts: Cuts = field(default_factory=Cuts)
     tick: float = 0.25
     lag: float = 0.004  # seconds until the gateway acts on what a stream shows
@@ -87,11 +89,12 @@ class Cluster:
         self._setup = setup
         self._laws = laws
         self._knowledge = knowledge
-        self._rules = PoolRules("all", setup.objectives, ALL_TYPES)
-        self._sites = Sites(setup.costs)
+        self._rules = pools_of(setup)
+        self._pool = {kind: pool_for(kind, self._rules) for kind in ALL_TYPES}
+        self._sites = Sites(setup.costs, setup.places)
         self._by_name = {station.law.name: station for station in self._sites.stations}
         governed = [station.law for station in self._sites.stations]
-        self._steering = Steering([self._rules], governed, laws.admission, laws.governor, rng)
+        self._steering = Steering(self._rules, governed, laws.admission, laws.governor, rng)
         self._steering.resume(knowledge.pools)
         self._jobs: list[Job] = []
         self._told: dict[int, tuple[LengthQuery, LengthPrediction | None]] = {}
@@ -172,7 +175,9 @@ class Cluster:
         prediction = None if self._laws.true_lengths else self._knowledge.predictor.predict(query)
         self._told[key] = query, prediction
         flight = self._flight(job, prediction, now)
-        self._assign(self._steering.arrive(flight, "all", Seconds(now)), now)
+        pool = self._pool[flight.type]
+        assert pool is not None, "every type has a pool"
+        self._assign(self._steering.arrive(flight, pool.name, Seconds(now)), now)
         if self._steering.queued:
             self._press(now)
 
@@ -248,7 +253,7 @@ class Cluster:
         if scaling is None or now < self._rescale_at:
             return
         self._rescale_at = now + scaling.period
-        state = self._steering.pools["all"]
+        state = self._steering.pools[ONE_POOL]
         demand = state.demand(Seconds(now))
         if demand is None:
             return
@@ -318,6 +323,14 @@ class Unsteered:
 def _least(station: Station, queued: int) -> float:
     """Load as plain routers see it: sequences, and 400 queued prompt tokens as one."""
     return (station.engine.running + station.engine.waiting + queued / 400.0) / station.profile.tp
+
+
+def pools_of(setup: Setup) -> list[PoolRules]:
+    """One pool, or one for each type that instances are set apart for."""
+    if not setup.places:
+        return [PoolRules(ONE_POOL, setup.objectives, ALL_TYPES)]
+    kinds = sorted((k for k in ALL_TYPES if k.name in setup.places), key=lambda k: (k.input, k.output))
+    return [PoolRules(kind.name, setup.objectives, frozenset((kind,))) for kind in kinds]
 
 
 def jobs_of(load: Load) -> list[Job]:

@@ -1,13 +1,17 @@
 """Pure: the policies that `joulegate simulate` compares.
 
 - max-clock: first come first served at maximum clock, least loaded instance: the baseline
-- static-best: the same at one clock, the cheapest whose saving counts on the half it is tuned on
+- single-pool: the same on as many instances as the peak of the learning half asks for, without hindsight
+- multi-pool: DynamoLLM's nine pools (papers §1.1), each for the peak of its own type, maximum clock
+- scale-inst, scale-shard, scale-freq: one knob each on one pool: the number of instances follows the load;
+  the GPUs of the baseline cut into the best tensor-parallel size; the clocks
+- static-best: the baseline at one clock, the cheapest whose saving counts on the half it is tuned on
 - throttllem: throttLL'eM's laws (papers §2): first come first served, lowest clock that keeps TPOT and E2E
-- scale-freq: the product's laws on the baseline's instances
 - joulegate: the product's laws, predicted lengths, prices learned on the other half; with `builds`, the kind
   and the number of instances too
 - joulegate-slowdown: the same with max_slowdown
-- oracle: the product's laws with true lengths, prices learned on the very half that is scored
+- oracle: the product's laws with true lengths and true load to come, prices learned on the very half that is
+  scored
 """
 
 from collections.abc import Sequence
@@ -16,19 +20,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from control.admission import AdmissionRules
-from control.floor import Demand
+from control.floor import Demand, settle
 from control.governor import GovernorRules
 from control.pick import Rng
-from control.planner import Kind, PlanRules, best_kind
+from control.planner import Kind, PlanRules, best_kind, enough, fewest
 from joulegate.domain import Objectives
 from joulegate.units import Seconds, Watts
 from predictor.length import HistoryPredictor
-from predictor.physics import PhysicsModel
-from simulator.cluster import Cluster, Knowledge, Laws, Scaling, Setup, run_fixed
+from simulator.cluster import ALL_TYPES, Cluster, Knowledge, Laws, Scaling, Setup, run_fixed
 from simulator.costs import EngineCosts
 from simulator.results import Pooled, Run, joules_per_token, why_not
 from simulator.station import limits_of
-from simulator.workload import Load
+from simulator.workload import Load, peak_minute
 
 BUILDERS = ("joulegate", "joulegate-slowdown", "oracle")
 EVERYTHING = 1e6  # share of a TTFT objective: the engine's queue takes all prompts at once
@@ -57,10 +60,13 @@ class Terms:
 def run_policy(name: str, case: Case, terms: Terms, static_clock: float | None) -> Run:
     """One policy on one seed. `static_clock`: of static-best."""
     top = terms.setup.costs[0].profile.max_clock
-    if name == "max-clock":
+    if name == "static-best" and static_clock is not None:
+        return run_fixed(case.score, terms.setup, static_clock)
+    if name in ("max-clock", "static-best"):
         return run_fixed(case.score, terms.setup, top)
-    if name == "static-best":
-        return run_fixed(case.score, terms.setup, top if static_clock is None else static_clock)
+    if name in ("single-pool", "scale-shard"):
+        fleet = provisioned(terms, case.learn) if name == "single-pool" else resharded(terms, case.learn)
+        return run_fixed(case.score, fleet, top)
     return _steered(name, case, terms)
 
 
@@ -68,10 +74,13 @@ def _steered(name: str, case: Case, terms: Terms) -> Run:
     laws = _laws(name, terms.setup)
     steered = replace(terms.setup, objectives=_aims(name, terms))
     learn = case.score if name == "oracle" else case.learn
-    if terms.builds and name in BUILDERS:
-        steered, laws = _built(steered, laws, terms.builds, learn)
+    if name == "multi-pool":
+        steered = nine_pools(terms, case.learn)
+    builds = terms.setup.costs[:1] if name == "scale-inst" else terms.builds if name in BUILDERS else ()
+    if builds:
+        steered, laws = _built(steered, laws, builds, learn)
     knowledge = Knowledge(HistoryPredictor(steered.cuts))
-    if name != "throttllem":
+    if name not in ("throttllem", "multi-pool"):
         Cluster(steered, laws, knowledge, _draws(case.seed)).run(learn)
     if knowledge.instances is not None and laws.scaling is not None:
         steered = replace(steered, costs=steered.costs[:1] * knowledge.instances)
@@ -82,7 +91,7 @@ def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Loa
     """The kind of instance that serves the mean load of the learning half with the least watts, scaled."""
     tokens, output = float(learn.input.mean()), float(learn.output.mean())
     demand = Demand(len(learn) / learn.span, tokens, tokens, output)
-    rules = PlanRules()
+    rules = PlanRules(full_speed=laws.governor.static_clock is not None)
     option = best_kind([_kind(costs) for costs in builds], demand, setup.objectives.tpot, 0.0, rules)
     if option is None:
         return setup, laws
@@ -90,11 +99,53 @@ def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Loa
     return replace(setup, costs=(costs,) * option.count), replace(laws, scaling=Scaling(option.kind, rules))
 
 
+def provisioned(terms: Terms, learn: Load) -> Setup:
+    """As many of the baseline's instances as the busiest minute of the learning half asks for."""
+    count = _for_peak(terms, learn)
+    return replace(terms.setup, costs=terms.setup.costs[:1] * count)
+
+
+def resharded(terms: Terms, learn: Load) -> Setup:
+    """The baseline's GPUs, all on, in instances of the kind that needs the least watts for the peak."""
+    gpus, tpot = sum(costs.profile.tp for costs in terms.setup.costs), terms.setup.objectives.tpot
+    demand, rules, found = _peak(learn), PlanRules(), [(float("inf"), terms.setup.costs)]
+    for costs in terms.builds:
+        kind, count = _kind(costs), gpus // costs.profile.tp
+        if count and enough(kind, demand, count, tpot, rules):
+            share, top = replace(demand, rate=demand.rate / count), kind.model.clocks[-1]
+            watts = settle(kind.model, share, top, kind.limits.chunk_budget).watts
+            found.append((watts * count * kind.tp, (costs,) * count))
+    return replace(terms.setup, costs=min(found, key=lambda one: one[0])[1])
+
+
+def nine_pools(terms: Terms, learn: Load) -> Setup:
+    """Instances for each of the nine types, for the busiest minute of its own."""
+    cuts, places = terms.setup.cuts, list[str]()
+    inputs = np.searchsorted(np.array(cuts.input), learn.input, side="right")
+    outputs = np.searchsorted(np.array(cuts.output), learn.output, side="right")
+    for kind in sorted(ALL_TYPES, key=lambda k: (k.input, k.output)):
+        rows = (inputs == kind.input) & (outputs == kind.output)
+        mine = Load(learn.at[rows], learn.input[rows], learn.output[rows], learn.span)
+        places += [kind.name] * (_for_peak(terms, mine) if len(mine) else 1)
+    return replace(terms.setup, costs=terms.setup.costs[:1] * len(places), places=tuple(places))
+
+
+def _peak(load: Load) -> Demand:
+    """What the busiest minute brings, at the mean lengths."""
+    tokens = float(load.input.mean())
+    return Demand(peak_minute(load), tokens, tokens, float(load.output.mean()))
+
+
+def _for_peak(terms: Terms, load: Load) -> int:
+    rules = PlanRules()
+    return fewest(_kind(terms.setup.costs[0]), _peak(load), terms.setup.objectives.tpot, rules) or rules.most
+
+
 def _kind(costs: EngineCosts) -> Kind:
     profile = costs.profile
     start = Seconds(profile.actuation.instance_start_s)
     watts = Watts(profile.power.p_start_w)
-    return Kind(profile.name, PhysicsModel(profile), limits_of(profile), profile.tp, start, watts)
+    return Kind(profile.name, costs.model, limits_of(profile), profile.tp, start, watts)
 
 
 def _draws(seed: int) -> Rng:
@@ -109,6 +160,8 @@ def _laws(name: str, setup: Setup) -> Laws:
         return Laws(
             AdmissionRules(prompt_window=EVERYTHING, edf=False), GovernorRules(switch=switch, floor=False)
         )
+    if name in ("multi-pool", "scale-inst"):
+        return Laws(AdmissionRules(), GovernorRules(static_clock=setup.costs[0].profile.clocks[-1]))
     return Laws(AdmissionRules(), GovernorRules(switch=switch), true_lengths=name == "oracle")
 
 

@@ -20,7 +20,7 @@ from simulator.costs import EngineCosts
 from simulator.policies import Case, Terms, best_static, run_policy
 from simulator.results import Pooled, Run, fives_met
 from simulator.sustain import Sustained, largest_scale, scale_for, sustainable, with_e2e
-from simulator.workload import Load, half, scale
+from simulator.workload import Recipe, half
 
 MIN_SEEDS = 3
 MIN_REQUESTS = 2000  # of each input size, pooled over seeds
@@ -48,12 +48,12 @@ class Bench:
 
 
 def prepare(
-    scenario: Scenario, trace: Load, setup: Setup, builds: tuple[EngineCosts, ...], seeds: int | None
+    scenario: Scenario, recipe: Recipe, setup: Setup, builds: tuple[EngineCosts, ...], seeds: int | None
 ) -> Bench:
     """Work out the load level (of one instance, times their number), E*, and the seeds."""
     objectives = objectives_of(scenario)
     bare = replace(setup, objectives=objectives, costs=setup.costs[:1])
-    level = scenario.load
+    level, trace = scenario.load, recipe.trace
     threshold = level.attainment_pct if scenario.objectives == "D" else None
     sustained = sustainable(trace, bare, threshold) if _needs_sustained(scenario) else None
     factor = level.scale
@@ -66,8 +66,8 @@ def prepare(
     e2e = given / 1e3 if given is not None else sustained.e2e_p99 if sustained is not None else NO_OBJECTIVE
     if scenario.objectives == "T":
         objectives = with_e2e(objectives, e2e)
-    chosen = seeds or scenario.seeds or enough_seeds(trace, factor, setup)
-    cases = tuple(_case(trace, factor, seed) for seed in range(chosen))
+    chosen = seeds or scenario.seeds or enough_seeds(recipe, factor, setup)
+    cases = tuple(_case(recipe, factor, seed) for seed in range(chosen))
     owned = float(sum(costs.profile.tp for costs in setup.costs))
     fleet = replace(setup, objectives=objectives, owned_gpus=owned)
     terms = Terms(fleet, Seconds(e2e), scenario.max_slowdown, builds)
@@ -91,9 +91,9 @@ def objectives_of(scenario: Scenario) -> Objectives:
     return Objectives((short, medium, long), Seconds(scenario.interactive.tpot_ms / 1e3), None, None)
 
 
-def enough_seeds(trace: Load, factor: float, setup: Setup) -> int:
+def enough_seeds(recipe: Recipe, factor: float, setup: Setup) -> int:
     """So many that every input size has MIN_REQUESTS in the scored half."""
-    scored = half(scale(trace, factor, 0), second=True)
+    scored = half(recipe.load(factor, 0), second=True)
     sizes = np.searchsorted(np.array(setup.cuts.input), scored.input, side="right")
     fewest = min(int(np.count_nonzero(sizes == size)) for size in range(3))
     if not fewest:
@@ -101,8 +101,8 @@ def enough_seeds(trace: Load, factor: float, setup: Setup) -> int:
     return min(MAX_SEEDS, max(MIN_SEEDS, -(-MIN_REQUESTS // fewest)))
 
 
-def _case(trace: Load, factor: float, seed: int) -> Case:
-    load = scale(trace, factor, seed)
+def _case(recipe: Recipe, factor: float, seed: int) -> Case:
+    load = recipe.load(factor, seed)
     return Case(seed, half(load, second=False), half(load, second=True))
 
 

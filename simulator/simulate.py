@@ -24,7 +24,7 @@ from simulator.costs import EngineCosts
 from simulator.results import Run
 from simulator.summary import Comparison, document
 from simulator.trace_file import read_trace
-from simulator.workload import Load
+from simulator.workload import Daily, Load, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ class Request:
 def simulate_all(request: Request) -> list[tuple[Comparison, dict[str, Any]]]:
     """The scenario on each profile, with its document. Raises UserError."""
     settings = changed(load(request.scenario, Scenario), request)
-    arrivals = read_load(settings.trace)
+    recipe = recipe_of(settings)
     answers = []
     with _bar() as progress:
         for path in request.profiles or (settings.profile,):
             began = time.perf_counter()
             profile = read_profile(path)
-            result = _compared(settings, arrivals, profile, path.stem, request, progress)
+            result = _compared(settings, recipe, profile, path.stem, request, progress)
             answers.append((result, document(result, time.perf_counter() - began)))
     return answers
 
@@ -78,6 +78,14 @@ def changed(settings: Scenario, request: Request) -> Scenario:
     return settings.model_copy(update=updates)
 
 
+def recipe_of(settings: Scenario) -> Recipe:
+    """The traces of a scenario, read. Raises UserError."""
+    day = settings.day
+    shape = None if day is None else Daily(day.mean_per_s, day.low, day.swing, day.peak_hour)
+    also = tuple((read_load(one.trace), one.scale) for one in settings.also)
+    return Recipe(read_load(settings.trace), also, shape)
+
+
 def read_load(path: Path) -> Load:
     """A trace file as arrays, its first arrival at zero. Raises UserError."""
     arrivals = read_trace(path)
@@ -100,7 +108,7 @@ def read_profile(path: Path) -> EngineProfile:
 
 def _compared(
     settings: Scenario,
-    arrivals: Load,
+    recipe: Recipe,
     profile: EngineProfile,
     name: str,
     request: Request,
@@ -109,7 +117,7 @@ def _compared(
     task = progress.add_task(f"{settings.name} {name}: load level", total=None)
     setup = Setup((EngineCosts(profile),) * settings.instances, scenarios.objectives_of(settings))
     builds = tuple(EngineCosts(read_profile(path)) for path in settings.builds)
-    bench = scenarios.prepare(settings, arrivals, setup, builds, request.seeds)
+    bench = scenarios.prepare(settings, recipe, setup, builds, request.seeds)
     mapper = _mapper(request.jobs, progress, f"{settings.name} {name}")
     progress.remove_task(task)
     policies = scenarios.compare(bench, settings.policies, mapper)

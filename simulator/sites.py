@@ -29,8 +29,11 @@ class _Start:
 class Sites:
     """All instances of one run."""
 
-    def __init__(self, costs: Sequence[EngineCosts]) -> None:
-        self.stations = [Station(f"i{n}", "all", one, 0.0) for n, one in enumerate(costs)]
+    def __init__(self, costs: Sequence[EngineCosts], places: Sequence[str] = ()) -> None:
+        pools = places or ["all"] * len(costs)
+        self.stations = [
+            Station(f"i{n}", pool, one, 0.0) for n, (one, pool) in enumerate(zip(costs, pools, strict=True))
+        ]
         self._named = len(self.stations)
         self._starting: list[_Start] = []
         self._stopped: list[Station] = []

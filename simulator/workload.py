@@ -9,6 +9,7 @@ from joulegate.units import Seconds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+DAY = Seconds(86_400.0)
 SPREAD = 30.0  # seconds around the original at which further copies of a row arrive
 
 
@@ -77,3 +78,78 @@ def merged(loads: list[Load]) -> Load:
     tokens_out = np.concatenate([load.output for load in loads])
     span = Seconds(max(float(load.span) for load in loads))
     return Load(at[order], tokens_in[order], tokens_out[order], span)
+
+
+def shifted(load: Load, seconds: float) -> Load:
+    """The load begun `seconds` later, what stood before put at its end."""
+    at = (load.at - seconds) % load.span
+    order = np.argsort(at, kind="stable")
+    return Load(at[order], load.input[order], load.output[order], load.span)
+
+
+def repeated(load: Load, span: Seconds, seed: int) -> Load:
+    """Copies end to end until `span` is full, each shifted circularly by a random time."""
+    rng = np.random.default_rng(seed)
+    count = int(np.ceil(span / load.span))
+    copies = [shifted(load, float(rng.uniform(0.0, load.span))) for _ in range(count)]
+    at = np.concatenate([copy.at + n * load.span for n, copy in enumerate(copies)])
+    kept = at < span
+    tokens_in = np.concatenate([copy.input for copy in copies])
+    tokens_out = np.concatenate([copy.output for copy in copies])
+    return Load(at[kept], tokens_in[kept], tokens_out[kept], span)
+
+
+def followed(load: Load, factors: Floats, seed: int) -> Load:
+    """Each row `factors[row]` times, as in `scale`: the whole part for sure, the rest by chance."""
+    rng = np.random.default_rng(seed)
+    copies = (np.floor(factors) + (rng.random(len(load)) < factors % 1.0)).astype(np.int64)
+    rows = np.repeat(np.arange(len(load)), copies)
+    first = np.concatenate([[True], rows[1:] != rows[:-1]]) if len(rows) else np.zeros(0, dtype=bool)
+    at = np.abs(load.at[rows] + np.where(first, 0.0, rng.uniform(-SPREAD, SPREAD, len(rows))))
+    at = np.where(at > load.span, 2.0 * load.span - at, at)
+    order = np.argsort(at, kind="stable")
+    return Load(at[order], load.input[rows[order]], load.output[rows[order]], load.span)
+
+
+def daily(hours: Floats, low: float, swing: float, peak_hour: float) -> Floats:
+    """Load at hours of the day over its mean: low + swing ((1 + cos)/2)^g, g such that the mean is 1."""
+
+    def shape(h: Floats, g: float) -> Floats:
+        wave: Floats = ((1.0 + np.cos(2.0 * np.pi * (h - peak_hour) / 24.0)) / 2.0) ** g
+        return low + swing * wave
+
+    grid = np.linspace(0.0, 24.0, 2400, endpoint=False)
+    under, over = 1e-3, 1e3  # the mean falls with g
+    for _ in range(60):
+        middle = (under * over) ** 0.5
+        under, over = (middle, over) if float(shape(grid, middle).mean()) > 1.0 else (under, middle)
+    return shape(hours, under)
+
+
+@dataclass(frozen=True, slots=True)
+class Daily:
+    """A day's requests: mean per second, and its shape (see `daily`)."""
+
+    mean: float
+    low: float
+    swing: float
+    peak_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a scenario's arrivals are made of."""
+
+    trace: Load
+    also: tuple[tuple[Load, float], ...] = ()  # at the same time, scaled so
+    day: Daily | None = None
+
+    def load(self, factor: float, seed: int) -> Load:
+        """The arrivals of one seed, the trace `factor` times."""
+        if self.day is None:
+            others = [scale(trace, times, seed + 1000 * n) for n, (trace, times) in enumerate(self.also, 1)]
+            mine = scale(self.trace, factor, seed)
+            return merged([mine, *others]) if others else mine
+        day, whole = self.day, repeated(self.trace, DAY, seed)
+        wanted = day.mean * daily(whole.at / 3600.0, day.low, day.swing, day.peak_hour)
+        return followed(whole, factor * wanted * whole.span / len(whole), seed)

@@ -12,8 +12,12 @@ Positive = Annotated[float, Field(gt=0)]
 POLICIES = (
     "max-clock",
     "static-best",
-    "throttllem",
+    "single-pool",
+    "multi-pool",
+    "scale-inst",
+    "scale-shard",
     "scale-freq",
+    "throttllem",
     "joulegate",
     "joulegate-slowdown",
     "oracle",
@@ -51,6 +55,30 @@ class LoadLevel(Section):
     )
 
 
+class Also(Section):
+    """Another trace at the same time."""
+
+    trace: InputFile
+    scale: Positive
+
+
+class Day(Section):
+    """24 hours made of a shorter trace: shifted copies end to end, thinned or cloned to the hour's rate.
+
+    The rate at hour h is mean_per_s times low + swing ((1 + cos(2 pi (h - peak_hour)/24))/2)^g, with g such
+    that the mean over the day is mean_per_s.
+    """
+
+    mean_per_s: Positive
+    low: float = Field(default=0.5, ge=0, lt=1)
+    swing: float = Field(default=1.2, gt=0)
+    peak_hour: float = Field(default=14.0, ge=0, lt=24)
+
+    def faults(self) -> Iterator[Fault]:
+        if self.low + self.swing <= 1.0:
+            yield Fault(("swing",), "the mean is never reached", "low + swing must exceed 1")
+
+
 class Scenario(File):
     """One engine, one trace, the policies to compare."""
 
@@ -58,6 +86,8 @@ class Scenario(File):
     name: str = Field(min_length=1, max_length=64)
     description: str = ""
     trace: InputFile = Field(description="timestamp_s,input_tokens,output_tokens; may be gzipped.")
+    also: tuple[Also, ...] = Field(default=(), description="Other traces at the same time.")
+    day: Day | None = Field(default=None, description="Make 24 hours of the trace; needs load.scale: 1.")
     profile: InputFile = Field(description="Engine profile (engine-profile/1) of the instance.")
     instances: int = Field(default=1, ge=1, le=64, description="Of the baseline, at maximum clock.")
     builds: tuple[InputFile, ...] = Field(
@@ -76,6 +106,10 @@ class Scenario(File):
     )
 
     def faults(self) -> Iterator[Fault]:
+        if self.day is not None and self.load.scale != 1.0:
+            yield Fault(("load", "scale"), "a day has its own rate", "set load.scale: 1")
+        if self.also and self.load.scale is None:
+            yield Fault(("load", "scale"), "not set, but there is a second trace", "say how often each is")
         for index, name in enumerate(self.policies):
             if name not in POLICIES:
                 known = f"policies: {', '.join(POLICIES)}"

@@ -22,7 +22,18 @@ from simulator.engine import Engine
 from simulator.jobs import Job
 from simulator.results import Pooled, Run, saving_ci, saving_pct, why_not
 from simulator.station import limits_of
-from simulator.workload import Load, constant, half, merged, peak_minute, scale
+from simulator.workload import (
+    Daily,
+    Load,
+    Recipe,
+    constant,
+    daily,
+    half,
+    merged,
+    peak_minute,
+    scale,
+    shifted,
+)
 
 PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
 AIMS = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, None)
@@ -152,6 +163,31 @@ def test_a_constant_rate_has_its_rate() -> None:
     made = constant(load(), 8.0, Seconds(500.0), 3)
     assert len(made) == 4000
     assert peak_minute(made) == pytest.approx(8.0, rel=0.2)
+
+
+def test_a_day_has_its_mean_its_peak_and_its_valley() -> None:
+    hours = np.arange(0.0, 24.0, 0.01)
+    shape = daily(hours, 0.5, 1.2, 14.0)
+    assert shape.mean() == pytest.approx(1.0, abs=1e-3)
+    assert (shape.max(), hours[shape.argmax()]) == pytest.approx((1.7, 14.0), abs=1e-2)
+    assert shape.min() == pytest.approx(0.5, abs=1e-3)
+    made = Recipe(load(2000), day=Daily(1.0, 0.5, 1.2, 14.0)).load(1.0, 3)
+    assert len(made) == pytest.approx(86_400, rel=0.03)
+    assert (np.diff(made.at) >= 0.0).all()
+    assert 0.0 <= made.at.min() <= made.at.max() <= 86_400.0
+    by_hour = np.bincount((made.at // 3600).astype(int), minlength=24) / 3600.0
+    assert by_hour[14] == pytest.approx(1.7, rel=0.15)
+
+
+def test_a_shifted_load_has_the_same_requests_and_two_traces_are_served_together() -> None:
+    base = load(500)
+    moved = shifted(base, 20.0)
+    assert sorted(zip(base.input, base.output, strict=True)) == sorted(
+        zip(moved.input, moved.output, strict=True)
+    )
+    assert (np.diff(moved.at) >= 0.0).all()
+    both = Recipe(base, also=((load(300, seed=9), 2.0),)).load(1.0, 0)
+    assert len(both) == 1100
 
 
 # -- counting
