@@ -63,13 +63,20 @@ def decode(message: bytes) -> dict[str, PeerLoad]:
     for name, fields in list(found["loads"].items())[:MAX_INSTANCES]:
         running, prompts, tokens, context, due_in = fields
         loads[name] = PeerLoad(
-            int(running),
-            int(prompts),
-            int(tokens),
-            float(context),
-            float("inf") if due_in is None else due_in,
+            int(_amount(running)),
+            int(_amount(prompts)),
+            int(_amount(tokens)),
+            _amount(context),
+            float("inf") if due_in is None else float(due_in),
         )
     return loads
+
+
+def _amount(value: object) -> float:
+    """Raises ValueError for what cannot be an amount of anything."""
+    if not isinstance(value, int | float) or not 0.0 <= value < 1e12:
+        raise ValueError(f"not an amount: {value!r:.40}")
+    return float(value)
 
 
 def total(loads: Iterable[Mapping[str, PeerLoad]]) -> dict[str, PeerLoad]:

@@ -14,6 +14,7 @@ from router.guard import Guard, Warden
 from router.limits import EdgeLimits, UpstreamLimits
 from tests.fakes.edge import hello
 from tests.fakes.engine import LAST_CHUNK, STREAM_HEAD, answer, chunk, event
+from tests.fakes.recorder import Recorder
 
 REQUESTS = [
     b"GET /x?y=z HTTP/1.1\r\nHost: a:1\r\n\r\n",
@@ -56,35 +57,6 @@ def mangled(draw: st.DrawFn, seeds: list[bytes]) -> list[bytes]:
         data = data[:at] + middle + data[at + size :]
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=4)))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-
-
-class Recorder(asyncio.Transport):
-    """Keeps what is written; refuses writes after the end, as sockets do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.ended = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.ended, "written after the end"
-        self.written += bytes(data)
-
-    def is_closing(self) -> bool:
-        return self.ended
-
-    def close(self) -> None:
-        self.ended = True
-
-    def abort(self) -> None:
-        self.ended = True
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
 
 
 async def feed_guard(pieces: list[bytes]) -> tuple[bytes, int]:

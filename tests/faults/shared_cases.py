@@ -1,0 +1,183 @@
+"""Faults of what replicas share, and of replicas themselves, while every one of the three is under load."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from tests.faults.cases import HELD, Seen
+from tests.faults.rig import Answer, Gateway, Site, until
+from tests.redis_server import RedisServer
+
+LEASE_TTL = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCase:
+    fault: str
+    happen: Callable[[Site, RedisServer], Seen]
+
+
+@dataclass
+class Burst:
+    """Clients that ask one replica again and again."""
+
+    answers: dict[str, list[Answer]] = field(default_factory=dict)  # by replica
+    _ends: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def ask(self, gateway: Gateway, clients: int) -> None:
+        mine = self.answers.setdefault(name_of(gateway), [])
+
+        def run() -> None:
+            while not self._ends.is_set():
+                mine.append(gateway.ask(tokens=20, stream=True))
+
+        for _ in range(clients):
+            self._threads.append(threading.Thread(target=run))
+            self._threads[-1].start()
+
+    def end(self) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join()
+
+    def failures(self, gateway: Gateway) -> list[Answer]:
+        """Answers that are not whole."""
+        found = self.answers[name_of(gateway)]
+        return [one for one in found if one.status != 200 or one.cut or "[DONE]" not in one.body]
+
+
+@contextlib.contextmanager
+def burst(site: Site, clients: int = 2) -> Iterator[Burst]:
+    made = Burst()
+    for gateway in site.gateways:
+        made.ask(gateway, clients)
+    until(lambda: all(len(answers) >= clients for answers in made.answers.values()))
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def name_of(gateway: Gateway) -> str:
+    return str(gateway.port)
+
+
+def leader(site: Site) -> Gateway:
+    until(lambda: sum(leads(gateway) for gateway in site.gateways) == 1)
+    return next(gateway for gateway in site.gateways if leads(gateway))
+
+
+def leads(gateway: Gateway) -> bool:
+    return bool(gateway.picture().get("leads"))
+
+
+def holds(gateway: Gateway) -> bool:
+    """It has the agent's lease: the clocks are its to set."""
+    agents = gateway.picture().get("agents", [])
+    assert isinstance(agents, list)
+    return bool(agents and agents[0]["lease"])
+
+
+def together(site: Site) -> bool:
+    """Every replica sees the others, and one leads and holds the lease."""
+    seen = [gateway.picture().get("replicas") for gateway in site.gateways]
+    led = [gateway for gateway in site.gateways if leads(gateway)]
+    return seen == [len(site.gateways)] * len(site.gateways) and len(led) == 1 and holds(led[0])
+
+
+def without_redis(site: Site, broken: Callable[[], None], mend: Callable[[], None]) -> Seen:
+    head = leader(site)
+    with burst(site) as load:
+        broken()
+        for gateway in site.gateways:
+            until(lambda gateway=gateway: gateway.gauge("joulegate_store_up") == 0)  # type: ignore[misc]
+        assert holds(head), "who led goes on"
+        mend()
+    failed = [one for gateway in site.gateways for one in load.failures(gateway)]
+    assert not failed, failed[:3]
+    return f"{counted(load)} of {counted(load)} streams whole, over all replicas", f"{HELD} of who led"
+
+
+def counted(load: Burst) -> int:
+    return sum(map(len, load.answers.values()))
+
+
+def redis_killed(site: Site, redis: RedisServer) -> Seen:
+    return without_redis(site, redis.kill, redis.start)
+
+
+def redis_stopped(site: Site, redis: RedisServer) -> Seen:
+    return without_redis(site, lambda: redis.signal(signal.SIGSTOP), lambda: redis.signal(signal.SIGCONT))
+
+
+def redis_flushed(site: Site, redis: RedisServer) -> Seen:
+    with burst(site) as load:
+        assert redis.command("FLUSHALL") == b"+OK\r\n"
+        until(lambda: together(site))
+    failed = [one for gateway in site.gateways for one in load.failures(gateway)]
+    assert not failed, failed[:3]
+    return f"{counted(load)} of {counted(load)} streams whole", f"{HELD}; another may lead"
+
+
+def taken_over(site: Site, gone: Gateway) -> float:
+    """Seconds until another replica holds the lease."""
+    others = [gateway for gateway in site.gateways if gateway is not gone]
+    return until(lambda: any(leads(gateway) and holds(gateway) for gateway in others))
+
+
+def leader_stopped(site: Site, _: RedisServer) -> Seen:
+    head = leader(site)
+    with burst(site) as load:
+        head.process.signal(signal.SIGSTOP)
+        took = taken_over(site, head)
+        head.process.signal(signal.SIGCONT)
+        until(lambda: together(site))
+    failed = [one for gateway in site.gateways for one in load.failures(gateway)]
+    assert not failed, failed[:3]
+    said = f"{counted(load)} of {counted(load)} streams whole; those of the stopped one wait until it resumes"
+    return said, f"another replica sets them after {took:.1f} s (lease {LEASE_TTL:.0f} s)"
+
+
+def leader_killed(site: Site, _: RedisServer) -> Seen:
+    return killed(site, leader(site))
+
+
+def follower_killed(site: Site, _: RedisServer) -> Seen:
+    head = leader(site)
+    return killed(site, next(gateway for gateway in site.gateways if gateway is not head))
+
+
+def killed(site: Site, gone: Gateway) -> Seen:
+    others = [gateway for gateway in site.gateways if gateway is not gone]
+    led = leads(gone)
+    load = Burst()
+    for gateway in site.gateways:
+        load.ask(gateway, 2)
+    until(lambda: all(len(answers) >= 2 for answers in load.answers.values()))
+    start = time.monotonic()
+    gone.process.kill()
+    took = taken_over(site, gone)
+    for gateway in others:
+        until(lambda gateway=gateway: gateway.picture()["replicas"] == 2)  # type: ignore[misc]
+    forgot = time.monotonic() - start
+    load.end()
+    for gateway in others:
+        assert not load.failures(gateway), load.failures(gateway)[:3]
+        until(lambda gateway=gateway: gateway.in_flight() == 0)  # type: ignore[misc]
+    gone.process.start()
+    clocks = f"another replica sets them after {took:.1f} s (lease {LEASE_TTL:.0f} s)" if led else HELD
+    return f"its own streams are cut, 0 at the others; they forget its load in {forgot:.1f} s", clocks
+
+
+SHARED_CASES = (
+    SharedCase("Redis killed", redis_killed),
+    SharedCase("Redis stopped", redis_stopped),
+    SharedCase("Redis flushed", redis_flushed),
+    SharedCase("leader stopped and resumed, under load", leader_stopped),
+    SharedCase("leader killed in a burst", leader_killed),
+    SharedCase("another replica killed under load", follower_killed),
+)

@@ -1,0 +1,55 @@
+"""Fuzzes every target with atheris (libFuzzer), guided by coverage; `scripts/fuzz` starts this.
+
+    python -m tests.fuzz.run SECONDS            every target in turn, an equal part of the time each
+    python -m tests.fuzz.run SECONDS TARGET...  these
+
+Keeps what reached something new in tests/fuzz/corpus. Exit status 1: an input broke a promise, hung for ten
+seconds or took 2 GiB; it lies in the folder that is named.
+"""
+
+import subprocess
+import sys
+import tempfile
+from hashlib import sha1
+from pathlib import Path
+
+from tests.fuzz.inputs import LARGEST, keep, kept
+from tests.fuzz.seeds import SEEDS
+
+ONE = "from tests.fuzz.run import fuzz; import sys; fuzz(sys.argv[1], sys.argv[2:])"
+
+
+def fuzz(target: str, options: list[str]) -> None:
+    """In a process of its own: never returns."""
+    import atheris
+
+    with atheris.instrument_imports(include=["router", "joulegate.wire", "httptools"]):
+        from tests.fuzz.targets import TARGETS
+    atheris.Setup(["fuzz", *options], TARGETS[target])
+    atheris.Fuzz()
+
+
+def run(target: str, seconds: int, folder: Path) -> bool:
+    """Whether nothing was found."""
+    inputs = folder / target
+    inputs.mkdir()
+    for one in (*SEEDS[target], *kept(target)):
+        (inputs / sha1(one).hexdigest()).write_bytes(one)
+    limits = [f"-max_total_time={seconds}", f"-max_len={LARGEST}", "-timeout=10", "-rss_limit_mb=2048"]
+    options = [*limits, "-print_final_stats=1", f"-artifact_prefix={folder}/", str(inputs)]
+    done = subprocess.run([sys.executable, "-c", ONE, target, *options], check=False)
+    keep(target, [path.read_bytes() for path in inputs.iterdir()])
+    return done.returncode == 0
+
+
+def main() -> None:
+    seconds, *names = sys.argv[1:]
+    names = names or list(SEEDS)
+    folder = Path(tempfile.mkdtemp(prefix="joulegate-fuzz-"))
+    broken = [name for name in names if not run(name, int(seconds) // len(names), folder)]
+    if broken:
+        sys.exit(f"error: {', '.join(broken)}: see {folder}")
+
+
+if __name__ == "__main__":
+    main()
