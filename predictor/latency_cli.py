@@ -96,6 +96,9 @@ def evaluate(
     leave_one_clock_out: Annotated[
         bool, typer.Option(help="Predict each clock from all the others.")
     ] = False,
+    leave_one_load_out: Annotated[
+        bool, typer.Option(help="Predict each batch size, and each prompt length, from all the others.")
+    ] = False,
     train_share: Annotated[
         float, typer.Option(help="Share of rows learned when neither is asked for.")
     ] = 0.9,
@@ -115,7 +118,8 @@ def evaluate(
     if (data is None) == (emulated is None):
         raise UserError("one of --data and --emulated is needed")
     sweeps = _emulated(emulated, rows, seed) if emulated else _sweeps([*(data or ()), *(more or ())])
-    way = _way(model, few_shot, leave_one_clock_out, train_share)
+    left_out = {"clock": leave_one_clock_out, "load": leave_one_load_out}
+    way = _way(model, few_shot, [what for what, asked in left_out.items() if asked], train_share)
     result, predictions = report(
         sweeps, way, seed, time.perf_counter, lambda text: sys.stderr.write(text + "\n")
     )
@@ -127,17 +131,17 @@ def evaluate(
         sys.stdout.write(_table(result))
 
 
-def _way(model: Path | None, few_shot: int, leave_one_clock_out: bool, train_share: float) -> "Way":
+def _way(model: Path | None, few_shot: int, left_out: Sequence[str], train_share: float) -> "Way":
     from predictor.latency_report import Way
 
-    if sum((model is not None, few_shot > 0, leave_one_clock_out)) > 1:
-        raise UserError("only one of --model, --few-shot and --leave-one-clock-out")
+    if (model is not None) + (few_shot > 0) + len(left_out) > 1:
+        raise UserError("only one of --model, --few-shot, --leave-one-clock-out and --leave-one-load-out")
     if not 0.0 < train_share < 1.0:
         raise UserError(f"--train-share {train_share}: must lie between 0 and 1")
     if model is not None:
         return Way("model", model=_loaded(model))
-    if leave_one_clock_out:
-        return Way("leave-one-clock-out")
+    if left_out:
+        return Way(f"leave-one-{left_out[0]}-out")
     return Way("few-shot", few_shot=few_shot) if few_shot else Way("split", train_share=train_share)
 
 

@@ -65,6 +65,17 @@ def leave_one_clock_out(sweep: Sweep) -> Iterator[Split]:
         yield _by_clock(sweep, [other for other in _clocks(sweep) if other != clock])
 
 
+def leave_one_load_out(sweep: Sweep) -> Iterator[Split]:
+    """A load level: so many sequences decoding, or so many prompt tokens, at any context and clock."""
+    loads = [(row.batch.decoding, row.batch.prefill_tokens) for row in sweep.rows]
+    for left_out in sorted(set(loads)):
+        pairs = list(zip(loads, sweep.rows, strict=True))
+        yield Split(
+            tuple(row for load, row in pairs if load != left_out),
+            tuple(row for load, row in pairs if load == left_out),
+        )
+
+
 def few_shot(sweep: Sweep, count: int) -> Iterator[Split]:
     """The highest clock and `count` more, spread evenly in MHz down to the lowest, are learned."""
     clocks = np.array(_clocks(sweep))

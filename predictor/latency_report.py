@@ -13,6 +13,7 @@ from predictor.latency_evaluate import (
     Split,
     few_shot,
     leave_one_clock_out,
+    leave_one_load_out,
     monotone_violations,
     predict,
     predicted,
@@ -105,6 +106,8 @@ def _predicted(sweep: Sweep, way: Way, rng: np.random.Generator) -> tuple[list[P
 def _splits(sweep: Sweep, way: Way, rng: np.random.Generator) -> Iterator[Split]:
     if way.name == "leave-one-clock-out":
         return leave_one_clock_out(sweep)
+    if way.name == "leave-one-load-out":
+        return leave_one_load_out(sweep)
     if way.name == "few-shot":
         return few_shot(sweep, way.few_shot)
     return random_split(sweep, way.train_share, rng)

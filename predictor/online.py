@@ -7,8 +7,9 @@ chassis, a neighbour on the host). So each instance keeps one `Correction` besid
 
 `shared` follows every observation, `offset` only those of its own band, so a band never visited moves
 with the rest of the engine. Both are EWMAs of log(observed / predicted), faster up than down: an engine
-that turned slow costs objectives, one that turned fast costs watts. The factor is clipped to [0.7, 1.5]
-(papers §10.2, 6).
+that turned slow costs objectives, one that turned fast costs watts. Several observations in a row that lie
+above what the correction usually leaves are a step, not noise, and followed at once. The factor is clipped
+to [0.7, 1.5] (papers §10.2, 6).
 
 A factor must not undo what the model promises, that a lower clock is never faster: a band's factor is
 therefore never below that of a band above it. That errs towards too slow, so towards higher clocks.
@@ -17,7 +18,7 @@ therefore never below that of a band above it. That errs towards too slow, so to
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, isfinite, log
+from math import exp, isfinite, log, log1p
 
 from joulegate.units import MegaHertz, Seconds
 
@@ -29,6 +30,8 @@ class CorrectionSettings:
     bands: int = 6
     rise_gain: float = 0.1
     fall_gain: float = 0.05
+    step_gain: float = 0.5  # instead of rise_gain from the step_run-th surprise in a row on
+    step_run: int = 3
     offset_gain: float = 0.5  # of the gain above: how fast a band parts from the rest
     lowest: float = 0.7
     highest: float = 1.5
@@ -51,6 +54,7 @@ class Correction:
         self._offsets = [0.0] * (len(self._borders) + 1)
         self._factors = [1.0] * len(self._offsets)
         self._error = settings.first_error
+        self._surprises = 0  # in a row, upwards
         self.observations = 0
 
     @property
@@ -75,7 +79,10 @@ class Correction:
         limit = log(settings.outlier_ratio)
         ratio = min(limit, max(-limit, log(observed / predicted)))
         surprise = ratio - self._shared - self._offsets[band]
-        gain = settings.rise_gain if surprise > 0.0 else settings.fall_gain
+        self._surprises = self._surprises + 1 if surprise > log1p(self._error) else 0
+        gain = settings.fall_gain if surprise <= 0.0 else settings.rise_gain
+        if self._surprises >= settings.step_run:
+            gain = settings.step_gain
         self._shared += gain * surprise
         self._offsets[band] += gain * settings.offset_gain * surprise
         self.observations += 1

@@ -26,7 +26,7 @@ BUCKETS = 14  # batches up to 2^13
 
 @dataclass(frozen=True, slots=True)
 class LearnSettings:
-    first_samples: int = 40  # at full clock, before anything is learned
+    first_samples: int = 8  # at full clock, before anything is learned
     clock_samples: int = 8  # in a batch bucket, before a lower clock counts as seen
     full_clock_ratio: float = 0.98  # at or above this share of the highest clock nothing is slowed
     standard_errors: float = 2.0
@@ -84,13 +84,17 @@ class OnlineModel:
         return Seconds(decode * law.slowdown(x) + d * batch.prefill_tokens / x)
 
     def watts(self, batch: Batch, clock: MegaHertz) -> Watts:
-        """Measured where this clock was seen; else what lies above idle scales with the clock.
+        """Measured where this clock was seen; between two such clocks what lies above idle scales with it.
 
-        Without telemetry every clock draws the same, so that no saving is ever claimed. Load is not told
-        apart: power follows the clock far more than the batch (papers §2.1).
+        Below all of them power is taken to fall with the square of the clock, more than most GPUs show: time
+        is guarded by pessimism, and without hope for its energy no lower clock would ever be tried. Without
+        telemetry every clock draws the same, so that no saving is ever claimed. Load is not told apart:
+        power follows the clock far more than the batch (papers §2.1).
         """
         if not self._power:
             return self._idle
+        if clock < self._power_clocks[0]:
+            return Watts(max(self._idle, self._power[0] * (clock / self._power_clocks[0]) ** 2))
         at = max(0, bisect_right(self._power_clocks, clock) - 1)
         dynamic = (self._power[at] - self._idle) * min(clock / self._power_clocks[at], self._ceiling(at))
         return Watts(self._idle + dynamic)

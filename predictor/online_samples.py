@@ -42,6 +42,7 @@ class SampleMemory:
         self._low = float(min(clocks))
         self._width = max(1.0, (max(clocks) - self._low) / settings.clock_bands)
         self._kept: OrderedDict[Regime, deque[Sample]] = OrderedDict()
+        self.seen = 0  # samples added, kept or not
 
     def __len__(self) -> int:
         return sum(len(kept) for kept in self._kept.values())
@@ -51,6 +52,7 @@ class SampleMemory:
             yield from kept
 
     def add(self, sample: Sample) -> None:
+        self.seen += 1
         regime = self._regime(sample)
         kept = self._kept.get(regime)
         if kept is None:

@@ -21,7 +21,8 @@ from predictor.online_samples import Sample, SampleMemory, SampleSettings
 from predictor.table import TableModel
 
 LEAST_EVENTS = 8  # of a window, to learn from it
-RELEARN = 5.0  # seconds between two models of an instance without a profile
+FIRST_WINDOWS = 40  # of an instance without a profile, before anything is learned: ten seconds of traffic
+RELEARN = 5.0  # seconds between two models of it
 STEADY = 0.25  # of the batch: how far it may have moved within a window that is remembered
 ERROR_RATIOS = (
     0.02,
@@ -91,8 +92,8 @@ class Speed:
             return
         if law.telemetry_at is not None and seen.clock == clock and seen.since:
             self._observe(law, seen, clock, now)
-        if not self.profiled and self._memory is not None and now - self._learned >= RELEARN:
-            self._learn(law, now)
+        if not self.profiled and self._memory is not None and self._memory.seen >= FIRST_WINDOWS:
+            self._learn(law, self._memory, now)
         if self.correction is not None:
             low, high = ERROR_RATIOS
             law.correction = self.correction.factor(clock)
@@ -158,11 +159,12 @@ class Speed:
         foreign = isinstance(model, TableModel) and not model.covers(batch)
         self.outside += OUTSIDE_GAIN * (foreign - self.outside)
 
-    def _learn(self, law: Instance, now: Seconds) -> None:
-        assert self._memory is not None
+    def _learn(self, law: Instance, memory: SampleMemory, now: Seconds) -> None:
+        if now - self._learned < RELEARN:
+            return
         self._learned = now
         idle = Watts(self._idle if self._idle < float("inf") else 0.0)
-        model = learn(self._memory, self._clocks, idle, LearnSettings())
+        model = learn(memory, self._clocks, idle, LearnSettings())
         if model is not None:
             law.model = model
             known = self.correction.error_p95 if self.correction is not None else None

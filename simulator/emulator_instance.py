@@ -82,13 +82,15 @@ class LiveEngine:
         self.profile = profile
         self.counters = Counters()
         self.asleep = False
+        self.slowdown = 1.0  # what every iteration takes longer than the profile says
+        self._noise = noise
         self._loop = loop
         self._gpus = gpus
         self._before = [gpu.true_energy_at(Seconds(now)) for gpu in gpus]  # a counter never goes back
         costs = EngineCosts(profile)
         for clock in profile.clocks:
             costs.at(clock)  # half a millisecond each: not between two tokens
-        self._engine = Engine(costs, profile.max_clock, now, noise)
+        self._engine = Engine(costs, profile.max_clock, now, self._factor)
         self._due: float | None = None  # end of the iteration in flight
         self._timer: asyncio.TimerHandle | None = None
         self._held: list[LiveJob] = []  # came while asleep
@@ -163,6 +165,10 @@ class LiveEngine:
         return sum(gpu.true_energy_at(Seconds(now)) for gpu in self._gpus)
 
     # -- iterations
+
+    def _factor(self) -> float:
+        """On the time of one iteration."""
+        return self.slowdown if self._noise is None else self.slowdown * self._noise()
 
     def _start_if_idle(self, now: float) -> None:
         if self._due is None:

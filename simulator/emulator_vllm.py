@@ -85,6 +85,7 @@ class VllmApp:
         if settings.dev_mode:
             self._routes["/sleep"] = {"POST": self._sleep}
             self._routes["/wake_up"] = {"POST": self._wake}
+            self._routes["/emulator/slowdown"] = {"POST": self._slow_down}
             self._routes["/is_sleeping"] = {
                 "GET": lambda _, exchange: _json(exchange, {"is_sleeping": engine.asleep})
             }
@@ -183,6 +184,18 @@ class VllmApp:
         seconds = self._engine.profile.actuation.wake_s
         asyncio.get_running_loop().call_later(seconds, self._engine.wake)
         _after(seconds, exchange, {"status": "awake", "tags": None})
+
+    def _slow_down(self, request: Request, exchange: Exchange) -> None:
+        """Not vLLM's: from now on every iteration takes `ratio` times as long as the profile says."""
+        try:
+            ratio = float(request.query.removeprefix("ratio="))
+        except ValueError:
+            ratio = 0.0
+        if not 0.1 <= ratio <= 10.0:
+            exchange.respond(400, b'{"detail":"ratio: from 0.1 to 10"}')
+            return
+        self._engine.slowdown = ratio
+        _json(exchange, {"ratio": ratio})
 
     def _metrics(self, request: Request, exchange: Exchange) -> None:
         engine, counters = self._engine, self._engine.counters

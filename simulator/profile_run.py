@@ -50,8 +50,18 @@ class Run:
     agent: Agent | None
     writes: bool  # whether clocks are set
     grid: Grid
+    repeats: int  # of every point; the median one counts
     subject: Subject
     out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One point, once."""
+
+    window: Window
+    watts: float | None  # per GPU
+    capped: bool  # the board's limit set the pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,9 @@ def profile(
     contexts: Numbers = "256,1024,4096",
     prompts: Numbers = "128,512,2048,8192",
     window: Annotated[float, typer.Option(help="Seconds each point is watched, about.")] = 1.5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Times each point is measured; the median counts. For a noisy host.")
+    ] = 1,
     agent_token: Annotated[
         str, typer.Option(envvar="JOULEGATE_AGENT_TOKEN", help="For an agent on TCP.")
     ] = "",
@@ -103,7 +116,7 @@ def profile(
     grid = Grid(_numbers(batches), _numbers(contexts), _numbers(prompts), Seconds(window))
     uuids = tuple(part for part in gpus.split(",") if part)
     place = Place(url, api_key or None, agent, agent_token or None, uuids, not fixed_clock)
-    tp = asyncio.run(_profile(place, grid, clocks, out, plan_only))
+    tp = asyncio.run(_profile(place, grid, clocks, repeats, out, plan_only))
     if plan_only:
         return
     with out.open(newline="") as lines:
@@ -115,7 +128,7 @@ def profile(
         sys.stdout.write(_text(curves))
 
 
-async def _profile(place: Place, grid: Grid, count: int, out: Path, plan_only: bool) -> int:
+async def _profile(place: Place, grid: Grid, count: int, repeats: int, out: Path, plan_only: bool) -> int:
     """Returns the GPUs of the instance."""
     url, key, writes = place.url, place.api_key, place.writes
     async with contextlib.AsyncExitStack() as stack:
@@ -130,10 +143,10 @@ async def _profile(place: Place, grid: Grid, count: int, out: Path, plan_only: b
         tp = len(agent.infos) if agent else 1
         subject = Subject(agent.infos[0].name if agent else "unknown", await _stack_of(url, key), model, tp)
         ladder = await _ladder(agent, writes, count)
-        run = Run(engine, agent, writes, grid, subject, out)
+        run = Run(engine, agent, writes, grid, repeats, subject, out)
         points = plan(grid, ladder, done(out, subject))
         probe = await _probe(engine)
-        about = duration(points, probe, ladder[-1], grid.window)
+        about = Seconds(repeats * duration(points, probe, ladder[-1], grid.window))
         _say(f"{len(points)} points at {len(ladder)} clocks, about {_long(about)}")
         if plan_only or not points:
             return tp
@@ -164,24 +177,30 @@ async def _sweep(run: Run, points: Sequence[Point], probe: Probe, top: MegaHertz
             arrived = await run.agent.set_clock(point.clock)
             await asyncio.sleep(SETTLE)
         clock = point.clock
-        window, watts, capped = await _measured(run, point, iteration_guess(point, probe, top))
-        flag = window.flag or ("" if arrived else "clock_not_reached")
+        guess = iteration_guess(point, probe, top)
+        found = _middle([await _measured(run, point, guess) for _ in range(run.repeats)])
+        flag = found.window.flag or ("" if arrived else "clock_not_reached")
         append(
             run.out,
             run.subject,
             point,
-            1000.0 * window.seconds,
-            watts,
-            power_capped=str(int(capped)),
+            1000.0 * found.window.seconds,
+            found.watts,
+            power_capped=str(int(found.capped)),
             flag=flag,
         )
-        left = duration(points[number + 1 :], probe, top, run.grid.window)
-        told = _described(point, window, watts, flag)
+        left = Seconds(run.repeats * duration(points[number + 1 :], probe, top, run.grid.window))
+        told = _described(point, found.window, found.watts, flag)
         _say(f"[{number + 1}/{len(points)}] {told}; {_long(left)} left")
 
 
-async def _measured(run: Run, point: Point, guess: Seconds) -> tuple[Window, float | None, bool]:
-    """(window, watts per GPU, whether the board's limit set the pace) of one point."""
+def _middle(found: Sequence[Measured]) -> Measured:
+    """The one of median time among those that can be used; any, if none can."""
+    usable = [measured for measured in found if not measured.window.flag] or list(found)
+    return sorted(usable, key=lambda measured: measured.window.seconds)[len(usable) // 2]
+
+
+async def _measured(run: Run, point: Point, guess: Seconds) -> Measured:
     readings: list[Meter] = []
 
     async def read() -> None:
@@ -196,10 +215,10 @@ async def _measured(run: Run, point: Point, guess: Seconds) -> tuple[Window, flo
         output = output_tokens(point, guess, run.grid.window)
         window = await run.engine.decode(point.batch, point.context - output // 2, output, read, read)
     if len(readings) < 2:
-        return window, None, False
+        return Measured(window, None, capped=False)
     before, after = readings
     watts = after.watts_since(before, run.subject.tp)
-    return window, watts or None, before.capped or after.capped
+    return Measured(window, watts or None, before.capped or after.capped)
 
 
 async def _idle_watts(agent: Agent) -> float | None:

@@ -48,7 +48,9 @@ class EmulatedEngine(Section):
     max_concurrent_requests: Count = Field(
         default=128, description="TGI: refuse with 429 when so many are there."
     )
-    dev_mode: bool = Field(default=False, description="vLLM: serve /sleep, /wake_up and /is_sleeping.")
+    dev_mode: bool = Field(
+        default=False, description="vLLM: serve /sleep, /wake_up, /is_sleeping, /emulator/slowdown."
+    )
 
 
 class OutputLength(Section):

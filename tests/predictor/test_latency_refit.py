@@ -7,9 +7,18 @@ from random import Random
 import numpy as np
 import pytest
 
+from joulegate.domain import Batch
 from joulegate.engine_profile import EngineProfile, parse_profile
+from joulegate.units import Seconds
 from predictor.latency_data import Engine, Row, Sweep, merged, read_sweeps
-from predictor.latency_evaluate import few_shot, leave_one_clock_out, predict, random_split, score
+from predictor.latency_evaluate import (
+    few_shot,
+    leave_one_clock_out,
+    leave_one_load_out,
+    predict,
+    random_split,
+    score,
+)
 from predictor.latency_residual import fit_residual
 from predictor.latency_train import train
 from predictor.power import fit_power, watts_of
@@ -116,6 +125,19 @@ def test_every_clock_is_left_out_once() -> None:
     left_out = [{row.clock for row in split.test} for split in leave_one_clock_out(sweep)]
     assert all(len(clocks) == 1 for clocks in left_out)
     assert len(left_out) == len({row.clock for row in sweep.rows})
+
+
+def test_every_load_is_left_out_once() -> None:
+    batches = (Batch(1, 500), Batch(1, 900), Batch(4, 2000), Batch(0, 0.0, 64, 2048.0))
+    rows = tuple(
+        Row("decode", batch, float(clock), Seconds(0.01), None, capped=False)
+        for batch in batches
+        for clock in (900, 1410)
+    )
+    splits = list(leave_one_load_out(Sweep(Engine("", "g", "", "m", 1, whole_batch=False), rows, None)))
+    assert [len(split.test) for split in splits] == [2, 4, 2]
+    assert all(len(split.learn) + len(split.test) == len(rows) for split in splits)
+    assert {row.batch.context_tokens for row in splits[1].test} == {500, 900}
 
 
 def test_an_engine_without_power_readings_is_learned_without_power() -> None:

@@ -31,6 +31,20 @@ def test_slower_is_believed_sooner_than_faster() -> None:
     assert slow.factor(1200) - 1.0 > 1.5 * (1.0 - fast.factor(1200))
 
 
+def test_a_step_is_followed_within_two_seconds_of_ticks_and_a_stall_is_not() -> None:
+    rng = random.Random(5)
+    correction = Correction(CLOCKS, SETTINGS)
+    for _ in range(400):
+        correction.observe(Seconds(0.02), Seconds(0.02 * rng.gauss(1.0, 0.03)), 1200)
+    correction.observe(Seconds(0.02), Seconds(0.03), 1200)
+    assert correction.factor(1200) < 1.1
+    for _ in range(100):
+        correction.observe(Seconds(0.02), Seconds(0.02 * rng.gauss(1.0, 0.03)), 1200)
+    for _ in range(8):
+        correction.observe(Seconds(0.02), Seconds(0.024 * rng.gauss(1.0, 0.03)), 1200)
+    assert correction.factor(1200) > 1.15
+
+
 def test_a_band_never_visited_moves_with_the_rest() -> None:
     correction = Correction(CLOCKS, SETTINGS)
     for _ in range(100):

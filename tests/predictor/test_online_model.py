@@ -44,7 +44,7 @@ def lowest_within(model: OnlineModel, batch: Batch, slowdown: float) -> MegaHert
 
 
 def test_no_model_before_enough_was_seen() -> None:
-    few = watch(ENGINE, TOP, 10, random.Random(1))
+    few = watch(ENGINE, TOP, 7, random.Random(1))
     assert learn(few, ENGINE.clocks, IDLE, LearnSettings()) is None
 
 

@@ -91,6 +91,20 @@ def test_a_window_in_which_the_clock_changed_teaches_nothing() -> None:
     assert rig.law.correction == 1.0
 
 
+def test_steady_traffic_of_one_kind_is_enough_to_learn_from() -> None:
+    rig = Rig(None)
+    rig.speed.knows_clocks(TRUTH.clocks)
+    rig.load(8, 400)
+    rig.windows(30)
+    assert rig.law.model is None, "ten seconds of traffic first"
+    rig.windows(30)
+    assert rig.law.model is not None
+    batch = Batch(8, 8 * 400.0)
+    assert rig.law.model.iteration_time(batch, TOP) == pytest.approx(
+        TRUTH.iteration_time(batch, TOP), rel=0.05
+    )
+
+
 def test_without_a_profile_nothing_is_known_until_enough_was_seen_then_a_model_is_learned() -> None:
     rig = Rig(None)
     rig.load(8, 400)

@@ -240,6 +240,20 @@ def test_a_sleeping_engine_holds_requests_until_it_wakes(fleet: RunningFleet, ht
     assert chat(http, max_tokens=1).status_code == 200
 
 
+def test_an_engine_can_be_told_to_turn_slow(http: httpx.Client) -> None:
+    def engine_seconds() -> float:
+        before = gauge(http, "vllm:inter_token_latency_seconds_sum")
+        chat(http, max_tokens=50, ignore_eos=True)
+        return gauge(http, "vllm:inter_token_latency_seconds_sum") - before
+
+    usual = engine_seconds()
+    assert http.post("/emulator/slowdown?ratio=1.5").json() == {"ratio": 1.5}
+    slow = engine_seconds()
+    assert http.post("/emulator/slowdown?ratio=0").status_code == 400
+    http.post("/emulator/slowdown?ratio=1").raise_for_status()
+    assert slow == pytest.approx(1.5 * usual, rel=0.02)
+
+
 def test_a_lower_clock_makes_tokens_slower_and_cheaper(fleet: RunningFleet, http: httpx.Client) -> None:
     gpu = Plant.open(fleet.plant).gpus[0]
 
