@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from gpu_agent.access import Client, Known
 from gpu_agent.deadman import Deadman
 from gpu_agent.drivers import driver_for, monotonic, undo_for
+from gpu_agent.edge import Edge
 from gpu_agent.fleet import managed
 from gpu_agent.http_api import Api
 from gpu_agent.metrics import exposition
@@ -35,6 +37,7 @@ from joulegate.units import Seconds
 log = logging.getLogger(__name__)
 COMPANION = 10.0  # seconds our own watchdog gets to come up
 TIDY = 1.0  # seconds between two rounds of housekeeping
+SAMPLE = Seconds(0.05)  # between two readings of power where no counter counts
 
 
 @dataclass(slots=True)
@@ -79,7 +82,8 @@ class _Server(uvicorn.Server):
 
 def run(settings: AgentSettings, companion: Companion | None) -> None:
     """Serve until SIGTERM or SIGINT. The caller holds the claim on `state_dir`. Raises UserError."""
-    asyncio.run(_serve(build(settings), settings, companion))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(build(settings), settings, companion))
 
 
 def build(settings: AgentSettings) -> Node:
@@ -115,6 +119,7 @@ async def _serve(node: Node, settings: AgentSettings, companion: Companion | Non
         deadman.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_housekeeping(node, companion, stop))
+            tasks.create_task(_sampling(node, stop))
             tasks.create_task(_until(stop, node, api))
             await server.serve(sockets)
             stop.set()
@@ -153,6 +158,16 @@ async def _housekeeping(node: Node, companion: Companion | None, stop: asyncio.E
             await asyncio.wait_for(stop.wait(), TIDY)
 
 
+async def _sampling(node: Node, stop: asyncio.Event) -> None:
+    """Energy without a counter is a sum over readings of power: they are taken whoever listens, or nobody."""
+    node.observe()
+    while not stop.is_set():
+        if node.integrates:
+            node.observe(Seconds(SAMPLE / 2))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), SAMPLE if node.integrates else TIDY)
+
+
 def _summary(node: Node) -> dict[str, object]:
     gpus = node.infos()
     watched = {gpu.uuid: gpu.why_not_writable for gpu in gpus if not gpu.writable}
@@ -173,16 +188,16 @@ def _config(api: Api, listen: Listen) -> uvicorn.Config:
     tls = listen.tls
     return uvicorn.Config(
         api,
-        loop="asyncio",
-        http="httptools",
+        loop="none",
+        http=Edge,
         ws="none",
         lifespan="off",
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
-        limit_concurrency=64,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=1,
         ssl_certfile=str(tls.cert_file) if tls else None,
@@ -211,7 +226,8 @@ def _listener(listen: Listen) -> socket.socket:
 def _unix(path: Path, mode: int, group: str | None) -> socket.socket:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_socket():
-        path.unlink()  # ours: the claim on state_dir says that no other agent runs
+        _refuse_second(path)
+        path.unlink()
     fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -222,6 +238,16 @@ def _unix(path: Path, mode: int, group: str | None) -> socket.socket:
         shutil.chown(path, group=group)
     path.chmod(mode)
     return fresh
+
+
+def _refuse_second(path: Path) -> None:
+    """The claim on state_dir keeps a second agent away only where both may write."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return
+    raise UserError(f"another agent listens on {path}", "stop it, or set 'listen.unix'")
 
 
 def _address(listener: socket.socket) -> str:

@@ -94,6 +94,11 @@ def due(plan: Plan, limits: Limits, now: Seconds, may_lower: bool) -> tuple[Ceil
     return (want,)
 
 
+def content(plan: Plan, limits: Limits) -> bool:
+    """Whether nothing will be due for this plan, however much time passes."""
+    return not plan.boosts and not plan.unsure and wanted(plan, limits, Seconds(0.0)) == plan.applied
+
+
 def boosted(plan: Plan, floor: MegaHertz, until: Seconds, now: Seconds) -> Plan:
     """Add a boost; ended ones leave."""
     live = [b for b in plan.boosts if now < b.until] + [Boost(floor, until)]

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from gpu_agent import ceilings, energy, guard, site_state, thermal
+from gpu_agent import arrival, ceilings, energy, guard, site_state, thermal
 from gpu_agent.ceilings import Ceiling, Limits, Plan, level
 from gpu_agent.device import Broken, Denied, DeviceError, Driver, Inventory, Reading, Unsupported
 from gpu_agent.guard import Event, Guard, State
@@ -58,6 +58,8 @@ class ManagedGpu:
         self._obstacle = info.obstacle
         self._foreign: str | None = None
         self._heat: thermal.Track | None = None
+        self._arrivals = arrival.Arrivals()
+        self._content: Plan | None = None  # a plan that has nothing to write, whatever the time is
 
     @property
     def why_not_writable(self) -> str | None:
@@ -84,7 +86,12 @@ class ManagedGpu:
 
     def due(self, now: Seconds) -> tuple[Ceiling] | None:
         """The ceiling to write now, if any."""
-        return ceilings.due(self.plan, self.limits, now, self.guard.may_lower)
+        if self.plan is self._content:
+            return None
+        due = ceilings.due(self.plan, self.limits, now, self.guard.may_lower)
+        if due is None and ceilings.content(self.plan, self.limits):
+            self._content = self.plan
+        return due
 
     def waits(self, now: Seconds) -> bool:
         """Whether it wants to go down and may not yet."""
@@ -95,6 +102,8 @@ class ManagedGpu:
         """Write it. False when that failed: then the GPU has failed up as far as it could."""
         before = self.plan.applied
         try:
+            if level(ceiling) < level(before):
+                self._watch(ceiling)
             self._write(ceiling)
         except DeviceError as error:
             self._refused(error)
@@ -148,6 +157,30 @@ class ManagedGpu:
             self.fail_up(Cause("agent", self._foreign))
         self._judge(reading, now)
 
+    @property
+    def arriving(self) -> bool:
+        """Whether a clock that was lowered is on its way, as far as anybody measures."""
+        return self._arrivals.watch is not None
+
+    @property
+    def actuation(self) -> Seconds | None:
+        """From the call that lowers until the clock is there; None until measured."""
+        return self._arrivals.slowest
+
+    def look(self) -> None:
+        """Whether a clock that was lowered has arrived."""
+        try:
+            clock = self._driver.clock(self.uuid)
+        except DeviceError:
+            self._arrivals = replace(self._arrivals, watch=None)  # `observe` will say what is wrong
+            return
+        self._arrivals = arrival.looked(self._arrivals, clock, self._policy.tolerance, self._clock())
+
+    @property
+    def integrates(self) -> bool:
+        """Whether its energy is made from readings of power."""
+        return self._meter.source == "integrated"
+
     def forecast(self, ahead: Seconds) -> float | None:
         """Celsius after `ahead` at the present draw; None until enough has been seen."""
         if self._heat is None or self._reading is None or self._heat.model.steps < thermal.ENOUGH:
@@ -170,6 +203,7 @@ class ManagedGpu:
             reasons=reading.reasons if reading else (),
             processes=reading.processes if reading else (),
             fault=self._complaint(),
+            actuation_s=self._arrivals.slowest,
             observed_at_s=float(meter.at or 0.0),
         )
 
@@ -233,6 +267,13 @@ class ManagedGpu:
         if was_held:
             self.changes["up"] += 1
             self._audit(before, self.limits.site_lock, cause)
+
+    def _watch(self, ceiling: Ceiling) -> None:
+        """Measure how long this lowering takes, now and then. Raises DeviceError."""
+        now = self._clock()
+        if now >= self._arrivals.next_at:
+            clock = self._driver.clock(self.uuid)
+            self._arrivals = arrival.watched(self._arrivals, clock, ceiling, self._policy.tolerance, now)
 
     def _write(self, ceiling: Ceiling) -> None:
         started = self._clock()

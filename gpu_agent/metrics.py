@@ -80,6 +80,11 @@ def _control(gpus: Iterable[ManagedGpu]) -> Iterable[Metric]:
     write = GaugeMetricFamily(
         "joulegate_clock_write_seconds", "How long the last clock write took in the driver.", labels=["gpu"]
     )
+    arrival = GaugeMetricFamily(
+        "joulegate_clock_actuation_seconds",
+        "From a call that lowers a clock until it is read back there: slowest of the last; absent: unknown.",
+        labels=["gpu"],
+    )
     heat = GaugeMetricFamily(
         "joulegate_gpu_temperature_forecast_celsius",
         "Temperature in a minute at the present draw, by a model learned here; absent until it is.",
@@ -91,11 +96,13 @@ def _control(gpus: Iterable[ManagedGpu]) -> Iterable[Metric]:
             changes.add_metric([gpu.uuid, direction], count)
         if gpu.write_seconds is not None:
             write.add_metric([gpu.uuid], gpu.write_seconds)
+        if gpu.actuation is not None:
+            arrival.add_metric([gpu.uuid], gpu.actuation)
         forecast = gpu.forecast(FORECAST)
         if forecast is not None:
             heat.add_metric([gpu.uuid], forecast)
         guard.add_metric([gpu.uuid, gpu.guard.state.value], 1)
-    return changes, write, heat, guard
+    return changes, write, arrival, heat, guard
 
 
 def _build() -> Metric:

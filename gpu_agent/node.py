@@ -12,16 +12,17 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Protocol
 
 from gpu_agent import lease as leases
 from gpu_agent.caps import Cap, CapKeeper, CapRefused
 from gpu_agent.ceilings import level
 from gpu_agent.device import Broken, DeviceError, Driver
+from gpu_agent.groups import Groups, regrouped
 from gpu_agent.guard import Event
 from gpu_agent.lease import Granted, Lease, Refused
 from gpu_agent.managed import Cause, ManagedGpu
 from gpu_agent.state_file import Memory, StateFile
+from gpu_agent.watchdog_link import Link
 from joulegate.units import MegaHertz, Seconds, Watts
 from joulegate.wire import BoostRequest, CapsRequest, GpuInfo, GpuState, SyncRequest
 
@@ -43,20 +44,6 @@ class Grace:
 
     jitter: Seconds
     watchdog: Seconds
-
-
-class Link(Protocol):
-    """The way to the watchdog: `gpu_agent.watchdog_link`."""
-
-    problem: str
-
-    def arm(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool = True) -> bool: ...
-
-    def disarm(self) -> None: ...
-
-    def gone(self) -> bool: ...
-
-    def close(self) -> None: ...
 
 
 class Node:
@@ -85,8 +72,8 @@ class Node:
         self._rng = rng
         self._clock = clock
         self._jitter = Seconds(0.0)
-        self._groups: set[frozenset[str]] = set()
-        self._asked: tuple[frozenset[str], tuple[tuple[str, ...], ...]] = (frozenset(), ())
+        self._groups = Groups()
+        self._grouped: list[list[ManagedGpu]] = []  # the same, looked up
         self._wakes_at = inf
         self._retry_at = -inf
         self._observed_at = -inf
@@ -211,6 +198,19 @@ class Node:
                 except Broken as error:
                     self._reopen(error, last=attempt == 2)
 
+    @property
+    def integrates(self) -> bool:
+        """Whether some GPU's energy is made from readings of power, so that it must be read often."""
+        return any(gpu.integrates for gpu in self.gpus.values())
+
+    def look(self) -> bool:
+        """See whether clocks that were lowered have arrived; True while some are on their way: come again."""
+        with self.changed:
+            moving = [gpu for gpu in self.gpus.values() if gpu.arriving]
+            for gpu in moving:
+                gpu.look()
+            return any(gpu.arriving for gpu in moving)
+
     def tidy(self) -> None:
         """Now and then, from a thread that may wait: the disk forgets locks that are gone."""
         with self.changed:
@@ -259,23 +259,17 @@ class Node:
             self._save(replace(self._memory.memory, token=granted.lease.token))
         self._token = granted.lease.token
         self._jitter = Seconds(self._rng() * self._grace.jitter)
-        self._groups.clear()
-        self._asked = frozenset(), ()
+        self._groups, self._grouped = Groups(), []
         for gpu in self.gpus.values():
             gpu.release_target(cause)
 
     def _aim(self, request: SyncRequest) -> None:
         for uuid, target in request.targets.items():
             self.gpus[uuid].aim(None if target is None else MegaHertz(target))
-        named = frozenset(request.targets)
-        if not named or (named, request.groups) == self._asked:
-            return
-        self._asked = named, request.groups
-        self._groups = {group - named for group in self._groups} - {frozenset()}
-        grouped = [frozenset(group) & named for group in request.groups]
-        singles = named.difference(*grouped)
-        self._groups.update(group for group in grouped if group)
-        self._groups.update(frozenset({uuid}) for uuid in singles)
+        groups = regrouped(self._groups, frozenset(request.targets), request.groups)
+        if groups is not self._groups:
+            self._groups = groups
+            self._grouped = [[self.gpus[uuid] for uuid in group] for group in groups.sets]
 
     def _raise(self, request: SyncRequest, cause: Cause) -> None:
         """Up is open to everybody, lease or not."""
@@ -288,7 +282,7 @@ class Node:
 
     def _actuate(self, cause: Cause, atomic: frozenset[str]) -> None:
         """Bring every GPU to what is wanted. A failed write among `atomic` takes all of those up."""
-        groups = [[self.gpus[uuid] for uuid in group] for group in self._groups]
+        groups = self._grouped
         for group in groups:
             if any(gpu.plan.target is not None and not gpu.accepts for gpu in group):
                 for gpu in group:

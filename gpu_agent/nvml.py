@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct
+from math import inf
 from typing import Any, TypeVar
 
 import pynvml
@@ -31,11 +31,8 @@ from joulegate.units import Joules, MegaHertz, Watts
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Handle = Any  # pynvml has no types; a handle is an opaque pointer
-FIELDS = ((pynvml.NVML_FI_DEV_POWER_INSTANT, 0), (pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 0))
-# Two nvmlFieldValue_t: of each its nvmlReturn, and its value as milliwatts or millijoules. pynvml's own
-# structures take ten times as long to look into.
-FIELD_VALUES = Struct("=28xiI4x28xiQ")
 SLOW = 1.0  # seconds between two readings of what changes slowly
+POWER = 0.25  # and of power, where a counter counts the energy: the costliest of the calls
 
 ERRORS: dict[int, type[DeviceError]] = {
     pynvml.NVML_ERROR_NO_PERMISSION: Denied,
@@ -52,11 +49,15 @@ ERRORS: dict[int, type[DeviceError]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Slow:
-    at: float
-    celsius: float
-    processes: tuple[int, ...]
+@dataclass(slots=True)
+class _Kept:
+    """What is not read anew each time, and when it was read."""
+
+    slow_at: float = -inf
+    celsius: float = 0.0
+    processes: tuple[int, ...] = ()
+    power_at: float = -inf
+    watts: Watts = Watts(0.0)
 
 
 class NvmlDriver:
@@ -66,11 +67,11 @@ class NvmlDriver:
         self._handles: dict[str, Handle] = {}
         self._inventory: tuple[Inventory, ...] = ()
         self._opened = False
-        self._slow: dict[str, _Slow] = {}
+        self._kept: dict[str, _Kept] = {}
 
     def open(self) -> None:
         self.close()
-        self._slow.clear()
+        self._kept.clear()
         _call("init", pynvml.nvmlInit)
         self._opened = True
         handles, inventory = {}, []
@@ -97,10 +98,18 @@ class NvmlDriver:
         return self._inventory
 
     def read(self, uuid: str) -> Reading:
-        handle = self._handle(uuid)
-        slow = self._slow_reading(uuid, handle)
-        watts, counter = _power_and_energy(handle)
-        return Reading(self.clock(uuid), watts, counter, slow.celsius, _reasons(handle), slow.processes)
+        handle, now = self._handle(uuid), time.monotonic()
+        kept = self._kept.get(uuid)
+        if kept is None:
+            kept = self._kept[uuid] = _Kept()
+        counter = _energy(handle)
+        if counter is None or now - kept.power_at >= POWER:
+            kept.watts, kept.power_at = _power(handle), now
+        if now - kept.slow_at >= SLOW:
+            kept.celsius = _offered(0.0, lambda: float(_call("temperature", _temperature, handle)))
+            kept.processes = _offered((), lambda: _processes(handle))
+            kept.slow_at = now
+        return Reading(self.clock(uuid), kept.watts, counter, kept.celsius, _reasons(handle), kept.processes)
 
     def clock(self, uuid: str) -> MegaHertz:
         try:
@@ -125,14 +134,6 @@ class NvmlDriver:
             self._handle(uuid),
             round(watts * 1000),
         )
-
-    def _slow_reading(self, uuid: str, handle: Handle) -> _Slow:
-        """Temperature and processes, read anew once a second."""
-        now, slow = time.monotonic(), self._slow.get(uuid)
-        if slow is None or now - slow.at >= SLOW:
-            celsius = _offered(0.0, lambda: float(_call("temperature", _temperature, handle)))
-            slow = self._slow[uuid] = _Slow(now, celsius, _offered((), lambda: _processes(handle)))
-        return slow
 
     def _handle(self, uuid: str) -> Handle:
         if not self._opened:
@@ -189,19 +190,20 @@ def _obstacle(uuid: str, handle: Handle, lists_clocks: bool) -> str | None:
     return None if lists_clocks else "the driver does not list this GPU's clocks"
 
 
-def _power_and_energy(handle: Handle) -> tuple[Watts, Joules | None]:
-    """One call for both; older drivers want two. No joules: the GPU does not count."""
-    values = _call("power", pynvml.nvmlDeviceGetFieldValues, handle, FIELDS)
-    no_power, milliwatts, no_energy, millijoules = FIELD_VALUES.unpack_from(values)
-    if no_power:
-        milliwatts = _call("power", pynvml.nvmlDeviceGetPowerUsage, handle)
-    watts = Watts(milliwatts / 1000.0)
-    if not no_energy:
-        return watts, Joules(millijoules / 1000.0)
-    millijoules = _offered(
-        None, lambda: int(_call("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption, handle))
-    )
-    return watts, None if millijoules is None else Joules(millijoules / 1000.0)
+def _power(handle: Handle) -> Watts:
+    """At this moment; from an older driver its average over a second."""
+    (power,) = _call("power", pynvml.nvmlDeviceGetFieldValues, handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+    if power.nvmlReturn == pynvml.NVML_SUCCESS:
+        return Watts(power.value.uiVal / 1000.0)
+    return Watts(_call("power", pynvml.nvmlDeviceGetPowerUsage, handle) / 1000.0)
+
+
+def _energy(handle: Handle) -> Joules | None:
+    """None: this GPU does not count."""
+    try:
+        return Joules(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0)
+    except pynvml.NVMLError as error:
+        return _absent(None, "energy", error)
 
 
 def _temperature(handle: Handle) -> int:
@@ -218,10 +220,7 @@ def _reasons(handle: Handle) -> tuple[str, ...]:
         older = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
         return _offered((), lambda: reason_names(_call("reasons", older, handle)))
     except pynvml.NVMLError as error:
-        meaning = _meaning("reasons", error)
-        if isinstance(meaning, Unsupported | Denied):
-            return ()
-        raise meaning from error
+        return _absent((), "reasons", error)
 
 
 def _processes(handle: Handle) -> tuple[int, ...]:
@@ -243,6 +242,14 @@ def _call(what: str, function: Callable[..., Any], *arguments: object) -> Any:
         return function(*arguments)
     except pynvml.NVMLError as error:
         raise _meaning(what, error) from error
+
+
+def _absent(nothing: T, what: str, error: pynvml.NVMLError) -> T:
+    """`nothing` if the GPU or the driver does not offer it. Raises DeviceError for any other trouble."""
+    meaning = _meaning(what, error)
+    if isinstance(meaning, Unsupported | Denied):
+        return nothing
+    raise meaning from error
 
 
 def _meaning(what: str, error: pynvml.NVMLError) -> DeviceError:

@@ -16,11 +16,26 @@ import time
 from collections.abc import Iterable
 from math import inf
 from pathlib import Path
+from typing import Protocol
 
 from joulegate.units import Seconds
 
 MAX_PACKET = 16 * 1024
 SULK = 1.0  # seconds for which a watchdog that did not answer is not waited for again
+
+
+class Link(Protocol):
+    """What the node asks of the way to its watchdog."""
+
+    problem: str
+
+    def arm(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool = True) -> bool: ...
+
+    def disarm(self) -> None: ...
+
+    def gone(self) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class WatchdogLink:

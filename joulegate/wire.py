@@ -57,6 +57,7 @@ class GpuState(Message):
     reasons: tuple[str, ...] = ()  # clock-event reasons that are active: idle, power_cap, thermal, ...
     processes: tuple[int, ...] = ()  # pids with a compute context
     fault: str | None = None  # why this GPU cannot be read or set now
+    actuation_s: float | None = None  # slowest of the last lowerings: from the call until the clock was there
     observed_at_s: float  # agent's monotonic clock
 
 

@@ -1,8 +1,11 @@
 """The agent's HTTP face, as a client meets it."""
 
+import contextlib
 import http.client
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from benchmarks.agent_host import AgentHost
 from benchmarks.lease_holder import UnixConnection
+from gpu_agent.edge import MAX_CONNECTIONS
 from joulegate.wire import GpuList, SyncReply, WireError
 
 ADMIN, READER, PARTIAL = "s3cret-admin", "s3cret-reader", "s3cret-partial"
@@ -155,6 +159,62 @@ def test_secrets_are_not_logged(host: AgentHost) -> None:
 def test_the_socket_has_its_mode(host: AgentHost) -> None:
     assert (host.folder / "agent.sock").stat().st_mode & 0o777 == 0o660
     assert (host.folder / "watchdog.sock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        pytest.param(b"", b"HTTP/1.1 408", id="says nothing"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nhost: a\r\n", b"HTTP/1.1 408", id="half a head"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nx: " + b"a" * 20_000, b"HTTP/1.1 431", id="a long head"),
+        pytest.param(b"\x16\x03\x01", b"HTTP/1.1 400", id="no HTTP"),
+    ],
+)
+def test_a_client_that_never_asks_is_sent_away(host: AgentHost, sent: bytes, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20.0)
+        client.connect(str(host.folder / "agent.sock"))
+        client.sendall(sent)
+        received = client.recv(1000)
+        while received and len(received) < len(answer):
+            received += client.recv(1000)
+        assert received.startswith(answer)
+
+
+def test_a_connection_that_is_used_again_is_kept(host: AgentHost) -> None:
+    connection = UnixConnection(str(host.folder / "agent.sock"), 10.0)
+    for _ in range(3):
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b"ok\n"
+    connection.close()
+
+
+def test_a_crowd_of_connections_is_turned_away_and_the_next_guest_served(host: AgentHost) -> None:
+    with contextlib.ExitStack() as crowd:
+        for _ in range(MAX_CONNECTIONS + 5):
+            guest = crowd.enter_context(socket.socket(socket.AF_UNIX))
+            guest.settimeout(20.0)
+            guest.connect(str(host.folder / "agent.sock"))
+        assert guest.recv(1) == b""
+    host.wait_for(lambda: _answers(host), "an agent that answers")
+
+
+def _answers(host: AgentHost) -> bool:
+    try:
+        return ask(host, "/healthz")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_a_second_agent_does_not_take_the_socket_over(host: AgentHost, tmp_path: Path) -> None:
+    """One that only watches makes no claim on the state folder."""
+    document = json.loads((host.folder / "agent.yaml").read_text())
+    (tmp_path / "agent.yaml").write_text(json.dumps(document | {"allow_writes": False}))
+    command = [sys.executable, "-m", "joulegate", "agent", "-c", str(tmp_path / "agent.yaml")]
+    result = subprocess.run(command, capture_output=True, check=False)
+    assert result.returncode == 2
+    assert b"another agent listens" in result.stderr
+    assert ask(host, "/v1/gpus")[0] == 200
 
 
 def test_a_half_sent_request_does_not_hold_up_others(host: AgentHost) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gpu_agent.agent import SAMPLE
 from gpu_agent.lease import Lease, Refused
 from gpu_agent.managed import Cause
 from gpu_agent.node import Node, NoLease, UnknownGpu
@@ -415,23 +416,55 @@ def test_unknown_gpus_are_refused_and_change_nothing(bench: Bench) -> None:
     assert node.lease is None
 
 
-@pytest.mark.parametrize("counts", [True, False], ids=["counter", "integrated"])
-def test_energy_is_the_plants_to_half_a_percent(bench: Bench, counts: bool) -> None:
+def used_and_truth(bench: Bench, look_every: float, change_every: float) -> tuple[str, float, float]:
+    """Ten minutes of load that changes now and then: (source, joules by the agent, by the plant)."""
     node, gpu, rng = bench.node(), bench.gpu(0), random.Random(3)
-    if not counts:
-        gpu.fail(Call.ENERGY, NvmlReturn.NOT_SUPPORTED)
     gpu.publish(bench.clock(), Joules(0.0), Watts(300.0), MegaHertz(1980))
     node.observe()
-    start = node.states()[0].energy_j
-    for _ in range(2000):  # power changes about every 30 ms, the agent looks four times a second
-        bench.clock.advance(rng.uniform(0.0, 0.06))
-        watts = Watts(rng.uniform(70.0, 700.0) if rng.random() < 0.5 else 300.0)
-        gpu.publish(bench.clock(), gpu.true_energy_at(bench.clock()), watts, MegaHertz(1980))
-        if rng.random() < 0.12:
+    start, began = node.states()[0].energy_j, gpu.true_energy_at(bench.clock())
+    end, change, look = bench.clock() + 600.0, bench.clock(), bench.clock()
+    while bench.clock() < end:
+        bench.clock.now = Seconds(min(change, look))
+        if change <= look:
+            watts = Watts(rng.uniform(70.0, 700.0) if rng.random() < 0.5 else 300.0)
+            gpu.publish(bench.clock(), gpu.true_energy_at(bench.clock()), watts, MegaHertz(1980))
+            change = Seconds(change + rng.uniform(0.0, 2.0 * change_every))
+        else:
             node.observe()
+            look = Seconds(look + look_every)
     node.observe()
     state = node.states()[0]
-    used, truth = state.energy_j - start, gpu.true_energy_at(bench.clock())
-    assert state.energy_source == ("counter" if counts else "integrated")
-    # Power looked at now and then is an estimate; the counter is not.
-    assert used == pytest.approx(truth, rel=0.005 if counts else 0.1)
+    truth = gpu.true_energy_at(bench.clock()) - began
+    return state.energy_source, state.energy_j - start, truth
+
+
+@pytest.mark.parametrize("change_every", [0.03, 0.5, 10.0])
+def test_counted_energy_is_the_plants_to_half_a_percent(bench: Bench, change_every: float) -> None:
+    source, used, truth = used_and_truth(bench, look_every=0.25, change_every=change_every)
+    assert source == "counter"
+    assert used == pytest.approx(truth, rel=0.005)
+
+
+@pytest.mark.parametrize("change_every", [0.03, 0.5, 10.0])
+def test_without_a_counter_the_agents_own_sampling_keeps_it_to_half_a_percent(
+    bench: Bench, change_every: float
+) -> None:
+    bench.gpu(0).fail(Call.ENERGY, NvmlReturn.NOT_SUPPORTED)
+    source, used, truth = used_and_truth(bench, look_every=SAMPLE, change_every=change_every)
+    assert source == "integrated"
+    assert used == pytest.approx(truth, rel=0.005)
+
+
+def test_a_counter_that_is_reset_or_wraps_loses_less_than_half_a_percent(bench: Bench) -> None:
+    node, gpu = bench.node(), bench.gpu(0)
+    gpu.publish(bench.clock(), Joules(5e6), Watts(400.0), MegaHertz(1980))
+    node.observe()
+    start, began = node.states()[0].energy_j, gpu.true_energy_at(bench.clock())
+    for tick in range(2400):
+        bench.clock.advance(0.25)
+        if tick % 600 == 300:
+            gpu.zero_counter(bench.clock())
+        node.observe()
+    assert node.states()[0].energy_j - start == pytest.approx(
+        gpu.true_energy_at(bench.clock()) - began, rel=0.005
+    )
