@@ -177,7 +177,8 @@ def _case(
     book, chunk = instance.book, instance.limits.chunk_budget
     running = max(book.decoding, instance.gauges.running - len(book.prompts) if instance.gauges else 0)
     context = book.context * (running / book.decoding) if book.decoding else 0.0
-    due = dues((*book.prompts.values(), *outlook.queued), chunk)
+    peers = (instance.peer_prompts,) if instance.peer_prompts is not None else ()
+    due = dues((*peers, *book.prompts.values(), *outlook.queued), chunk)
     load = Load(running, context, due.tokens, chunk)
     fastest = Pace(model, load, model.clocks[-1], instance.correction)
     clock = instance.clock if instance.clock is not None else model.clocks[-1]

@@ -16,7 +16,7 @@ the tokens *held* decide capacity (`peak_kv`).
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from control.state import Flight, LoadBook
+from control.state import Flight, LoadBook, PeerPrompts
 from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz, Seconds
 
@@ -97,7 +97,7 @@ class Dues:
         return start + last * full + pace.iteration(rest) * guard <= self.by[last]
 
 
-def dues(prompts: Iterable[Flight], chunk: int) -> Dues:
+def dues(prompts: Iterable[Flight | PeerPrompts], chunk: int) -> Dues:
     """`prompts` in the order the engine will take them. Lost ones take time but are due at no time."""
     by: list[float] = []
     tokens = 0.0

@@ -147,6 +147,15 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerPrompts:
+    """Prompts at an engine that came through other gateways: all of them, due when the tightest is."""
+
+    uncached_tokens: int
+    deadline: Seconds
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Gauges:
     """The engine's own count, from its metrics page."""
 
@@ -184,6 +193,7 @@ class Instance:
     unseen: bool = False  # its own metrics are stale or unreadable: what others put on it is unknown
     limited: bool = False  # hot, throttled, or held down by a power budget: used as a suspect one is
     gauges: Gauges | None = None
+    peer_prompts: PeerPrompts | None = None
     prompt_window: float = 2048.0  # it gets no more prompts while it holds so many prompt tokens
     prompt_rate: float = 0.0  # prompt tokens per second it takes in at its clock
     slots: int = 16  # sequences it may hold, as learned (admission.learned_slots)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from control.state import LoadBook
 from joulegate.units import Seconds
@@ -43,10 +44,14 @@ class Replicas:
         self._on_count = on_count
         self._now = asyncio.Event()
         self._exchanges = 0
+        self._heard = 0.0
 
     def load(self, instance: str) -> PeerLoad:
-        """What the others have at `instance`."""
-        return self.peers.get(instance, NO_LOAD)
+        """What the others have at `instance`; what is due there, counted from when it may have been sent."""
+        found = self.peers.get(instance, NO_LOAD)
+        if not found.prompts:
+            return found
+        return replace(found, due_in=found.due_in - PERIOD - (self._clock() - self._heard))
 
     def push(self) -> None:
         """Our load stepped up: tell the others now."""
@@ -65,6 +70,7 @@ class Replicas:
         try:
             await self._store.publish(encode(self._books, Seconds(self._clock())))
             others = await self._store.peers()
+            self._heard = self._clock()
             if self._exchanges % LEAD_EVERY == 0:
                 self._set_leads(await self._store.lead())
             self._exchanges += 1

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from control.admission import learned_slots
 from control.holdback import measure
-from control.state import Gauges
+from control.state import Gauges, PeerPrompts
 from joulegate.units import Joules, MegaHertz, Seconds
 from joulegate.wire import GpuState
 from router.accounts import Accounts, estimate, expect, metered, unmetered
@@ -101,6 +101,9 @@ class ControlTick:
         law, status = member.law, member.status
         estimate(member, now)
         gauges, others = status.gauges, self._peers(law.name)
+        law.peer_prompts = None
+        if others.prompts:
+            law.peer_prompts = PeerPrompts(others.prompt_tokens, Seconds(now + others.due_in))
         law.gauges = None
         fresh = gauges.running is not None and now - status.gauges_at <= GAUGES_FRESH
         law.unseen = not fresh and member.endpoint.engine is not Engine.OPENAI

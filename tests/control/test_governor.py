@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.governor import GovernorRules, Memory, Outlook, Reason, choose
-from control.state import Flight, Gauges, Instance, Limits, LoadBook
+from control.state import Flight, Gauges, Instance, Limits, LoadBook, PeerPrompts
 from joulegate.domain import Batch, Objectives, RequestType, Size
 from joulegate.engine_profile import parse_profile
 from joulegate.units import MegaHertz, Seconds
@@ -75,6 +75,14 @@ def test_every_decision_is_a_supported_clock_and_carries_its_reason(
     assert decision.clock in MODEL.clocks
     assert isinstance(decision.reason, Reason)
     assert decision.sentence
+
+
+def test_prompts_of_other_gateways_count_by_their_tightest_deadline() -> None:
+    alone, shared = instance([500] * 8, [400]), instance([500] * 8, [400])
+    shared.peer_prompts = PeerPrompts(4000, Seconds(NOW + 0.3))
+    hurried = instance([500] * 8, [400])
+    hurried.peer_prompts = PeerPrompts(4000, Seconds(NOW + 0.15))
+    assert clock(alone) < clock(shared) < clock(hurried)
 
 
 @settings(deadline=None)

@@ -92,6 +92,17 @@ async def test_each_sees_the_others_load_and_how_many_share(ring: Ring) -> None:
     assert [one.leads, two.leads] == [True, False]
 
 
+async def test_what_is_due_at_anothers_comes_nearer_between_two_exchanges() -> None:
+    store = MemoryStore()
+    now = 10.0
+    replica = Replicas(store, {}, Condition(), lambda: now, lambda _: None)
+    await replica.tick()
+    replica.peers = {"a": PeerLoad(1, 1, 100, 0.0, 0.4)}
+    assert replica.load("a").due_in == pytest.approx(0.3), "it may have been sent a period ago"
+    now += 0.05
+    assert replica.load("a").due_in == pytest.approx(0.25)
+
+
 async def test_when_the_leader_falls_silent_another_leads(ring: Ring) -> None:
     one, two = ring.replica("one", {}), ring.replica("two", {})
     await one.tick()
