@@ -44,11 +44,12 @@ class Steady:
 
     in_system: float
     watts: float
+    prompts: float  # share of the time that iterations with prompts take
 
 
 def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, factor: float = 1.0) -> Steady:
-    """Requests in the system and watts per GPU at `clock`."""
-    unstable = Steady(float("inf"), float("inf"))
+    """Requests in the system, watts per GPU and the share of prompts at `clock`."""
+    unstable = Steady(float("inf"), float("inf"), 1.0)
     prompt = _prompt_batch(demand, chunk)
     batch, busy = 1.0, 0.5
     for _ in range(ROUNDS):
@@ -68,7 +69,7 @@ def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, fac
         return unstable
     prompts = min(busy, work)
     watts = prompts * model.watts(with_prompt, clock) + (busy - prompts) * model.watts(plain, clock)
-    return Steady(batch + work / (1.0 - work), watts + (1.0 - busy) * model.idle_watts)
+    return Steady(batch + work / (1.0 - work), watts + (1.0 - busy) * model.idle_watts, prompts)
 
 
 def cheapest(

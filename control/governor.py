@@ -31,6 +31,8 @@ from joulegate.units import MegaHertz, Seconds
 
 STALL = 2.0
 STALL_SHARE = 0.008  # of iterations
+SHORT_PROMPT = 256.0  # tokens of a prompt that may come while others are read and is due the soonest
+NEAR_BEST = 1.2  # times the iteration at maximum clock: closer is not asked for
 KV_SHARE = 0.95  # of the cache that a projection may fill: block rounding, and lengths beyond q90
 
 
@@ -45,6 +47,7 @@ class Reason(Enum):
     IDLE = "idle"
     DWELL = "dwell"  # a lower clock would do, but not for long enough yet
     OVERLOAD = "overload"  # not even maximum clock keeps every objective
+    ROOM = "room"  # a prompt that comes while others are read must be in time too
     STALL = "stall"  # prompts would make every stream pause for too long
     KV = "kv"  # the cache would overflow before the batch drains: no slower, contexts would pile up
     SHARED = "shared"  # the engine queues requests that did not come through us
@@ -71,7 +74,7 @@ class Outlook:
 
     floor: MegaHertz | None = None  # floor of the load; None: not known yet
     full_chunks: float = 0.0  # iterations per second that prompts fill to the chunk budget
-    prompt_share: float = 0.0  # share of engine time that prompts take, at maximum clock
+    prompt_share: float = 0.0  # share of engine time that prompts take, at the floor of the load
     queued: tuple[Flight, ...] = ()  # in the gateway, bound for this instance, in order
 
 
@@ -266,6 +269,19 @@ def _prompts_in_time(case: _Case, clock: MegaHertz) -> bool:
     return case.due.met(case.pace(clock), case.load.chunk, case.start + switching, case.guard)
 
 
+def _leaves_room(case: _Case, clock: MegaHertz) -> bool:
+    """An iteration cannot be interrupted: whoever comes while it reads prompts waits for its end.
+
+    So it leaves a short prompt time to be read at maximum clock, as far as maximum clock itself would.
+    """
+    if not case.due.tokens:
+        return True
+    read = min(case.due.tokens, case.load.chunk)
+    limit = min(case.objectives.ttft) - case.fastest.iteration(min(SHORT_PROMPT, case.load.chunk))
+    limit = max(limit, NEAR_BEST * case.guard * case.fastest.iteration(read))
+    return case.pace(clock).iteration(read) * case.guard <= limit
+
+
 def _pauses_short(case: _Case, clock: MegaHertz) -> bool:
     """An iteration full of prompt tokens is a pause in every stream: at most STALL TPOT objectives long.
 
@@ -290,6 +306,7 @@ _TESTS = {
     Reason.SLOWDOWN: _slowed_enough,
     Reason.TTFT: _prompts_in_time,
     Reason.E2E: _ends_in_time,
+    Reason.ROOM: _leaves_room,
     Reason.STALL: _pauses_short,
 }
 
@@ -351,6 +368,7 @@ _BECAUSE = {
     Reason.TTFT: "slowest at which every queued prompt is answered in time",
     Reason.TPOT: "slowest that keeps TPOT",
     Reason.E2E: "slowest at which every request ends in time",
+    Reason.ROOM: "slowest that leaves room for a prompt that comes while others are read",
     Reason.STALL: "slowest at which prompts do not stall the streams",
     Reason.SLOWDOWN: "slowest within max_slowdown",
     Reason.LOAD: "least energy for this load",

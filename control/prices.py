@@ -4,20 +4,29 @@ Theory of operation. The floor of the load (`control.floor`) trades watts agains
 a price. A constant safety margin cannot be right for every engine, model and traffic, so the price is
 learned. Every objective has its own, in logarithm, and moves with each request that ends:
 
-* a share objective (1 % of first tokens of a size may be late; the share in time may fall `attainment`
-below that at
-  maximum clock) is a stochastic approximation: down a little with each request, up with each miss, so that
-  it rests where misses come at the rate allowed;
+* a share objective (1 % of first tokens of a size may be late; the share in time may fall `attainment` below
+  that at maximum clock) is a stochastic approximation: down a little with each request, up with each miss,
+  so that it rests where misses come at the rate allowed;
 * the slowdown objective moves with the ratio of median E2E here to that of the twin (`control.twin`).
 
-What maximum clock would have missed too is not counted: a late first token counts only beyond `grace` times
-what the twin's 99th percentile is, and attainment counts the difference. Counting all misses would drive
-the clock to its maximum exactly when that does not help (reference: control laws).
+Misses come in bursts, minutes apart, and energy is convex in the price: many small steps around one level
+cost less than a jump after each burst and a long way back. So steps are small, and what makes up for them is
+`credit`: misses allowed and not made, over the last `memory` requests. With credit a price falls faster;
+without, it falls only as fast as one that rests. At the start all of it is there, so the first descent is
+quick and the first burst ends it.
+
+What maximum clock would have missed too is not our doing. A late first token counts beyond `grace` times the
+twin's 99th percentile, and only if the twin was not as late; where the twin uses up part of the 1 % itself,
+that much less is allowed. Attainment counts the difference. Counting all misses would drive the clock to its
+maximum exactly when that does not help (reference: control laws).
+
+Missing input: a request without first token or twin teaches nothing; with nothing learned the price stays at
+`start`, and before a start is known there is no price and `control.governor` keeps maximum clock.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp, log
 
 from control.state import Flight
@@ -25,21 +34,30 @@ from control.twin import Twinned
 from joulegate.domain import Objectives
 
 WINDOW = 1000  # requests over which percentiles of the twin are taken
+TAIL = 0.01  # share of requests that a P99 leaves out
+LEAST_SHARE = 0.1  # of all requests: rarer kinds are weighed as if they were this frequent
+LEAST_BUDGET = 0.1  # of `late`: what is left where the twin uses up the whole tail
 
 
 @dataclass(frozen=True, slots=True)
 class PriceRules:
     """Gains and budgets."""
 
-    gain: float = 0.15  # of the logarithm, for one miss among requests that all count
+    gain: float = 0.05  # of the logarithm, for one miss among requests that all count
     late: float = 0.006  # share of first tokens that may be late beyond the twin: under the 1 % of a P99
-    attainment: float = 0.002  # share of requests that may miss beyond the twin's misses
+    attainment: float = 0.0015  # share of requests that may miss beyond the twin's misses
     grace: float = 1.15
+    memory: float = 1500.0  # requests over which misses made and allowed are set off against each other
+    haste: float = 3.0  # a price with full credit falls so many times faster, in addition
     slowdown_gain: float = 0.005
     slowdown_margin: float = 0.02
-    lowest: float = 0.03  # of the starting price: below it batches grow until bursts cost more than was saved
+    lowest: float = 0.01  # of the starting price: below it batches grow until bursts cost more than was saved
     highest: float = 10.0  # misses come in bursts; a price beyond this is maximum clock for most loads
     highest_slowdown: float = 1e4
+
+    def clamped(self, level: float, highest: float | None = None) -> float:
+        """A logarithm within the bounds."""
+        return min(log(highest or self.highest), max(log(self.lowest), level))
 
 
 class Percentile:
@@ -58,6 +76,10 @@ class Percentile:
     def __len__(self) -> int:
         return len(self._order)
 
+    def beyond(self, value: float) -> float:
+        """Share of the values above `value`; 0.0 while empty."""
+        return 1.0 - bisect_right(self._sorted, value) / len(self._sorted) if self._sorted else 0.0
+
     def at(self, p: float) -> float:
         """0.0 while empty."""
         if not self._sorted:
@@ -65,13 +87,51 @@ class Percentile:
         return self._sorted[min(len(self._sorted) - 1, int(p * len(self._sorted)))]
 
 
-@dataclass(slots=True, eq=False)
-class _Late:
+class _Share:
+    """The price of one share objective: it rests where misses come at the rate allowed."""
+
+    __slots__ = ("_rules", "credit", "level")
+
+    def __init__(self, rules: PriceRules) -> None:
+        self._rules = rules
+        self.level = 0.0  # logarithm of the price, relative to the start
+        self.credit = 1.0  # misses allowed and not made in `memory`, as a share of those allowed
+
+    def miss(self, more: float, step: float, budget: float) -> None:
+        """`more` misses than the twin; `step` of the logarithm each, `budget` of all requests allowed."""
+        self.credit -= more / (self._rules.memory * budget)
+        self.level = self._rules.clamped(self.level + step * more)
+
+    def settle(self, allowed: float) -> None:
+        """A request ended: down by what balances misses at the rate allowed (1.0: the whole budget)."""
+        rules = self._rules
+        self.credit += (1.0 - self.credit) / rules.memory
+        fall = rules.gain * rules.late * allowed
+        self.level = rules.clamped(self.level - fall * (1.0 + rules.haste * max(0.0, self.credit)))
+
+
+class _Late(_Share):
     """Requests whose lateness is judged together: first tokens of one input size, or TPOT, or E2E."""
 
-    twin: Percentile = field(default_factory=Percentile)
-    seen: int = 0
-    level: float = 0.0  # logarithm of the price, relative to the start
+    __slots__ = ("allowed", "seen", "twin")
+
+    def __init__(self, rules: PriceRules) -> None:
+        super().__init__(rules)
+        self.twin = Percentile()
+        self.seen = 0
+        self.allowed = 1.0  # share of the budget that the twin leaves
+
+    def judge(self, here: float, there: float, requests: int) -> None:
+        """One more of them, among `requests` of all kinds; latencies as shares of the objective."""
+        rules = self._rules
+        self.seen += 1
+        self.twin.add(there)
+        limit = max(1.0, rules.grace * self.twin.at(1.0 - TAIL))
+        self.allowed = max(LEAST_BUDGET, 1.0 - self.twin.beyond(limit) / TAIL)
+        more = float(here > limit) - float(there > limit)
+        if more:
+            share = max(LEAST_SHARE, self.seen / requests)
+            self.miss(more, rules.gain / share, rules.late * self.allowed * share)
 
 
 class Prices:
@@ -81,7 +141,7 @@ class Prices:
         self._rules = rules
         self._objectives = objectives
         self._late: dict[str, _Late] = {}
-        self._attainment = 0.0
+        self._attainment = _Share(rules)
         self._slowdown = 0.0
         self._here = Percentile()
         self._there = Percentile()
@@ -96,7 +156,7 @@ class Prices:
     @property
     def level(self) -> float:
         levels = [late.level for late in self._late.values()]
-        levels.append(self._attainment)
+        levels.append(self._attainment.level)
         if self._objectives.max_slowdown is not None:
             levels.append(self._slowdown)
         return max(levels)
@@ -115,26 +175,23 @@ class Prices:
         self._seen += 1
         missed, twin_missed = False, False
         for name, here, there in _ratios(flight, twinned):
-            self._judge(name, here, there)
+            late = self._late.get(name)
+            if late is None:
+                late = self._late[name] = _Late(self._rules)
+            late.judge(here, there, self._seen)
             missed, twin_missed = missed or here > 1.0, twin_missed or there > 1.0
         self._settle(missed, twin_missed)
         self._compare(flight.last_token - flight.arrived, twinned.e2e)
 
-    def _judge(self, name: str, here: float, there: float) -> None:
-        late = self._late.setdefault(name, _Late())
-        late.seen += 1
-        late.twin.add(there)
-        if here > max(1.0, 0.5 + 0.5 * self._rules.grace * late.twin.at(0.99)):
-            late.level += self._rules.gain / max(0.1, late.seen / self._seen)
-
     def _settle(self, missed: bool, twin_missed: bool) -> None:
         """Every price falls a little with each request; attainment moves with the difference."""
-        rules = self._rules
-        fall = rules.gain * rules.late
+        rules, attainment = self._rules, self._attainment
         for late in self._late.values():
-            late.level = self._clamped(late.level - fall)
-        difference = float(missed) - float(twin_missed)
-        self._attainment = self._clamped(self._attainment - fall + fall / rules.attainment * difference)
+            late.settle(late.allowed)
+        attainment.settle(1.0)
+        if missed != twin_missed:
+            step = rules.gain * rules.late / rules.attainment
+            attainment.miss(float(missed) - float(twin_missed), step, rules.attainment)
 
     def _compare(self, here: float, there: float) -> None:
         self._here.add(here)
@@ -144,10 +201,7 @@ class Prices:
             excess = self.slowdown / (limit - self._rules.slowdown_margin) - 1.0
             gain = max(self._rules.slowdown_gain, 0.05 / (1.0 + self._seen / 200.0))
             level = self._slowdown + gain * excess
-            self._slowdown = self._clamped(level, self._rules.highest_slowdown)
-
-    def _clamped(self, level: float, highest: float = 0.0) -> float:
-        return min(log(highest or self._rules.highest), max(log(self._rules.lowest), level))
+            self._slowdown = self._rules.clamped(level, self._rules.highest_slowdown)
 
 
 def _ratios(flight: Flight, twinned: Twinned) -> list[tuple[str, float, float]]:

@@ -23,7 +23,7 @@ from control.admission import (
     refuse,
 )
 from control.arrivals import Arrivals
-from control.floor import Demand, cheapest, going_price
+from control.floor import Demand, cheapest, going_price, settle
 from control.governor import Decision, GovernorRules, Memory, Outlook, choose
 from control.pick import Rng
 from control.prices import PriceRules, Prices
@@ -33,7 +33,7 @@ from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz, Seconds
 
 TWIN_PATIENCE = 60.0  # seconds that the twin waits for a request to end before it goes on without it
-FIRST_STRETCH = 1.25  # time in system over that at maximum clock, until the price has been learned
+FIRST_STRETCH = 1.1  # time in system over that at maximum clock, until the price has been learned
 LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
 LEAST_PRICE = 1e-3  # of the watts of a busy GPU: where slow clocks save nothing at the load first seen
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
@@ -71,6 +71,7 @@ class Floor:
     correction: float
     at: float
     clock: MegaHertz
+    prompts: float  # share of the time that iterations with prompts take
 
     def fits(self, instance: Instance, now: Seconds) -> bool:
         return (
@@ -240,6 +241,7 @@ class Steering:
         prices, factor = state.prices, steered.instance.correction
         if state.floor is not None and state.floor.fits(steered.instance, now):
             steered.floor, steered.floor_at = state.floor.clock, state.floor.at
+            steered.prompt_share = state.floor.prompts
             return
         demand = replace(whole, rate=whole.rate / peers)
         if prices.start is None:
@@ -249,7 +251,8 @@ class Steering:
             prices.start = max(price, LEAST_PRICE * model.watts(Batch(1), model.clocks[-1]))
         steered.floor = cheapest(model, demand, limits.chunk_budget, prices.price, factor, near=steered.floor)
         steered.floor_at = now
-        state.floor = Floor(model, limits.chunk_budget, factor, now, steered.floor)
+        steered.prompt_share = settle(model, demand, steered.floor, limits.chunk_budget, factor).prompts
+        state.floor = Floor(model, limits.chunk_budget, factor, now, steered.floor, steered.prompt_share)
 
     def _learn(self, steered: Steered, state: PoolState, now: Seconds) -> None:
         """Feed the twin with what ended, in order of arrival, and the prices with what the twin says."""

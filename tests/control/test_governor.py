@@ -232,6 +232,33 @@ def test_the_sentence_tells_tpot_expected_and_allowed() -> None:
     assert "of 100 expected with 14 running" in decision.sentence
 
 
+@settings(deadline=None)
+@given(contexts, st.lists(st.integers(1, 9000), min_size=1, max_size=6))
+def test_an_iteration_leaves_room_for_a_short_prompt_or_is_close_to_the_best(
+    decoding: list[int], waiting: list[int]
+) -> None:
+    made = instance(decoding, waiting)
+    made.limits = Limits(256, 8192, 440_000)
+    chosen, read = clock(made), min(sum(waiting), 8192)
+    batch = Batch(len(decoding), made.book.context, read, 0.5 * read * read)
+    left = min(PLAIN.ttft) - MODEL.iteration_time(Batch(len(decoding), made.book.context, 256), MAX)
+    best = MODEL.iteration_time(batch, MAX)
+    assert chosen == MAX or MODEL.iteration_time(batch, chosen) <= max(left, 1.2 * best) + 1e-3
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=60), st.floats(0.0, 0.8), st.floats(0.5, 20.0))
+def test_the_more_time_prompts_of_others_take_the_higher_the_clock_for_an_end_in_time(
+    decoding: list[int], share: float, e2e: float
+) -> None:
+    made = instance(decoding)
+    for one in made.book.flights.values():
+        one.e2e = Seconds(5.0 + e2e)
+    aims = Objectives(PLAIN.ttft, PLAIN.tpot, Seconds(5.0 + e2e), None)
+    alone = clock(made, aims, Outlook(floor=LOW))
+    assert clock(made, aims, Outlook(floor=LOW, prompt_share=share)) >= alone
+
+
 def test_frequent_full_chunks_may_not_stall_the_streams_and_rare_ones_may() -> None:
     tight = Objectives(PLAIN.ttft, Seconds(0.03), None, None)
     made = instance([500] * 10)

@@ -250,6 +250,46 @@ def test_a_miss_that_maximum_clock_would_have_had_too_does_not_count_as_ours() -
     assert made.price < 10.0 < ours.price
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(0.01, 5.0), st.floats(0.01, 5.0)), max_size=200))
+def test_no_history_takes_the_price_out_of_its_bounds(history: list[tuple[float, float]]) -> None:
+    made, rules = prices(), PriceRules()
+    for here, there in history:
+        made.observe(twinned(here, twin_late=there))
+        assert rules.lowest * 10.0 <= made.price * 1.000001
+        assert made.price <= rules.highest * 10.000001
+
+
+@pytest.mark.parametrize(("times", "end"), [(0.3, "lowest"), (3.0, "highest")])
+def test_the_price_has_no_rest_where_misses_come_at_another_rate_than_allowed(times: float, end: str) -> None:
+    """Misses within the tail of first tokens, so that attainment alone counts them."""
+    rules, made = PriceRules(), prices()
+    every = round(1.0 / (times * rules.attainment))
+    for n in range(10_000):
+        made.observe(twinned(1.03 if n % every == 0 else 0.5, twin_late=0.95 if n % 50 == 0 else 0.1))
+    assert made.price == pytest.approx(10.0 * getattr(rules, end), rel=0.3)
+
+
+def test_after_a_burst_of_misses_the_price_comes_down_slower_than_before_it() -> None:
+    made = prices()
+    levels = []
+    for n in range(900):
+        made.observe(twinned(1.5 if 400 <= n < 410 else 0.5))
+        levels.append(made.level)
+    assert levels[0] - levels[399] > 1.5 * (levels[420] - levels[819]) > 0.0
+
+
+def test_where_the_twin_uses_up_the_tail_less_is_allowed() -> None:
+    """As many misses more than the twin, beside a twin in time and beside one that has a tail itself."""
+    rules = PriceRules(attainment=0.5)
+    made, beside = Prices(rules, AIMS), Prices(rules, AIMS)
+    for n in range(3000):
+        ours, both = n % 250 == 60, n % 125 == 30
+        made.observe(twinned(2.5 if ours else 0.5))
+        beside.observe(twinned(2.5 if ours or both else 0.5, twin_late=2.5 if both else 0.1))
+    assert beside.level > made.level + 0.1
+
+
 def test_slowdown_beyond_the_limit_raises_the_price_and_within_it_lowers_it() -> None:
     slow, quick = prices(SLOWED), prices(SLOWED)
     for _ in range(300):
