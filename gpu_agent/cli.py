@@ -62,6 +62,9 @@ def doctor(
         Path | None,
         typer.Option("--config", "-c", help="The node's agent.yaml; none: NVIDIA GPUs, watching."),
     ] = None,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="Examine this GPU node, as is done without being asked.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
     """Say what works on this GPU node, what does not, and how to mend it. Changes nothing."""

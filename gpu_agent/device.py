@@ -88,6 +88,10 @@ class Driver(Protocol):
     def close(self) -> None:
         """Let the library go. Nothing is reset."""
 
+    def version(self) -> str:
+        """The driver's, for people."""
+        ...
+
     def inventory(self) -> tuple[Inventory, ...]: ...
 
     def read(self, uuid: str) -> Reading: ...

@@ -18,6 +18,13 @@ RIVALS: Mapping[str, str] = {
 }
 
 
+# Words of `Inventory.obstacle`, and the way round.
+OBSTACLES: Mapping[str, str] = {
+    "MIG": "nvidia-smi -i UUID -mig 0, if nobody else needs the slices; else leave it to observe",
+    "virtual": "run the agent on the host of the virtual machine",
+}
+
+
 class Level(Enum):
     OK = "ok"
     WARNING = "warning"
@@ -32,11 +39,23 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """Who computes on one GPU."""
+
+    commands: tuple[str, ...]
+    foreign: str | None  # the first that is not among `own_processes`
+    trouble: str | None = None  # why it cannot be read
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What was found on the node."""
 
     driver_problem: str | None
+    driver_version: str
     gpus: tuple[Inventory, ...]
+    work: Mapping[str, Work]  # by GPU
+    idle_units: tuple[str, ...] | None  # systemd units that will not start at boot; None: no systemd here
     allow_writes: bool
     may_set_clocks: bool  # root or CAP_SYS_ADMIN
     may_kill: bool  # root or CAP_KILL
@@ -50,7 +69,7 @@ class Facts:
 
 def diagnose(facts: Facts) -> list[Finding]:
     """Worst last, so that it stands above the prompt."""
-    findings = [*_driver(facts), *_rights(facts), *_safety(facts), *_rivals(facts)]
+    findings = [*_driver(facts), *_rights(facts), *_safety(facts), *_units(facts), *_rivals(facts)]
     order = list(Level)
     return sorted(findings, key=lambda finding: order.index(finding.level))
 
@@ -63,16 +82,46 @@ def _driver(facts: Facts) -> Iterator[Finding]:
             "nvidia-smi must work here; in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=utility",
         )
         return
-    yield Finding(Level.OK, f"driver open, {len(facts.gpus)} GPUs")
+    yield Finding(Level.OK, f"driver {facts.driver_version}, {len(facts.gpus)} GPUs")
     for gpu in facts.gpus:
-        if gpu.obstacle is not None:
-            yield Finding(Level.WARNING, f"{gpu.uuid} is only watched: {gpu.obstacle}")
-        if gpu.persistence is False:
-            yield Finding(
-                Level.WARNING,
-                f"{gpu.uuid}: persistence mode is off, so the driver unloads when idle",
-                f"nvidia-smi -i {gpu.uuid} -pm 1",
-            )
+        yield from _gpu(gpu, facts.work.get(gpu.uuid))
+
+
+def _gpu(gpu: Inventory, work: Work | None) -> Iterator[Finding]:
+    if work is not None and work.trouble is not None:
+        yield Finding(
+            Level.FAILURE,
+            f"{gpu.uuid} cannot be read: {work.trouble}",
+            "dmesg | grep -i xid; a GPU that fell off the bus needs a reset or a reboot",
+        )
+    if gpu.obstacle is not None:
+        yield Finding(Level.WARNING, f"{gpu.uuid} is only watched: {gpu.obstacle}", _way_round(gpu.obstacle))
+    else:
+        yield Finding(Level.OK, f"{gpu.uuid} {gpu.name}: clocks {gpu.clocks[0]}-{gpu.clocks[-1]} MHz")
+    if gpu.cap_range is None:
+        yield Finding(Level.WARNING, f"{gpu.uuid} has no power cap, so a budget cannot be enforced by one")
+    else:
+        low, high = gpu.cap_range
+        yield Finding(Level.OK, f"{gpu.uuid}: power cap {low:.0f}-{high:.0f} W")
+    if gpu.persistence is False:
+        yield Finding(
+            Level.WARNING,
+            f"{gpu.uuid}: persistence mode is off, so the driver unloads when idle",
+            f"nvidia-smi -i {gpu.uuid} -pm 1",
+        )
+    if work is not None and work.foreign is not None:
+        yield Finding(
+            Level.WARNING,
+            f"{gpu.uuid} is only watched: {work.foreign}",
+            "end it, or add its name to own_processes",
+        )
+    elif work is not None and work.commands:
+        yield Finding(Level.OK, f"{gpu.uuid}: in use by {', '.join(work.commands)}")
+
+
+def _way_round(obstacle: str) -> str:
+    """What an operator can do about it, if anything."""
+    return next((fix for word, fix in OBSTACLES.items() if word in obstacle), "")
 
 
 def _rights(facts: Facts) -> Iterator[Finding]:
@@ -116,6 +165,19 @@ def _safety(facts: Facts) -> Iterator[Finding]:
             f"left locked by an agent that is gone: {names}",
             "start the agent or the watchdog, either frees them; by hand: nvidia-smi -rgc",
         )
+
+
+def _units(facts: Facts) -> Iterator[Finding]:
+    if facts.idle_units is None:
+        return
+    for unit in facts.idle_units:
+        yield Finding(
+            Level.WARNING,
+            f"{unit} will not start at boot",
+            f"install -m 644 deploy/systemd/{unit} /etc/systemd/system/ && systemctl enable --now {unit}",
+        )
+    if not facts.idle_units:
+        yield Finding(Level.OK, "agent and watchdog start at boot")
 
 
 def _rivals(facts: Facts) -> Iterator[Finding]:

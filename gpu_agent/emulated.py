@@ -51,6 +51,9 @@ class EmulatedDriver:
     def close(self) -> None:
         self._plant, self._gpus = None, {}
 
+    def version(self) -> str:
+        return f"emulated by {self._path}"
+
     def inventory(self) -> tuple[Inventory, ...]:
         return tuple(
             Inventory(

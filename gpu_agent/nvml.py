@@ -94,6 +94,9 @@ class NvmlDriver:
                 pynvml.nvmlShutdown()
         self._opened = False
 
+    def version(self) -> str:
+        return str(_call("version", pynvml.nvmlSystemGetDriverVersion))
+
     def inventory(self) -> tuple[Inventory, ...]:
         return self._inventory
 

@@ -9,13 +9,14 @@ def foreign(pids: Iterable[int], own: Collection[str]) -> str | None:
     if not own:
         return None
     for pid in pids:
-        command = _command(pid)
+        command = command_of(pid)
         if command not in own:
             return f"foreign_process: {pid} ({command or 'not visible from here'})"
     return None
 
 
-def _command(pid: int) -> str:
+def command_of(pid: int) -> str:
+    """As in /proc/PID/comm; empty when it is not visible from here."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:

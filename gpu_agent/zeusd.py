@@ -34,6 +34,9 @@ class ZeusdDriver:
     def close(self) -> None:
         self._reader.close()
 
+    def version(self) -> str:
+        return f"{self._reader.version()}, set through zeusd"
+
     def inventory(self) -> tuple[Inventory, ...]:
         return self._reader.inventory()
 

@@ -12,13 +12,16 @@ import pytest
 
 from benchmarks.agent_host import AgentHost
 from gpu_agent.device import Inventory
-from gpu_agent.diagnosis import Facts, Level, diagnose
+from gpu_agent.diagnosis import Facts, Level, Work, diagnose
 from joulegate.units import MegaHertz, Watts
 
 GPU = Inventory("GPU-0", 0, "H100", "", (MegaHertz(210), MegaHertz(1980)), (Watts(200.0), Watts(700.0)))
 HEALTHY = Facts(
     driver_problem=None,
+    driver_version="580.1",
     gpus=(GPU,),
+    work={"GPU-0": Work(("vllm",), None)},
+    idle_units=(),
     allow_writes=True,
     may_set_clocks=True,
     may_kill=True,
@@ -58,6 +61,27 @@ def test_a_healthy_node_has_nothing_to_mend() -> None:
         pytest.param(
             replace(HEALTHY, gpus=(replace(GPU, persistence=False),)), Level.WARNING, "persistence", id="pm"
         ),
+        pytest.param(
+            replace(HEALTHY, gpus=(replace(GPU, cap_range=None),)), Level.WARNING, "no power cap", id="caps"
+        ),
+        pytest.param(
+            replace(HEALTHY, work={"GPU-0": Work(("Xorg",), "foreign_process: 7 (Xorg)")}),
+            Level.WARNING,
+            "Xorg",
+            id="foreign",
+        ),
+        pytest.param(
+            replace(HEALTHY, work={"GPU-0": Work((), None, "GPU is lost")}),
+            Level.FAILURE,
+            "GPU is lost",
+            id="lost",
+        ),
+        pytest.param(
+            replace(HEALTHY, idle_units=("joulegate-agent.service",)),
+            Level.WARNING,
+            "joulegate-agent.service",
+            id="units",
+        ),
     ],
 )
 def test_each_trouble_is_named_and_stands_last(facts: Facts, level: Level, words: str) -> None:
@@ -66,9 +90,31 @@ def test_each_trouble_is_named_and_stands_last(facts: Facts, level: Level, words
     assert words in findings[-1].what
 
 
+def test_what_can_be_mended_comes_with_the_command() -> None:
+    troubled = replace(
+        HEALTHY,
+        gpus=(
+            replace(GPU, obstacle="MIG is on: a clock lock holds for the whole GPU", persistence=False),
+            replace(GPU, uuid="GPU-1", obstacle="the GPU is virtual: its host sets the clocks"),
+        ),
+        may_set_clocks=False,
+        rivals=("nvidia-powerd",),
+        idle_units=("joulegate-watchdog.service",),
+    )
+    fixes = " ".join(finding.fix for finding in diagnose(troubled) if finding.level is not Level.OK)
+    for words in ("-mig 0", "on the host", "-pm 1", "CAP_SYS_ADMIN", "disable --now", "enable --now"):
+        assert words in fixes
+
+
+def test_where_no_systemd_runs_no_units_are_missed() -> None:
+    assert not [f for f in diagnose(replace(HEALTHY, idle_units=None)) if "boot" in f.what]
+
+
 def run(*options: str) -> tuple[int, list[dict[str, str]]]:
     result = subprocess.run(
-        [sys.executable, "-m", "joulegate", "doctor", "--json", *options], capture_output=True, check=False
+        [sys.executable, "-m", "joulegate", "doctor", "--agent", "--json", *options],
+        capture_output=True,
+        check=False,
     )
     return result.returncode, json.loads(result.stdout)
 
@@ -80,10 +126,15 @@ def test_on_a_real_node_before_and_after_the_watchdog_starts(tmp_path: Path) -> 
         status, before = run(*options)
         assert status == 1
         assert any("no watchdog" in finding["what"] and finding["fix"] for finding in before)
+        host.plant.gpus[0].processes = [os.getpid()]
         host.start_watchdog()
         host.wait_for(lambda: "watchdog ready" in host.logged(), "watchdog")
         status, after = run(*options)
         assert not [finding for finding in after if finding["level"] == "failure"]
+        said = " ".join(finding["what"] for finding in after)
+        assert f"GPU-0: in use by {Path('/proc/self/comm').read_text().strip()}" in said
+        assert "clocks 210-1980 MHz" in said
+        assert "power cap 200-700 W" in said
         assert status == 0
         assert host.lock_writes() == 0
     finally:

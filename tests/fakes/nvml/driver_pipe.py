@@ -12,7 +12,18 @@ def main() -> None:
     driver = NvmlDriver()
     methods = {
         name: getattr(driver, name)
-        for name in ("open", "close", "inventory", "read", "lock", "reset", "cap", "set_cap")
+        for name in (
+            "open",
+            "close",
+            "version",
+            "inventory",
+            "read",
+            "clock",
+            "lock",
+            "reset",
+            "cap",
+            "set_cap",
+        )
     }
     for line in sys.stdin:
         name, *arguments = json.loads(line)
