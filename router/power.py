@@ -9,10 +9,12 @@ measured, and only what another clock would change is the model's word. A GPU wi
 clock is not ours, draws what it drew; one that was not heard of lately draws its cap.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, inf
+from weakref import WeakKeyDictionary
 
 from control.power_budget import Allocation, Domain, Draw, Emergency, EmergencyPolicy, Phase, allocate, step
 from joulegate.domain import Batch, EngineModel
@@ -79,6 +81,42 @@ class Shedding:
     within: Seconds | None = None  # after so many seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's watts of the usual batch above idle, at some of its clocks."""
+
+    idle: Watts
+    clocks: tuple[MegaHertz, ...]
+    above: tuple[float, ...]
+
+    @classmethod
+    def of(cls, model: EngineModel) -> "Shape":
+        last, idle = len(model.clocks) - 1, model.idle_watts
+        steps = min(last, RUNGS - 1)
+        places = [round(i * last / steps) for i in range(steps + 1)] if steps else [last]
+        clocks = tuple(model.clocks[i] for i in places)
+        return cls(idle, clocks, tuple(max(0.0, model.watts(USUAL, clock) - idle) for clock in clocks))
+
+    def at(self, clock: float) -> float:
+        """Between two clocks on the straight line."""
+        right = bisect_left(self.clocks, clock)
+        if right == 0 or right == len(self.clocks):
+            return self.above[max(0, right - 1)]
+        low, high = self.clocks[right - 1], self.clocks[right]
+        part = (clock - low) / (high - low)
+        return self.above[right - 1] + part * (self.above[right] - self.above[right - 1])
+
+    def ladder(self, use: float, top: MegaHertz | None) -> tuple[tuple[MegaHertz, Watts], ...]:
+        """Expected watts at each clock up to `top`, which is the last; None: the highest."""
+        if top is None or top >= self.clocks[-1]:
+            count, top = len(self.clocks) - 1, self.clocks[-1]
+        else:
+            count = bisect_left(self.clocks, top)
+        below = zip(self.clocks[:count], self.above[:count], strict=True)
+        rungs = [(clock, Watts(self.idle + use * above)) for clock, above in below]
+        return (*rungs, (top, Watts(self.idle + use * self.at(top))))
+
+
 @dataclass(slots=True, eq=False)
 class PowerKeeper:
     """`plan` once a tick; then `limits` and `caps` hold until the next."""
@@ -90,6 +128,7 @@ class PowerKeeper:
     domains: tuple[DomainState, ...] = ()
     sheddings: deque[Shedding] = field(default_factory=lambda: deque(maxlen=20))
     _uses: dict[str, float] = field(default_factory=dict)  # GPU -> `use`, or watts where there is no model
+    _shapes: WeakKeyDictionary[EngineModel, Shape] = field(default_factory=WeakKeyDictionary)
     _since: dict[str, Seconds] = field(default_factory=dict)  # GPU -> when its limit last changed
     _planned: Seconds = Seconds(-inf)
 
@@ -142,14 +181,12 @@ class PowerKeeper:
         if not feed.fresh or model is None:
             watts = self._uses[uuid] = max(_at_most(feed, self.caps.standing.get(uuid, inf)), used)
             return Draw(((MegaHertz(1), Watts(watts)),), feed.caps or (Watts(watts),) * 2, feed.priority)
-        idle = model.idle_watts
-        full = max(1.0, model.watts(USUAL, MegaHertz(state.clock_mhz)) - idle)
-        use = self._uses[uuid] = min(MOST_USE, max((state.power_w - idle) / full, used, 0.0))
-        top = feed.wanted if feed.wanted is not None else model.clocks[-1]
-        ladder = tuple(
-            (clock, Watts(idle + use * max(0.0, model.watts(USUAL, clock) - idle)))
-            for clock in _some([clock for clock in model.clocks if clock <= top] or model.clocks[:1])
-        )
+        shape = self._shapes.get(model)
+        if shape is None:
+            shape = self._shapes[model] = Shape.of(model)
+        use = max((state.power_w - shape.idle) / max(1.0, shape.at(state.clock_mhz)), used, 0.0)
+        use = self._uses[uuid] = min(MOST_USE, use)
+        ladder = shape.ladder(use, feed.wanted)
         return Draw(ladder, feed.caps or (ladder[-1][1],) * 2, feed.priority)
 
     def _judge(self, every: Sequence[Domain], drawn: Mapping[str, Watts], alarm: bool, now: Seconds) -> None:
@@ -190,13 +227,6 @@ def _at_most(feed: Feed, cap: float) -> float:
     if feed.fresh:
         return feed.state.power_w
     return min(cap, feed.caps[1]) if feed.caps is not None else feed.state.power_w
-
-
-def _some(clocks: Sequence[MegaHertz]) -> list[MegaHertz]:
-    """At most RUNGS of them, evenly, the first and the last among them."""
-    last = len(clocks) - 1
-    steps = min(last, RUNGS - 1)
-    return [clocks[round(i * last / steps)] for i in range(steps + 1)] if steps else [clocks[last]]
 
 
 def _state(domain: Domain, ratio: float, drawn: Mapping[str, Watts], allocation: Allocation) -> DomainState:
