@@ -25,8 +25,9 @@ from gpu_agent.drivers import driver_for, monotonic, undo_for
 from gpu_agent.edge import Edge
 from gpu_agent.fleet import managed
 from gpu_agent.http_api import Api
+from gpu_agent.lease import Grace
 from gpu_agent.metrics import exposition
-from gpu_agent.node import Grace, Node
+from gpu_agent.node import Node
 from gpu_agent.state_file import StateFile
 from gpu_agent.watchdog_link import WatchdogLink
 from joulegate.errors import UserError
@@ -80,10 +81,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(settings: AgentSettings, companion: Companion | None) -> None:
-    """Serve until SIGTERM or SIGINT. The caller holds the claim on `state_dir`. Raises UserError."""
+def run(settings: AgentSettings, companion: Companion | None) -> bool:
+    """Serve until SIGTERM or SIGINT; or True: a new process must take over.
+
+    The caller holds the claim on `state_dir`. Raises UserError.
+    """
+    node = build(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(build(settings), settings, companion))
+        runner.run(_serve(node, settings, companion))
+    return node.outdated
 
 
 def build(settings: AgentSettings) -> Node:
@@ -154,6 +160,9 @@ async def _housekeeping(node: Node, companion: Companion | None, stop: asyncio.E
         if companion is not None:
             companion.ensure()
         await asyncio.to_thread(node.tidy)
+        if node.outdated:
+            log.warning("the driver was upgraded: starting again")
+            stop.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), TIDY)
 

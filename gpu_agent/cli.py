@@ -35,7 +35,9 @@ def agent(
             free_left_overs(driver_for(settings), state, settings.clocks.site_lock_mhz)
         from gpu_agent.agent import Companion, run  # the web server comes after the clocks
 
-        run(settings, Companion(config) if with_watchdog else None)
+        outdated = run(settings, Companion(config) if with_watchdog else None)
+    if outdated:
+        _start_again()
 
 
 def watchdog(
@@ -54,7 +56,17 @@ def watchdog(
 
     settings = load(config, AgentSettings)
     with logging_to("json", "debug" if debug else "info"):
-        run(settings, exit_with_agent)
+        outdated = run(settings, exit_with_agent)
+    if outdated:
+        _start_again()
+
+
+def _start_again() -> None:
+    """In this process's place: after an upgrade of the driver only a new one can load its library."""
+    import os
+    import sys
+
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def doctor(

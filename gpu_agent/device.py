@@ -5,6 +5,7 @@ DeviceError
 ├── Unsupported  this GPU, or this driver, does not have the knob
 ├── Lost         the GPU does not answer; the others may
 ├── Broken       the library must be opened again (driver reload, "Unknown Error" in a container)
+│   └── Outdated the driver has been upgraded: only a new process can load the new library
 └── Failed       anything else
 """
 
@@ -46,6 +47,10 @@ class Lost(DeviceError):
 
 
 class Broken(DeviceError):
+    pass
+
+
+class Outdated(Broken):
     pass
 
 

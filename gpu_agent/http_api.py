@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from gpu_agent.access import Bucket, Client, Known, identify, take
 from gpu_agent.caps import CapRefused
-from gpu_agent.device import DeviceError
+from gpu_agent.device import DeviceError, Outdated
 from gpu_agent.lease import Refused
 from gpu_agent.managed import Cause
 from gpu_agent.node import Node, NoLease, UnknownGpu
@@ -245,6 +245,8 @@ def _guarded(answer: Answer, request: Request) -> tuple[int, Message]:
         raise Refusal(400, str(error), "GET /v1/gpus lists them") from error
     except NoLease as error:
         raise Refusal(503, str(error)) from error
+    except Outdated as error:
+        raise Refusal(503, str(error), "the agent starts again, with the new driver's library") from error
     except DeviceError as error:
         raise Refusal(503, str(error)) from error
 

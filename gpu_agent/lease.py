@@ -30,6 +30,14 @@ class Refused:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Grace:
+    """How late things may be: the node's own jitter at most, and what the watchdog adds before it kills."""
+
+    jitter: Seconds
+    watchdog: Seconds
+
+
 def ask(
     current: Lease | None, holder: str, token: int | None, ttl: Seconds, now: Seconds, next_token: int
 ) -> Granted | Refused:

@@ -10,16 +10,16 @@ site's state, after a jitter drawn for each lease.
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 
 from gpu_agent import lease as leases
 from gpu_agent.caps import Cap, CapKeeper, CapRefused
 from gpu_agent.ceilings import level
-from gpu_agent.device import Broken, DeviceError, Driver
+from gpu_agent.device import Broken, DeviceError, Driver, Outdated
 from gpu_agent.groups import Groups, regrouped
 from gpu_agent.guard import Event
-from gpu_agent.lease import Granted, Lease, Refused
+from gpu_agent.lease import Grace, Granted, Lease, Refused
 from gpu_agent.managed import Cause, ManagedGpu
 from gpu_agent.state_file import Memory, StateFile
 from gpu_agent.watchdog_link import Link
@@ -36,14 +36,6 @@ class UnknownGpu(Exception):
 
 class NoLease(Exception):
     """No lease is granted: the disk does not take its token, or the agent stops."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grace:
-    """How late things may be: the node's own jitter at most, and what the watchdog adds before it kills."""
-
-    jitter: Seconds
-    watchdog: Seconds
 
 
 class Node:
@@ -63,6 +55,7 @@ class Node:
         self.lease: Lease | None = None
         self.expirations = 0
         self.released = False
+        self.outdated = False  # the driver was upgraded: this process must make way for a new one
         self.caps = CapKeeper(driver, [gpu.info for gpu in gpus], memory)
         self._driver = driver
         self._link = link
@@ -128,7 +121,7 @@ class Node:
         """Hand the driver over, or take it up again. True while released. Raises DeviceError."""
         with self.changed:
             if resume and self.released:
-                self._driver.open()
+                self._open()
                 self._note_all(Event.RESUMED)
                 self.released = False
                 self._link.arm(None, ())
@@ -347,7 +340,7 @@ class Node:
         if now >= self._retry_at:
             self._retry_at = now + RETRY
             try:
-                self._driver.open()
+                self._open()
             except DeviceError as error:
                 log.error("driver does not open", extra={"why": str(error)})
             for gpu in unsure:
@@ -358,13 +351,21 @@ class Node:
         if not last:
             log.warning("opening the driver again", extra={"why": str(error)})
             try:
-                self._driver.open()
+                self._open()
                 self.fail_up("the driver was opened again: what holds is unknown")
                 return
             except DeviceError as again:
                 error = Broken(str(again))
         for gpu in self.gpus.values():
             gpu.fault = str(error)
+
+    def _open(self) -> None:
+        """Raises DeviceError."""
+        try:
+            self._driver.open()
+        except Outdated:
+            self.outdated = True
+            raise
 
     def _held(self) -> set[str]:
         return {gpu.uuid for gpu in self.gpus.values() if gpu.held}

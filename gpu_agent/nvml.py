@@ -22,6 +22,7 @@ from gpu_agent.device import (
     Failed,
     Inventory,
     Lost,
+    Outdated,
     Reading,
     Unsupported,
     reason_names,
@@ -44,7 +45,7 @@ ERRORS: dict[int, type[DeviceError]] = {
     pynvml.NVML_ERROR_UNKNOWN: Broken,
     pynvml.NVML_ERROR_UNINITIALIZED: Broken,
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: Broken,
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: Broken,
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: Outdated,
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: Broken,
 }
 

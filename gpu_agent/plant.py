@@ -281,6 +281,11 @@ class Plant:
             gpu.zero_counter(now)
         self._header.generation += 1
 
+    def upgrade_driver(self, now: Seconds) -> None:
+        """As after the kernel module was replaced: a library that was loaded before does not fit it."""
+        self.reload_driver(now)
+        self._header.driver += 1
+
     def break_handles(self) -> None:
         """As after a daemon-reload under a container: "Unknown Error" until initialised again."""
         self._header.generation += 1

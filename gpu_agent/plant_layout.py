@@ -45,11 +45,13 @@ class Header(ctypes.Structure):
         ("gpus", ctypes.c_uint32),
         ("block", ctypes.c_uint32),
         ("generation", ctypes.c_uint64),
+        ("driver", ctypes.c_uint64),
     )
     magic: bytes
     gpus: int
     block: int
     generation: int
+    driver: int  # its version
 
 
 class Spec(ctypes.Structure):

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
-from gpu_agent.device import Broken, DeviceError, Driver
+from gpu_agent.device import Broken, DeviceError, Driver, Outdated
 from gpu_agent.state_file import claimant, read
 from gpu_agent.watchdog_link import MAX_PACKET
 from joulegate.errors import UserError
@@ -78,10 +78,12 @@ class Watchdog:
     driver: Driver
     restore: Callable[[Driver, str], None]
     exit_with_agent: bool = False
+    outdated: bool = False  # why `run` has returned
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _wards: list[Ward] = field(default_factory=list)
     _pending: dict[str, float] = field(default_factory=dict)  # GPU -> when to try next
     _opened: bool = False
+    _was_open: bool = False  # ever
     _running: bool = True
     _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
     _waiting: int = 0  # connections that have not said yet who they are
@@ -98,7 +100,7 @@ class Watchdog:
         while self._running:
             self.tick()
         until = time.monotonic() + LAST
-        while self._busy() and time.monotonic() < until:
+        while self._busy() and not self.outdated and time.monotonic() < until:
             self.tick()
         self.path.unlink(missing_ok=True)
 
@@ -213,9 +215,7 @@ class Watchdog:
                 self.driver.close()
                 self._opened = False
                 return ""
-            if not self._opened:
-                self.driver.open()
-                self._opened = True
+            self._open()
         except DeviceError as error:
             return f"the watchdog cannot open the driver: {error}"
         missing = set(gpus) - {gpu.uuid for gpu in self.driver.inventory()} if gpus else set()
@@ -257,6 +257,18 @@ class Watchdog:
             ward.connection.close()
             ward.connection = None
 
+    def _open(self) -> None:
+        """Raises DeviceError. After an upgrade of the driver a new process must take over."""
+        if self._opened:
+            return
+        try:
+            self.driver.open()
+        except Outdated:
+            self.outdated = self._was_open
+            self._running = self._running and not self.outdated
+            raise
+        self._opened = self._was_open = True
+
     def _free(self, gpus: Iterable[str]) -> None:
         self._pending.update(dict.fromkeys(gpus, 0.0))
         self._retry()
@@ -268,9 +280,7 @@ class Watchdog:
 
     def _reset(self, uuid: str) -> None:
         try:
-            if not self._opened:
-                self.driver.open()
-                self._opened = True
+            self._open()
             self.restore(self.driver, uuid)
         except DeviceError as error:
             self._opened = self._opened and not isinstance(error, Broken)

@@ -9,8 +9,8 @@ from gpu_agent.watchdog import Watchdog
 from joulegate.settings.agent import AgentSettings
 
 
-def run(settings: AgentSettings, exit_with_agent: bool) -> None:
-    """Until SIGTERM or SIGINT. Raises UserError."""
+def run(settings: AgentSettings, exit_with_agent: bool) -> bool:
+    """Until SIGTERM or SIGINT; or True: a new process must take over. Raises UserError."""
     site_lock = settings.clocks.site_lock_mhz
 
     def restore(driver: Driver, uuid: str) -> None:
@@ -22,3 +22,4 @@ def run(settings: AgentSettings, exit_with_agent: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _signal, _frame: watchdog.stop())
     watchdog.run()
+    return watchdog.outdated

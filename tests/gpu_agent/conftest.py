@@ -8,8 +8,9 @@ import pytest
 
 from gpu_agent.ceilings import limits_for
 from gpu_agent.emulated import EmulatedDriver
+from gpu_agent.lease import Grace
 from gpu_agent.managed import ManagedGpu, Policy
-from gpu_agent.node import Grace, Node
+from gpu_agent.node import Node
 from gpu_agent.plant import GpuSpec, Plant, PlantGpu
 from gpu_agent.state_file import StateFile
 from joulegate.units import MegaHertz, Seconds

@@ -203,24 +203,92 @@ def test_closed_is_closed(driver: PipedDriver) -> None:
     assert driver.call("read", "GPU-a")["clock"] == 1980
 
 
-def test_the_whole_agent_over_nvml_gives_clocks_back_when_killed(tmp_path: Path, library: Path) -> None:
+@pytest.fixture
+def host(tmp_path: Path, library: Path) -> Iterator[AgentHost]:
+    """A node of two GPUs: agent and watchdog over the fake library, both ready."""
     host = AgentHost(tmp_path / "node", 2, {"device": {"kind": "nvml"}})
     environment = {"LD_LIBRARY_PATH": str(library), "JOULEGATE_PLANT": str(host.folder / "plant")}
     try:
         host.start_watchdog(environment)
         host.start_agent(environment=environment)
         host.wait_ready()
-        wanted = {"GPU-0": 900, "GPU-1": 1200}
-
-        def locked() -> bool:
-            host.post("/v1/sync", {"holder": "test", "ttl_s": 1.0, "targets": wanted})
-            return host.ceilings() == [900, 1200]
-
-        host.wait_for(locked, "lock")
-        end(host.agent, signal.SIGKILL)
-        host.wait_for(lambda: host.ceilings() == [None, None], "restored clocks", 20.0)
+        yield host
     finally:
         host.stop()
+
+
+def hold(host: AgentHost, targets: dict[str, int | None], expected: list[int | None]) -> None:
+    """Lower until it is so: leases and watchdog may need a moment."""
+    lease: object = None
+
+    def held() -> bool:
+        nonlocal lease
+        try:
+            message: dict[str, object] = {"holder": "test", "lease": lease, "ttl_s": 2.0, "targets": targets}
+            status, reply = host.post("/v1/sync", message)
+        except OSError:
+            return False  # it starts again
+        lease = reply.get("lease") if status == 200 else None
+        return host.ceilings() == expected
+
+    host.wait_for(held, "lock")
+
+
+def faults(host: AgentHost) -> list[object]:
+    return [gpu["fault"] for gpu in host.get("/v1/gpus")[1]["gpus"]]  # type: ignore[attr-defined]
+
+
+def test_the_whole_agent_over_nvml_gives_clocks_back_when_killed(host: AgentHost) -> None:
+    hold(host, {"GPU-0": 900, "GPU-1": 1200}, [900, 1200])
+    end(host.agent, signal.SIGKILL)
+    host.wait_for(lambda: host.ceilings() == [None, None], "restored clocks", 20.0)
+
+
+@pytest.mark.parametrize("trouble", ["unknown error", "driver reload"])
+def test_the_agent_opens_a_broken_library_again(host: AgentHost, trouble: str) -> None:
+    hold(host, {"GPU-0": 900, "GPU-1": 1200}, [900, 1200])
+    if trouble == "driver reload":
+        host.plant.reload_driver(now())
+    else:
+        host.plant.break_handles()
+    host.wait_for(lambda: faults(host) == [None, None], "reading again")
+    assert "opening the driver again" in host.logged()
+    hold(host, {"GPU-0": 1005, "GPU-1": 1200}, [1005, 1200])
+
+
+def test_a_gpu_that_falls_off_the_bus_does_not_stop_the_other(host: AgentHost) -> None:
+    hold(host, {"GPU-0": 900, "GPU-1": 1200}, [900, 1200])
+    host.plant.gpus[0].lose()
+    hold(host, {"GPU-1": 1005}, [900, 1005])
+    broken, sound = faults(host)
+    assert broken is not None
+    assert sound is None
+    host.plant.gpus[0].heal()  # as after a reset of the GPU: it is still locked, and freed with the lease
+    host.wait_for(lambda: host.ceilings() == [None, None], "restored clocks", 20.0)
+
+
+def uses_the_library(pid: int, plant: Path) -> bool:
+    """Whether NVML is initialised there: the fake keeps its plant mapped until it is shut down."""
+    return str(plant) in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_release_lets_a_driver_upgrade_through_and_resume_takes_up_the_new_one(host: AgentHost) -> None:
+    assert host.agent is not None
+    assert host.watchdog is not None
+    pids, plant = (host.agent.pid, host.watchdog.pid), host.folder / "plant"
+    hold(host, {"GPU-0": 900, "GPU-1": 1200}, [900, 1200])
+    assert all(uses_the_library(pid, plant) for pid in pids)
+    assert host.post("/v1/release", {"holder": "operator"})[1]["released"] is True
+    assert host.ceilings() == [None, None]
+    host.wait_for(lambda: not any(uses_the_library(pid, plant) for pid in pids), "end of the old library")
+    host.plant.upgrade_driver(now())
+    status, reply = host.post("/v1/release", {"holder": "operator", "resume": True})
+    assert status == 503
+    assert "starts again" in str(reply["help"])
+    hold(host, {"GPU-0": 900, "GPU-1": 1200}, [900, 1200])
+    assert (host.agent.pid, host.watchdog.pid) == pids
+    assert host.agent.poll() is None
+    assert host.watchdog.poll() is None
 
 
 def test_without_a_library_the_agent_says_so(tmp_path: Path) -> None:

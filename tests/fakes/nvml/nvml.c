@@ -21,11 +21,11 @@ enum { MAX_CLOCKS = 256, MAX_PIDS = 64, BLOCK = 4096 };
 enum { ANY, CLOCK, POWER, ENERGY, TEMPERATURE, REASONS, PROCESSES, LOCK, RESET, CAP, SUPPORTED_CLOCKS };
 enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
-    INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, UNKNOWN = 999
+    INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, LIB_RM_VERSION_MISMATCH = 18, UNKNOWN = 999
 };
 enum { FIELD_POWER_INSTANT = 186, FIELD_ENERGY = 83, MEMORY_CLOCK = 2619 };
 
-struct header { char magic[8]; uint32_t gpus, block; uint64_t generation; };
+struct header { char magic[8]; uint32_t gpus, block; uint64_t generation, driver; };
 struct spec {
     char uuid[96], pci[32], name[96];
     double settle, idle_watts, cap_low, cap_default, cap_high, ambient, kelvin_per_watt, thermal_seconds;
@@ -55,6 +55,7 @@ typedef int ret;
 static char *plant;
 static size_t plant_size;
 static uint64_t generation;
+static uint64_t driver; /* version this library belongs to, and one: that of the first initialisation */
 static int references;
 
 static double now(void)
@@ -164,6 +165,11 @@ ret nvmlInitWithFlags(unsigned flags)
     close(file);
     if (plant == MAP_FAILED || memcmp(plant, "JGPLANT1", 8))
         return DRIVER_NOT_LOADED;
+    if (driver && driver != ((struct header *)plant)->driver + 1) {
+        munmap(plant, plant_size);
+        return LIB_RM_VERSION_MISMATCH;
+    }
+    driver = ((struct header *)plant)->driver + 1;
     generation = ((struct header *)plant)->generation;
     references = 1;
     return SUCCESS;
