@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
 from joulegate.settings.load import load
-from joulegate.units import MegaHertz
+from joulegate.units import MegaHertz, Seconds
 from router.build_fleet import pool_rules
 from router.keys import Keys
-from router.runtime import Runtime, build_keys, build_limits, power_rules
+from router.runtime import Runtime, build_keys, key_limits, power_rules
 
 APPLIED = (
     "auth.*",
@@ -85,7 +85,7 @@ class Reloader:
         runtime.keys = keys
         runtime.power.keeper.rules = power_rules(new.power)
         runtime.power.alarm = new.power.emergency_file
-        runtime.gate.limits = build_limits(new, 1.0 / runtime.replicas.count)
+        runtime.gate.limits.change(key_limits(new), Seconds(time.monotonic()))
         for taker in self.keys_to:
             taker.keys = keys
         for section in new.models:

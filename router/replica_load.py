@@ -1,18 +1,21 @@
 """Pure: what a replica tells the others of its load, and what theirs adds up to.
 
 Per instance: requests it has there, prompt tokens not answered yet, and when the tightest of their first
-tokens is due. Deadlines travel as seconds left, not as times: no two machines share a monotonic clock.
+tokens is due. Beside it, what each key with a limit has used. Deadlines travel as seconds left, not as times:
+no two machines share a monotonic clock.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import orjson
 
 from control.state import LoadBook
 from joulegate.units import Seconds
+from router.rate_limits import KeyUse
 
 MAX_INSTANCES = 4096
+MAX_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,15 @@ class PeerLoad:
 NO_LOAD = PeerLoad()
 
 
-def encode(books: Mapping[str, LoadBook], now: Seconds) -> bytes:
+@dataclass(frozen=True, slots=True)
+class News:
+    """What one replica said last."""
+
+    loads: Mapping[str, PeerLoad]  # by instance
+    uses: Mapping[str, KeyUse]  # by key
+
+
+def encode(books: Mapping[str, LoadBook], uses: Mapping[str, KeyUse], now: Seconds) -> bytes:
     """This replica's load, instances it does not use left out."""
     loads = {
         name: [
@@ -51,14 +62,17 @@ def encode(books: Mapping[str, LoadBook], now: Seconds) -> bytes:
         for name, book in books.items()
         if book.flights
     }
-    return orjson.dumps({"v": 1, "loads": loads})
+    return orjson.dumps({"v": 1, "loads": loads, "keys": {key: astuple(use) for key, use in uses.items()}})
 
 
-def decode(message: bytes) -> dict[str, PeerLoad]:
+def decode(message: bytes) -> News:
     """Raises ValueError for what is no load of a replica."""
     found = orjson.loads(message)
     if not isinstance(found, dict) or found.get("v") != 1 or not isinstance(found.get("loads"), dict):
         raise ValueError("not a replica's load")
+    uses = found.get("keys", {})
+    if not isinstance(uses, dict):
+        raise ValueError("not what keys have used")
     loads: dict[str, PeerLoad] = {}
     for name, fields in list(found["loads"].items())[:MAX_INSTANCES]:
         running, prompts, tokens, context, due_in = fields
@@ -69,7 +83,12 @@ def decode(message: bytes) -> dict[str, PeerLoad]:
             _amount(context),
             float("inf") if due_in is None else float(due_in),
         )
-    return loads
+    return News(loads, {key: _use(fields) for key, fields in list(uses.items())[:MAX_KEYS]})
+
+
+def _use(fields: list[object]) -> KeyUse:
+    running, requests, tokens = fields
+    return KeyUse(int(_amount(running)), int(_amount(requests)), int(_amount(tokens)))
 
 
 def _amount(value: object) -> float:

@@ -14,7 +14,8 @@ from dataclasses import replace
 from control.state import LoadBook
 from joulegate.units import Seconds
 from router.observe import Condition
-from router.replica_load import NO_LOAD, PeerLoad, decode, encode, total
+from router.rate_limits import RateLimits
+from router.replica_load import NO_LOAD, News, PeerLoad, decode, encode, total
 from router.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Replicas:
         self,
         store: Store,
         books: Mapping[str, LoadBook],
+        limits: RateLimits,
         condition: Condition,
         clock: Callable[[], float],
         on_count: Callable[[int], None],
@@ -39,6 +41,7 @@ class Replicas:
         self.peers: Mapping[str, PeerLoad] = {}
         self._store = store
         self._books = books
+        self._limits = limits
         self._condition = condition
         self._clock = clock
         self._on_count = on_count
@@ -68,7 +71,8 @@ class Replicas:
     async def tick(self) -> None:
         """Exchange loads; now and then take or renew the lead."""
         try:
-            await self._store.publish(encode(self._books, Seconds(self._clock())))
+            now = Seconds(self._clock())
+            await self._store.publish(encode(self._books, self._limits.tell(), now))
             others = await self._store.peers()
             self._heard = self._clock()
             if self._exchanges % LEAD_EVERY == 0:
@@ -79,11 +83,14 @@ class Replicas:
                 log.warning("store lost", extra={"problem": str(error)})
             self._condition.store_up = False
             self.peers = {}
+            self._limits.alone(self.count, Seconds(self._clock()))
             return
         if not self._condition.store_up:
             log.info("store is back")
         self._condition.store_up = True
-        self.peers = total(self._decoded(others))
+        news = self._decoded(others)
+        self.peers = total(each.loads for each in news.values())
+        self._limits.hear({name: each.uses for name, each in news.items()}, Seconds(self._clock()))
         if len(others) + 1 != self.count:
             self.count = len(others) + 1
             self._on_count(self.count)
@@ -97,14 +104,14 @@ class Replicas:
             log.warning("lead not resigned: it runs out", extra={"problem": str(error)})
         await self._store.close()
 
-    def _decoded(self, messages: Mapping[str, bytes]) -> list[dict[str, PeerLoad]]:
-        loads = []
+    def _decoded(self, messages: Mapping[str, bytes]) -> dict[str, News]:
+        news = {}
         for name, message in messages.items():
             try:
-                loads.append(decode(message))
+                news[name] = decode(message)
             except (ValueError, TypeError) as error:
                 log.warning("a replica's load cannot be read", extra={"replica": name, "problem": str(error)})
-        return loads
+        return news
 
     def _set_leads(self, leads: bool) -> None:
         if leads != self.leads:

@@ -106,7 +106,7 @@ def sync(data: bytes) -> None:
             continue
         assert message.model_validate_json(found.model_dump_json()) == found
     try:
-        loads = decode(data)
+        loads = decode(data).loads
     except (ValueError, TypeError):
         return
     for load in total([loads, loads]).values():

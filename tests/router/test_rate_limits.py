@@ -71,3 +71,31 @@ def test_no_pattern_of_arrivals_gets_more_than_rate_and_burst(gaps: list[float],
         except RateLimited:
             pass
     assert passed <= now * rpm / 60 + max(1.0, rpm / 4) + 1
+
+
+def test_while_the_others_cannot_be_heard_each_keeps_to_its_part() -> None:
+    found = limits(rpm=60, concurrency=9)
+    found.alone(3, Seconds(0.0))
+    for _ in range(3):
+        found.take("a", Seconds(0.0))
+    with pytest.raises(RateLimited, match="9 requests at a time"):
+        found.take("a", Seconds(0.0))
+    for _ in range(12):
+        found.done("a", 0)
+        found.take("a", Seconds(0.0))
+    found.done("a", 0)
+    with pytest.raises(RateLimited) as refused:
+        found.take("a", Seconds(0.0))
+    assert refused.value.retry_after == pytest.approx(3.0)
+
+
+def test_what_a_key_has_used_outlives_a_reload() -> None:
+    found = limits(concurrency=1, rpm=60)
+    found.take("a", Seconds(0.0))
+    found.change({"a": KeyLimits(concurrency=1, rpm=60)}, Seconds(0.0))
+    with pytest.raises(RateLimited):
+        found.take("a", Seconds(0.0))
+    found.change({"a": KeyLimits(concurrency=2)}, Seconds(0.0))
+    found.take("a", Seconds(0.0))
+    with pytest.raises(RateLimited):
+        found.take("a", Seconds(0.0))

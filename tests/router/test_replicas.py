@@ -2,6 +2,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
@@ -11,10 +12,14 @@ from hypothesis import strategies as st
 from control.state import Flight, LoadBook
 from joulegate.domain import RequestType, Size
 from joulegate.units import Seconds
+from router.errors import RateLimited
 from router.observe import Condition
+from router.rate_limits import KeyLimits, KeyUse, RateLimits
 from router.replica_load import NO_LOAD, PeerLoad, decode, encode, total
 from router.replicas import Replicas
 from router.store import MemoryStore, RedisStore
+
+NO_LIMITS = RateLimits({}, Seconds(0.0))
 
 
 def flight(name: str, prompt: int = 100, now: float = 0.0) -> Flight:
@@ -31,7 +36,9 @@ def book(*flights: Flight) -> LoadBook:
 
 def test_a_load_arrives_as_it_was_sent() -> None:
     sent = {"a": book(flight("1"), flight("2", 300)), "idle": book()}
-    received = decode(encode(sent, Seconds(0.05)))
+    news = decode(encode(sent, {"k": KeyUse(1, 2, 3)}, Seconds(0.05)))
+    received = news.loads
+    assert news.uses == {"k": KeyUse(1, 2, 3)}
     assert list(received) == ["a"]
     load = received["a"]
     assert (load.running, load.prompts, load.prompt_tokens, load.context) == (2, 2, 400, 0.0)
@@ -57,15 +64,23 @@ class Ring:
     def __init__(self, url: str) -> None:
         self.cluster = uuid.uuid4().hex
         self.url = url
+        self.clock: Callable[[], float] = time.monotonic
         self.counts: dict[str, int] = {}
         self.made: list[Replicas] = []
 
-    def replica(self, name: str, books: dict[str, LoadBook], condition: Condition | None = None) -> Replicas:
+    def replica(
+        self,
+        name: str,
+        books: dict[str, LoadBook],
+        condition: Condition | None = None,
+        limits: RateLimits | None = None,
+    ) -> Replicas:
         found = Replicas(
             RedisStore(self.url, self.cluster, name),
             books,
+            limits or RateLimits({}, Seconds(0.0)),
             condition or Condition(),
-            time.monotonic,
+            lambda: self.clock(),
             lambda count: self.counts.__setitem__(name, count),
         )
         self.made.append(found)
@@ -95,7 +110,7 @@ async def test_each_sees_the_others_load_and_how_many_share(ring: Ring) -> None:
 async def test_what_is_due_at_anothers_comes_nearer_between_two_exchanges() -> None:
     store = MemoryStore()
     now = 10.0
-    replica = Replicas(store, {}, Condition(), lambda: now, lambda _: None)
+    replica = Replicas(store, {}, NO_LIMITS, Condition(), lambda: now, lambda _: None)
     await replica.tick()
     replica.peers = {"a": PeerLoad(1, 1, 100, 0.0, 0.4)}
     assert replica.load("a").due_in == pytest.approx(0.3), "it may have been sent a period ago"
@@ -129,7 +144,7 @@ async def test_a_step_up_is_told_at_once(ring: Ring) -> None:
 async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unknown() -> None:
     condition = Condition()
     store = RedisStore("redis://127.0.0.1:1/0", "c", "one")
-    replica = Replicas(store, {}, condition, time.monotonic, lambda _: None)
+    replica = Replicas(store, {}, NO_LIMITS, condition, time.monotonic, lambda _: None)
     replica.leads, replica.peers = True, {"a": PeerLoad(3)}
     await replica.tick()
     assert replica.leads
@@ -139,10 +154,73 @@ async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unkno
 
 
 async def test_alone_it_leads() -> None:
-    replica = Replicas(MemoryStore(), {}, Condition(), time.monotonic, lambda _: None)
+    replica = Replicas(MemoryStore(), {}, NO_LIMITS, Condition(), time.monotonic, lambda _: None)
     await replica.tick()
     assert replica.leads
     assert replica.count == 1
+
+
+@dataclass
+class Busy:
+    """One client that asks three replicas over real Redis for more than its key may have, for a minute."""
+
+    passed: int = 0
+    most: int = 0  # at a time
+    now: float = 100.0
+
+    async def ask(self, ring: Ring, key: KeyLimits, shares: tuple[int, ...], lasting: float) -> None:
+        ring.clock = lambda: self.now
+        limits = [RateLimits({"k": key}, Seconds(self.now)) for _ in shares]
+        replicas = [ring.replica(name, {}, None, each) for name, each in zip("abc", limits, strict=True)]
+        running: list[tuple[float, RateLimits]] = []
+        for step in range(602):
+            for replica in replicas:
+                await replica.tick()
+            if step < 2:
+                continue  # they have met
+            self.now += 0.1
+            for end, each in [one for one in running if one[0] <= self.now]:
+                each.done("k", 10)
+                running.remove((end, each))
+            for each, share in zip(limits, shares, strict=True):
+                sent = _let_in(each, 30 * share // sum(shares), Seconds(self.now))
+                running += [(self.now + lasting, each)] * sent
+                self.passed += sent
+            self.most = max(self.most, len(running))
+
+
+SHARES = [(1, 1, 1), (1, 0, 0), (8, 1, 1)]
+
+
+@pytest.mark.parametrize("shares", SHARES)
+async def test_three_replicas_keep_a_keys_rpm_together(ring: Ring, shares: tuple[int, ...]) -> None:
+    busy = Busy()
+    await busy.ask(ring, KeyLimits(rpm=6000), shares, 0.3)
+    assert busy.passed == pytest.approx(6000 + 1500, rel=0.05), "a minute's worth, and the burst once"
+
+
+@pytest.mark.parametrize("shares", SHARES)
+async def test_three_replicas_keep_a_keys_tpm_together(ring: Ring, shares: tuple[int, ...]) -> None:
+    busy = Busy()
+    await busy.ask(ring, KeyLimits(tpm=60_000), shares, 0.3)
+    assert busy.passed == pytest.approx(6000 + 1500, rel=0.05), "ten tokens each"
+
+
+@pytest.mark.parametrize("shares", SHARES)
+async def test_three_replicas_keep_a_keys_concurrency_together(ring: Ring, shares: tuple[int, ...]) -> None:
+    busy = Busy()
+    await busy.ask(ring, KeyLimits(concurrency=60), shares, 3.0)
+    assert busy.passed == pytest.approx(60 * 60 / 3.0, rel=0.05), "sixty at a time, three seconds each"
+    assert busy.most <= 60 + 6, "what three let in between two exchanges"
+
+
+def _let_in(limits: RateLimits, asked: int, now: Seconds) -> int:
+    for sent in range(asked):
+        try:
+            limits.take("k", now)
+        except RateLimited:
+            return sent
+    return asked
 
 
 async def _until(condition: Callable[[], bool]) -> None:
