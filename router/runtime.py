@@ -63,13 +63,14 @@ class Runtime:
         self.condition = Condition(reloaded_at=time.time())
         self.keys = build_keys(settings)
         books = {member.law.name: member.law.book for _, _, member in self.fleet.members()}
-        self.replicas = Replicas(self._store(), books, self.condition, time.monotonic, self._share)
+        limits = RateLimits(key_limits(settings), Seconds(time.monotonic()))
+        self.replicas = Replicas(self._store(), books, limits, self.condition, time.monotonic, self._share)
         self.agents = {section.name: self._agent(section) for section in settings.agents}
         accounts = Accounts(self.fleet, self.tally)
         self.gate = FleetGate(
             self.fleet,
             accounts,
-            build_limits(settings, 1.0),
+            limits,
             settings.retry.budget_pct / 100.0,
             random.Random().randrange,
             time.monotonic,
@@ -142,10 +143,9 @@ class Runtime:
         self.replicas.push()
 
     def _share(self, replicas: int) -> None:
-        """Between two exchanges each replica may use its part of the headroom, and of keys' limits."""
+        """Between two exchanges each replica may use its part of the headroom."""
         for model in self.fleet.unique():
             model.steering.share = 1.0 / replicas
-        self.gate.limits = build_limits(self.settings, 1.0 / replicas)
 
     def _begin(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(_forever(name, loop), name=name))
@@ -236,9 +236,8 @@ def power_rules(settings: Power) -> PowerRules:
     )
 
 
-def build_limits(settings: settings_of.Gateway, share: float) -> RateLimits:
-    limits = {key.name: KeyLimits(key.rpm, key.tpm, key.concurrency) for key in settings.auth.keys}
-    return RateLimits(limits, Seconds(time.monotonic()), share)
+def key_limits(settings: settings_of.Gateway) -> dict[str, KeyLimits]:
+    return {key.name: KeyLimits(key.rpm, key.tpm, key.concurrency) for key in settings.auth.keys}
 
 
 def build_keys(settings: settings_of.Gateway) -> Keys:
