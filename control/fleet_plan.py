@@ -2,27 +2,31 @@
 
 Theory of operation (papers §1.4). For every type of request and kind of instance a few *configurations* are
 kept, each with the load one instance carries and the watts it draws then: those that no other beats in both
-(`pareto`). The program picks how many instances run each configuration of each type:
+(`pareto`). The program picks how many instances n run each configuration of each type, and with that how
+many instances of a kind are started (s) and stopped (e):
 
-    minimise   sum watts n
+    minimise   sum watts n + sum (start s + stop e) / epoch
     subject to sum over configurations of a type: load n >= demand of the type
-               sum tp n <= GPUs
+               sum over a kind: n - s + e = running
+               sum tp n <= GPUs,  sum n >= least
                n whole, not negative
 
+`start` is the energy of a start, `stop` that of prefilling again the sessions that a stopped instance held.
 The clock is part of a configuration, not a variable: with about ten per type and tensor parallelism the
-program stays small enough to solve in half a second for 1,000 GPUs. `greedy` needs no solver: it covers
-each type with its cheapest configuration per request and then replaces the last instance by a smaller one;
-it is the fallback and the check. Solving is the caller's business (`scipy.optimize.milp`, in a child
-process): `Program` has its arrays.
+program stays small enough for 1,000 GPUs. `greedy` needs no solver: it covers each type with its cheapest
+configuration per request and then replaces the last instance by a smaller one; where that takes too many
+GPUs, a price per GPU is raised until it does not. It is the first answer, the fallback and the check.
+Solving is the caller's business (`control.fleet_solver`, in a child process).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+PRICES = 40  # steps of the bisection over the price of a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,26 @@ class Configuration:
     watts: float  # of the instance
 
 
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What there is and what changing it costs."""
+
+    gpus: int
+    running: Mapping[str, int] = field(default_factory=dict)  # instances by kind
+    start_joules: Mapping[str, float] = field(default_factory=dict)  # one start of a kind
+    stop_joules: Mapping[str, float] = field(default_factory=dict)  # sessions of one instance prefilled again
+    epoch: float = 300.0  # seconds that a change pays back in
+    least: int = 1  # instances that stay warm
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """minimise cost @ n, lower <= matrix @ n, one row a type and the last for GPUs (negated)."""
+    """minimise cost @ x, lower <= matrix @ x <= upper; x: counts of `columns`, then starts, then stops."""
 
     cost: Floats
     matrix: Floats
     lower: Floats
+    upper: Floats
     columns: tuple[tuple[str, Configuration], ...]
 
 
@@ -59,16 +76,23 @@ class Plan:
     def gpus(self) -> int:
         return sum(c.tp * n for _, c, n in self.counts)
 
+    def by_kind(self) -> dict[str, int]:
+        """Instances of each kind."""
+        kinds: dict[str, int] = {}
+        for _, c, n in self.counts:
+            kinds[c.kind] = kinds.get(c.kind, 0) + n
+        return kinds
+
     def load(self, type_: str) -> float:
         return sum(c.load * n for name, c, n in self.counts if name == type_)
 
 
 def pareto(configurations: Sequence[Configuration]) -> tuple[Configuration, ...]:
-    """Those that no other of the same tp beats in load and watts, lightest first."""
+    """Those that no other of the same kind beats in load and watts, lightest first."""
     kept: list[Configuration] = []
-    for tp in sorted({c.tp for c in configurations}):
+    for kind in sorted({(c.kind, c.tp) for c in configurations}):
         least = float("inf")
-        same = sorted((c for c in configurations if c.tp == tp), key=lambda c: (-c.load, c.watts))
+        same = sorted((c for c in configurations if (c.kind, c.tp) == kind), key=lambda c: (-c.load, c.watts))
         for one in same:
             if one.watts < least:
                 least = one.watts
@@ -77,52 +101,116 @@ def pareto(configurations: Sequence[Configuration]) -> tuple[Configuration, ...]
 
 
 def program(
-    demands: Mapping[str, float], options: Mapping[str, Sequence[Configuration]], gpus: int
+    demands: Mapping[str, float], options: Mapping[str, Sequence[Configuration]], fleet: Fleet
 ) -> Program:
     """The arrays of the program. Types without demand have no columns."""
     types = [name for name, rate in demands.items() if rate > 0.0]
     columns = tuple((name, c) for name in types for c in pareto(options[name]))
-    matrix = np.zeros((len(types) + 1, len(columns)))
+    kinds = sorted({c.kind for _, c in columns} | set(fleet.running))
+    wide = len(columns) + 2 * len(kinds)
+    serve, moves, sums = np.zeros((len(types), wide)), np.zeros((len(kinds), wide)), np.zeros((2, wide))
     for j, (name, c) in enumerate(columns):
-        matrix[types.index(name), j] = c.load
-        matrix[-1, j] = -c.tp
-    lower = np.array([*(demands[name] for name in types), -float(gpus)])
-    return Program(np.array([c.watts for _, c in columns]), matrix, lower, columns)
+        serve[types.index(name), j] = c.load
+        moves[kinds.index(c.kind), j] = 1.0
+        sums[:, j] = c.tp, 1.0
+    for i in range(len(kinds)):
+        moves[i, len(columns) + i], moves[i, len(columns) + len(kinds) + i] = -1.0, 1.0
+    running = [float(fleet.running.get(kind, 0)) for kind in kinds]
+    return Program(
+        np.array([c.watts for _, c in columns] + _move_costs(kinds, fleet)),
+        np.vstack([serve, moves, sums]),
+        np.array([*(demands[name] for name in types), *running, 0.0, float(fleet.least)]),
+        np.array([np.inf] * len(types) + [*running, float(fleet.gpus), np.inf]),
+        columns,
+    )
 
 
-def plan_of(made: Program, counts: Floats) -> Plan:
+def _move_costs(kinds: Sequence[str], fleet: Fleet) -> list[float]:
+    """Watts, over one epoch, of each start and then of each stop."""
+    both = (fleet.start_joules, fleet.stop_joules)
+    return [costs.get(kind, 0.0) / fleet.epoch for costs in both for kind in kinds]
+
+
+def total_watts(plan: Plan, fleet: Fleet) -> float:
+    """What the program minimises: of the instances, and of getting there within an epoch."""
+    have = plan.by_kind()
+    kinds = sorted(set(have) | set(fleet.running))
+    change = [have.get(kind, 0) - fleet.running.get(kind, 0) for kind in kinds]
+    moves = [max(0, n) for n in change] + [max(0, -n) for n in change]
+    return plan.watts + sum(n * cost for n, cost in zip(moves, _move_costs(kinds, fleet), strict=True))
+
+
+def plan_of(made: Program, counts: Sequence[float] | Floats) -> Plan:
     """A solution read back; counts are rounded to whole instances."""
-    whole = np.rint(counts).astype(int)
+    whole = np.rint(counts[: len(made.columns)]).astype(int)
     return Plan(tuple((name, c, int(n)) for (name, c), n in zip(made.columns, whole, strict=True) if n))
 
 
 def greedy(
-    demands: Mapping[str, float], options: Mapping[str, Sequence[Configuration]], gpus: int
+    demands: Mapping[str, float], options: Mapping[str, Sequence[Configuration]], fleet: Fleet
 ) -> Plan | None:
     """Each type by its cheapest configuration per request, the remainder by the cheapest that carries it.
 
-    None if that takes more GPUs than there are.
+    None if that takes more GPUs than there are, however dear a GPU is.
     """
+    plan, fits = _covered(demands, options, fleet.least, 0.0), None
+    if plan is None:
+        return None
+    if plan.gpus <= fleet.gpus:
+        return plan
+    low, high = 0.0, 1e5  # watts that a GPU is taken to cost
+    for _ in range(PRICES):
+        middle = 0.5 * (low + high) if low else 1e-2 * high
+        plan = _covered(demands, options, fleet.least, middle)
+        if plan is not None and plan.gpus <= fleet.gpus:
+            high, fits = middle, plan
+        else:
+            low = middle
+    return fits
+
+
+def _covered(
+    demands: Mapping[str, float],
+    options: Mapping[str, Sequence[Configuration]],
+    least: int,
+    gpu_price: float,
+) -> Plan | None:
     counts: list[tuple[str, Configuration, int]] = []
+
+    def dear(c: Configuration) -> float:
+        return c.watts + gpu_price * c.tp
+
     for name, rate in demands.items():
         if rate <= 0.0:
             continue
         kept = pareto(options[name])
         if not kept:
             return None
-        best = min(kept, key=lambda c: (c.watts / c.load, c.tp))
+        best = min(kept, key=lambda c: (dear(c) / c.load, c.tp))
         whole = int(rate / best.load)
         left = rate - whole * best.load
         if whole:
             counts.append((name, best, whole))
         if left > 1e-9 * rate:
-            counts += _remainder(name, left, best, kept)
-    made = Plan(tuple(counts))
-    return made if made.gpus <= gpus else None
+            carries = (c for c in kept if c.load >= left)
+            counts.append((name, min(carries, key=lambda c: (dear(c), c.tp), default=best), 1))
+    if counts and (missing := least - sum(n for _, _, n in counts)) > 0:
+        name, coldest = min(((name, c) for name, c, _ in counts), key=lambda one: dear(one[1]))
+        counts.append((name, coldest, missing))
+    return Plan(tuple(counts))
 
 
-def _remainder(
-    name: str, left: float, best: Configuration, kept: Sequence[Configuration]
-) -> list[tuple[str, Configuration, int]]:
-    last = min((c for c in kept if c.load >= left), key=lambda c: (c.watts, c.tp), default=best)
-    return [(name, last, 1)]
+def waves(running: Mapping[str, int], wanted: Mapping[str, int], most: int) -> list[dict[str, int]]:
+    """Changes by kind, one wave after the other: starts first, and at most `most` stops at a time.
+
+    A stop waits for the starts that replace it, and no more instances than `most` are down together.
+    """
+    change = {kind: wanted.get(kind, 0) - running.get(kind, 0) for kind in {*running, *wanted}}
+    made = [{kind: n for kind, n in sorted(change.items()) if n > 0}]
+    stops = [kind for kind, n in sorted(change.items()) for _ in range(-n)]
+    for first in range(0, len(stops), most):
+        wave: dict[str, int] = {}
+        for kind in stops[first : first + most]:
+            wave[kind] = wave.get(kind, 0) - 1
+        made.append(wave)
+    return [wave for wave in made if wave]

@@ -12,14 +12,15 @@ seconds, and one at a time. The present count is kept while it saves less than t
 horizon.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+from control.fleet_plan import Configuration
 from control.floor import Demand, cheapest, settle
 from control.state import Limits
-from joulegate.domain import Batch, EngineModel
-from joulegate.units import Joules, Seconds, Watts
+from joulegate.domain import Batch, EngineModel, RequestType
+from joulegate.units import Joules, MegaHertz, Seconds, Watts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,18 @@ class Option:
     watts: float
 
 
-def enough(kind: Kind, demand: Demand, count: int, tpot: Seconds, rules: PlanRules) -> bool:
-    """Whether `count` instances keep the objectives at maximum clock."""
+def enough(
+    kind: Kind,
+    demand: Demand,
+    count: int,
+    tpot: Seconds,
+    rules: PlanRules,
+    clock: MegaHertz | None = None,
+) -> bool:
+    """Whether `count` instances keep the objectives at `clock` (None: maximum)."""
     model, limits = kind.model, kind.limits
     share = replace(demand, rate=demand.rate / count)
-    top = model.clocks[-1]
+    top = clock if clock is not None else model.clocks[-1]
     steady = settle(model, share, top, limits.chunk_budget)
     if steady.in_system == float("inf"):
         return False
@@ -71,16 +79,16 @@ def enough(kind: Kind, demand: Demand, count: int, tpot: Seconds, rules: PlanRul
         return False
     if model.iteration_time(Batch(batch, context), top) > 0.8 * tpot:
         return False
-    return _prompt_share(kind, share, batch, context) <= rules.prompt_share
+    return _prompt_share(kind, share, batch, context, top) <= rules.prompt_share
 
 
-def _prompt_share(kind: Kind, demand: Demand, batch: int, context: float) -> float:
-    """Share of time that iterations with prompts take at maximum clock."""
+def _prompt_share(kind: Kind, demand: Demand, batch: int, context: float, clock: MegaHertz) -> float:
+    """Share of time that iterations with prompts take."""
     tokens, chunk = demand.input_tokens, kind.limits.chunk_budget
     n = int(min(tokens, chunk))
     work = Batch(batch, context, n, 0.5 * n * n)
     iterations = max(1.0, tokens / chunk)
-    return demand.rate * iterations * kind.model.iteration_time(work, kind.model.clocks[-1])
+    return demand.rate * iterations * kind.model.iteration_time(work, clock)
 
 
 def fewest(kind: Kind, demand: Demand, tpot: Seconds, rules: PlanRules) -> int | None:
@@ -120,6 +128,67 @@ def _option(kind: Kind, demand: Demand, count: int, price: float, rules: PlanRul
         clock = cheapest(kind.model, share, kind.limits.chunk_budget, price)
     steady = settle(kind.model, share, clock, kind.limits.chunk_budget)
     return Option(kind, count, count * kind.tp * steady.watts)
+
+
+def configurations(
+    kind: Kind, demand: Demand, tpot: Seconds, rules: PlanRules, clocks: int = 10
+) -> list[Configuration]:
+    """What one instance carries of a load like `demand` at each of so many clocks, and its watts then."""
+    ladder = kind.model.clocks
+    made = []
+    for i in range(clocks):
+        clock = ladder[round(i * (len(ladder) - 1) / max(1, clocks - 1))]
+        rate = _most(kind, demand, tpot, rules, clock)
+        if rate > 0.0:
+            steady = settle(kind.model, replace(demand, rate=rate), clock, kind.limits.chunk_budget)
+            made.append(Configuration(kind.name, kind.tp, rate, kind.tp * steady.watts))
+    return made
+
+
+def _most(kind: Kind, demand: Demand, tpot: Seconds, rules: PlanRules, clock: MegaHertz) -> float:
+    """Requests per second up to which one instance is enough, to 2 %; 0: not even a few."""
+    low, high = 1e-2, 1e3
+    if not enough(kind, replace(demand, rate=low), 1, tpot, rules, clock):
+        return 0.0
+    while high / low > 1.02:
+        middle = (low * high) ** 0.5
+        holds = enough(kind, replace(demand, rate=middle), 1, tpot, rules, clock)
+        low, high = (middle, high) if holds else (low, middle)
+    return low
+
+
+# Pool borders worth comparing: which types share instances.
+BORDERS: Mapping[str, Callable[[RequestType], str]] = {
+    "one": lambda kind: "all",
+    "by input": lambda kind: kind.input.name,
+    "by output": lambda kind: kind.output.name,
+    "nine": lambda kind: kind.name,
+}
+
+
+def grouped(demands: Mapping[RequestType, Demand], border: str) -> dict[str, Demand]:
+    """The load of each pool under those borders: rates added, lengths averaged by request."""
+    pools: dict[str, Demand] = {}
+    for kind, demand in demands.items():
+        name = BORDERS[border](kind)
+        pools[name] = together(pools[name], demand) if name in pools else demand
+    return pools
+
+
+def together(one: Demand, other: Demand) -> Demand:
+    """Both loads on the same instances."""
+    rate = one.rate + other.rate
+    share = one.rate / rate if rate > 0.0 else 0.5
+
+    def mean(a: float, b: float) -> float:
+        return share * a + (1.0 - share) * b
+
+    return Demand(
+        rate,
+        mean(one.input_tokens, other.input_tokens),
+        mean(one.context_tokens, other.context_tokens),
+        mean(one.output_tokens, other.output_tokens),
+    )
 
 
 @dataclass(frozen=True, slots=True)

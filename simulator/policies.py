@@ -92,7 +92,7 @@ def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Loa
     tokens, output = float(learn.input.mean()), float(learn.output.mean())
     demand = Demand(len(learn) / learn.span, tokens, tokens, output)
     rules = PlanRules(full_speed=laws.governor.static_clock is not None)
-    option = best_kind([_kind(costs) for costs in builds], demand, setup.objectives.tpot, 0.0, rules)
+    option = best_kind([kind_of(costs) for costs in builds], demand, setup.objectives.tpot, 0.0, rules)
     if option is None:
         return setup, laws
     costs = next(c for c in builds if c.profile.name == option.kind.name)
@@ -110,7 +110,7 @@ def resharded(terms: Terms, learn: Load) -> Setup:
     gpus, tpot = sum(costs.profile.tp for costs in terms.setup.costs), terms.setup.objectives.tpot
     demand, rules, found = _peak(learn), PlanRules(), [(float("inf"), terms.setup.costs)]
     for costs in terms.builds:
-        kind, count = _kind(costs), gpus // costs.profile.tp
+        kind, count = kind_of(costs), gpus // costs.profile.tp
         if count and enough(kind, demand, count, tpot, rules):
             share, top = replace(demand, rate=demand.rate / count), kind.model.clocks[-1]
             watts = settle(kind.model, share, top, kind.limits.chunk_budget).watts
@@ -138,10 +138,13 @@ def _peak(load: Load) -> Demand:
 
 def _for_peak(terms: Terms, load: Load) -> int:
     rules = PlanRules()
-    return fewest(_kind(terms.setup.costs[0]), _peak(load), terms.setup.objectives.tpot, rules) or rules.most
+    return (
+        fewest(kind_of(terms.setup.costs[0]), _peak(load), terms.setup.objectives.tpot, rules) or rules.most
+    )
 
 
-def _kind(costs: EngineCosts) -> Kind:
+def kind_of(costs: EngineCosts) -> Kind:
+    """What the planner is told about an engine."""
     profile = costs.profile
     start = Seconds(profile.actuation.instance_start_s)
     watts = Watts(profile.power.p_start_w)

@@ -8,8 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.floor import Demand
-from control.planner import Kind, PlanRules, Scale, best_kind, enough, fewest, scale, start_joules
+from control.planner import (
+    Kind,
+    PlanRules,
+    Scale,
+    best_kind,
+    configurations,
+    enough,
+    fewest,
+    grouped,
+    scale,
+    start_joules,
+)
 from control.state import Limits
+from joulegate.domain import RequestType, Size
 from joulegate.engine_profile import parse_profile
 from joulegate.units import Seconds, Watts
 from predictor.physics import PhysicsModel
@@ -81,3 +93,24 @@ def test_fewer_only_after_a_calm_time_and_one_at_a_time() -> None:
 
 def test_starting_costs_what_the_gpus_draw_until_it_serves() -> None:
     assert start_joules(KINDS[4]) == pytest.approx(90.0 * 98.0 * 4)
+
+
+def test_slower_clocks_carry_less_and_every_configuration_is_enough() -> None:
+    made = configurations(KINDS[4], demand(1.0), TPOT, RULES)
+    loads = [one.load for one in made]
+    assert loads == sorted(loads)
+    clock = KINDS[4].model.clocks[-1]
+    assert enough(KINDS[4], demand(made[-1].load), 1, TPOT, RULES, clock)
+    assert not enough(KINDS[4], demand(1.05 * made[-1].load), 1, TPOT, RULES, clock)
+    assert all(one.watts < one.tp * 700.0 for one in made)
+
+
+def test_borders_move_load_between_pools_and_lose_none() -> None:
+    kinds = [RequestType(i, o) for i in Size for o in Size]
+    types = {kind: Demand(1.0 + n, 100.0 * n, 100.0 * n, 50.0) for n, kind in enumerate(kinds)}
+    for border, pools in (("one", 1), ("by input", 3), ("by output", 3), ("nine", 9)):
+        made = grouped(types, border)
+        assert len(made) == pools
+        assert sum(d.rate for d in made.values()) == pytest.approx(45.0)
+        tokens = sum(d.rate * d.input_tokens for d in made.values())
+        assert tokens == pytest.approx(sum(d.rate * d.input_tokens for d in types.values()))
