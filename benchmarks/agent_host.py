@@ -18,7 +18,7 @@ from joulegate.units import MegaHertz, Seconds
 
 CLOCKS = tuple(MegaHertz(clock) for clock in range(210, 1981, 15))
 START_SECONDS = 60.0
-NICE = {"agent": -5, "watchdog": -10}
+NICE = {"agent": -5, "watchdog": -10, "holder": 0}
 
 
 class AgentHost:
@@ -71,6 +71,7 @@ class AgentHost:
             str(self.diary),
         ]
         self.holder = subprocess.Popen([*command, *self.uuids], stderr=self.log)
+        prioritise(self.holder, "holder")
 
     def wait_ready(self) -> None:
         """Until the agent answers and its watchdog has been seen. Raises TimeoutError."""
@@ -145,9 +146,14 @@ class AgentHost:
         process = subprocess.Popen(
             [*words, *options], stderr=log, env=os.environ | given | (environment or {})
         )
-        with contextlib.suppress(PermissionError):  # as the units do, where this user may
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICE[command])
+        prioritise(process, command)
         return process
+
+
+def prioritise(process: subprocess.Popen[bytes], what: str) -> None:
+    """As the units do, where this user may; whatever the priority of this process is."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICE[what])
 
 
 def end(process: subprocess.Popen[bytes] | None, number: int) -> None:
