@@ -56,7 +56,7 @@ class EpochReport:
 
 
 def judge(
-    loads: Sequence[EpochLoad], epoch: Seconds, quantile: float, start: Seconds, warm_epochs: int
+    loads: Sequence[EpochLoad], epoch: Seconds, quantile: float | None, start: Seconds, warm_epochs: int
 ) -> EpochReport | None:
     """Forecast each epoch from those before it. None when there are too few epochs to judge.
 

@@ -11,6 +11,7 @@ A child row is only made once its parent has been seen, so a key that comes once
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import log
 from struct import Struct
 from typing import NamedTuple
@@ -53,7 +54,7 @@ BASE: Estimate = (0.34, 0.33, 0.33, log(150.0), log(600.0), 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table as plain columns, oldest first: what is saved, sent and merged."""
+    """A table as plain columns, oldest first: what is saved."""
 
     keys: list[int]
     values: list[float]  # ROW_FIELDS a key
@@ -95,6 +96,23 @@ class KeyTable:
         elif len(rows) > self.capacity:
             rows.popitem(last=False)
 
+    def newest(self, most: int) -> tuple[list[int], list[bytes]]:
+        """Keys and packed rows that were learned last, oldest first."""
+        items = list(islice(reversed(self._rows.items()), most))
+        items.reverse()
+        return [key for key, _ in items], [row for _, row in items]
+
+    def adopt(self, key: int, row: bytes, times: float) -> bool:
+        """Take a packed row that has seen more than `times` what ours has."""
+        rows = self._rows
+        mine = rows.get(key)
+        if mine is not None and ROW.unpack(row)[WEIGHT] <= times * ROW.unpack(mine)[WEIGHT]:
+            return False
+        rows[key] = row
+        if len(rows) > self.capacity:
+            rows.popitem(last=False)
+        return True
+
     def dump(self) -> Rows:
         return Rows(list(self._rows), [value for row in self._rows.values() for value in ROW.unpack(row)])
 
@@ -105,23 +123,6 @@ class KeyTable:
         for place in range(first, len(rows.keys)):
             at = place * ROW_FIELDS
             self._rows[rows.keys[place]] = ROW.pack(*rows.values[at : at + ROW_FIELDS])
-
-
-def merged(one: Rows, other: Rows) -> Rows:
-    """Two replicas' rows as one: counts add, quantiles are averaged by evidence. Rows only in one stay."""
-    table = {key: one.values[i * ROW_FIELDS : (i + 1) * ROW_FIELDS] for i, key in enumerate(one.keys)}
-    for i, key in enumerate(other.keys):
-        theirs = other.values[i * ROW_FIELDS : (i + 1) * ROW_FIELDS]
-        ours = table.pop(key, None)
-        table[key] = theirs if ours is None else _added(ours, theirs)
-    return Rows(list(table), [value for row in table.values() for value in row])
-
-
-def _added(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    total = ours[WEIGHT] + theirs[WEIGHT]
-    share = ours[WEIGHT] / total if total else 0.5
-    quantiles = [share * a + (1.0 - share) * b for a, b in zip(ours[LOG50:], theirs[LOG50:], strict=True)]
-    return [a + b for a, b in zip(ours[:LOG50], theirs[:LOG50], strict=True)] + quantiles
 
 
 def estimates(

@@ -106,6 +106,8 @@ class HistoryPredictor:
             tokens = max(tokens, int(exp(self._quantiles(thought)[0]) - 1.0))
         log_tokens = log(tokens + 1.0)
         self.learn(thought, int(self.cuts.output_size(tokens)), log_tokens)
+        if thought.state is self.models.get(query.model):
+            self.models.move_to_end(query.model)
         turn = query.turn or query.parent
         if turn:
             self.turns[turn] = int(log_tokens * 2.885)
@@ -160,16 +162,21 @@ class HistoryPredictor:
     def state_of(self, model: str) -> ModelState:
         state = self.models.get(model)
         if state is None:
-            state = self.models[model] = self.fresh(model)
-            if len(self.models) > MODELS:
-                self.models.popitem(last=False)
+            state = self.enter(model, self.fresh(model))
+        return state
+
+    def enter(self, model: str, state: ModelState) -> ModelState:
+        """Believe this about a model."""
+        self.models[model] = state
+        if len(self.models) > MODELS:
+            self.models.popitem(last=False)
         return state
 
     def fresh(self, model: str) -> ModelState:
         """What is believed about a model never seen."""
         experts, quantiles = len(self.voices), len(self.quantile_voices)
         return ModelState(
-            join(crc32(model.encode())),
+            root_of(model, 0),
             [[START_WEIGHT / experts] * experts for _ in range(4)],
             [0.0, 0.0, 0.0],
             QuantilePool(quantiles, 0.5),
@@ -209,6 +216,14 @@ class HistoryPredictor:
             middle += low * log50
             high += up * log90
         return middle, high
+
+
+def root_of(model: str, swaps: int) -> int:
+    """What every key of a model is made from; another after each swap. The same in every process."""
+    root = join(crc32(model.encode()))
+    for _ in range(swaps):
+        root = join(root, 1)
+    return root
 
 
 def capped(cuts: Cuts, q50: float, q90: float, classes: Classes, cap: int | None) -> LengthPrediction:

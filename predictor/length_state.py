@@ -1,4 +1,4 @@
-"""Pure: a length predictor as plain arrays and back: what is saved, sent to another replica, and merged.
+"""Pure: a length predictor as plain arrays and back: what is saved.
 
 Arrays: `row_keys` (int64), `row_values` (float32, (n, 6) as predictor.history); per model the `m<i>_...`.
 JSON: `models`, a list of the scalars of ModelState. The prior: `ngrams`, `tree_*`, `start_*`.
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.experts_rls import LeastSquares
-from predictor.history import Rows, merged
+from predictor.history import Rows
 from predictor.length import HistoryPredictor, ModelState
 from predictor.length_prior import TextPrior, Trees
 from predictor.length_text import Start
@@ -105,35 +105,6 @@ def _model(state: ModelState, place: int, scalars: Mapping[str, object], arrays:
     return state
 
 
-def merged_states(
-    one: tuple[list[dict[str, object]], Arrays], other: tuple[list[dict[str, object]], Arrays]
-) -> tuple[list[dict[str, object]], dict[str, Array]]:
-    """What two replicas learned, as one: rows are added; of a model both know, the line, the weights and
-    the offset are those of the replica that saw more of it (a swap noticed counts more than any traffic).
-
-    Merging the same state twice counts its rows twice.
-    """
-    rows = merged(_rows(one[1]), _rows(other[1]))
-    arrays: dict[str, Array] = {
-        "row_keys": np.array(rows.keys, np.int64),
-        "row_values": np.array(rows.values, np.float32),
-    }
-    best: dict[str, tuple[dict[str, object], Arrays, int]] = {}
-    for models, held in (one, other):
-        for place, scalars in enumerate(models):
-            known = best.get(str(scalars["name"]))
-            if known is None or _rank(scalars) > _rank(known[0]):
-                best[str(scalars["name"])] = (scalars, held, place)
-    for place, (_, held, at) in enumerate(best.values()):
-        prefix = f"m{at}_"
-        arrays.update({f"m{place}_{k[len(prefix) :]}": v for k, v in held.items() if k.startswith(prefix)})
-    return [scalars for scalars, _, _ in best.values()], arrays
-
-
 def _rows(arrays: Arrays) -> Rows:
     values = np.asarray(arrays["row_values"], np.float32)
     return Rows(arrays["row_keys"].tolist(), values.ravel().tolist())
-
-
-def _rank(scalars: Mapping[str, object]) -> tuple[int, int]:
-    return int(str(scalars["swaps"])), int(str(scalars["seen"]))

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 Traces = Annotated[list[Path] | None, typer.Option("--trace", help="Arrivals (CSV, .gz); may be repeated.")]
 Warm = Annotated[Path | None, typer.Option(help="An earlier trace to start from; it is learned, not judged.")]
 Epochs = Annotated[list[float] | None, typer.Option("--epoch", help="Seconds; default: 60, 300 and 1800.")]
-Quantile = Annotated[float, typer.Option(help="Share of peaks that should lie below the forecast.")]
+Quantile = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of peaks that should lie below the forecast; default: as much missed as wasted."
+    ),
+]
 Synthetic = Annotated[int, typer.Option(help="Instead of a trace: this many weeks, a surprise in the last.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -23,7 +28,7 @@ def evaluate(
     trace: Traces = None,
     warm: Warm = None,
     epoch: Epochs = None,
-    quantile: Quantile = 0.5,
+    quantile: Quantile = None,
     synthetic: Synthetic = 0,
     json: AsJson = False,
 ) -> None:
@@ -32,7 +37,7 @@ def evaluate(
 
     if bool(trace) == bool(synthetic):
         raise UserError("give --trace or --synthetic", "joulegate evaluate load --trace TRACE.csv")
-    if not 0.0 < quantile < 1.0:
+    if quantile is not None and not 0.0 < quantile < 1.0:
         raise UserError(f"--quantile {quantile}", "between 0 and 1")
     reports = judged(trace or [], warm, epoch or [60.0, 300.0, 1800.0], quantile, synthetic)
     if json:

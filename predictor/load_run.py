@@ -18,7 +18,7 @@ SEED = 7
 
 
 def judged(
-    traces: Sequence[Path], warm: Path | None, epochs: Sequence[float], quantile: float, synthetic: int
+    traces: Sequence[Path], warm: Path | None, epochs: Sequence[float], quantile: float | None, synthetic: int
 ) -> list[TraceReport]:
     """A report a trace; `epochs` are lengths in seconds."""
     if synthetic:
@@ -43,7 +43,7 @@ def _weeks(path: Path) -> Weeks:
 
 
 def _judged(
-    weeks: Weeks, earlier: Weeks | None, epoch: Seconds, quantile: float, synthetic: int
+    weeks: Weeks, earlier: Weeks | None, epoch: Seconds, quantile: float | None, synthetic: int
 ) -> EpochReport | None:
     loads = _observed(weeks, epoch)
     warm = len(loads) * (synthetic - 1) // synthetic if synthetic else len(loads) // WARM_SHARE

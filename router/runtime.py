@@ -32,6 +32,7 @@ from router.gate import FleetGate
 from router.http_client import ControlClient
 from router.keys import KeyEntry, Keys, digest
 from router.learned import save_predictor
+from router.learned_share import LearnedShare
 from router.observe import Condition, GatewayCollector
 from router.poll_client import control_client
 from router.pools import Member
@@ -64,7 +65,10 @@ class Runtime:
         self.keys = build_keys(settings)
         books = {member.law.name: member.law.book for _, _, member in self.fleet.members()}
         limits = RateLimits(key_limits(settings), Seconds(time.monotonic()))
-        self.replicas = Replicas(self._store(), books, limits, self.condition, time.monotonic, self._share)
+        store = self._store()
+        self.replicas = Replicas(store, books, limits, self.condition, time.monotonic, self._share)
+        predictor = next(self.fleet.unique()).predictor  # one serves every model
+        self._learned = LearnedShare(store, predictor, random.Random().random)
         self.agents = {section.name: self._agent(section) for section in settings.agents}
         accounts = Accounts(self.fleet, self.tally)
         self.gate = FleetGate(
@@ -116,6 +120,8 @@ class Runtime:
         probers = [self._prober(member) for _, _, member in self.fleet.members()]
         interval = self.settings.health.interval_s
         self._begin("replicas", self.replicas.run)
+        if self.settings.store.redis_url is not None:
+            self._begin("learned", self._learned.run)
         for index, prober in enumerate(probers):
             self._begin("prober", partial(prober.run, interval, interval * index / len(probers)))
         for node in self.nodes.values():

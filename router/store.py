@@ -12,6 +12,7 @@ from redis import asyncio as redis
 from redis.exceptions import RedisError
 
 LEADER_TTL_MS = 1500
+TOLD_TTL_MS = 600_000
 REPLICA_TTL_MS = 1000
 TIMEOUT = 0.25  # seconds; no call of a request waits for Redis, but the loop that does must not hang
 
@@ -48,6 +49,14 @@ class Store(Protocol):
 
     async def resign(self) -> None: ...
 
+    async def tell(self, learned: bytes) -> None:
+        """Leave what this replica has learned for the others, for ten minutes."""
+        ...
+
+    async def told(self) -> bytes | None:
+        """What another living replica left, each in turn; None where there is nothing."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -66,6 +75,12 @@ class MemoryStore:
     async def resign(self) -> None:
         return None
 
+    async def tell(self, learned: bytes) -> None:
+        return None
+
+    async def told(self) -> bytes | None:
+        return None
+
     async def close(self) -> None:
         return None
 
@@ -79,6 +94,7 @@ class RedisStore:
         )
         self._prefix = f"joulegate:{cluster}:"
         self._replica = replica
+        self._turn = 0  # of the replicas that are asked what they have learned
         self._lead = self._redis.register_script(LEAD)
         self._resign = self._redis.register_script(RESIGN)
 
@@ -93,9 +109,7 @@ class RedisStore:
 
     async def peers(self) -> Mapping[str, bytes]:
         try:
-            names = await self._redis.zrange(f"{self._prefix}replicas", 0, 63)
-            others = [str(name, "utf-8") for name in names if isinstance(name, bytes)]
-            others = [name for name in others if name != self._replica]
+            others = await self._others()
             if not others:
                 return {}
             loads = await self._redis.mget([f"{self._prefix}load:{name}" for name in others])
@@ -105,6 +119,28 @@ class RedisStore:
         except RedisError as error:
             raise StoreDown(f"peers: {error}") from error
         return {name: load for name, load in zip(others, loads, strict=True) if isinstance(load, bytes)}
+
+    async def tell(self, learned: bytes) -> None:
+        try:
+            await self._redis.set(f"{self._prefix}learned:{self._replica}", learned, px=TOLD_TTL_MS)
+        except RedisError as error:
+            raise StoreDown(f"tell: {error}") from error
+
+    async def told(self) -> bytes | None:
+        self._turn += 1
+        try:
+            others = await self._others()
+            if not others:
+                return None
+            found = await self._redis.get(f"{self._prefix}learned:{others[self._turn % len(others)]}")
+        except RedisError as error:
+            raise StoreDown(f"told: {error}") from error
+        return found if isinstance(found, bytes) else None
+
+    async def _others(self) -> list[str]:
+        names = await self._redis.zrange(f"{self._prefix}replicas", 0, 63)
+        others = [str(name, "utf-8") for name in names if isinstance(name, bytes)]
+        return [name for name in others if name != self._replica]
 
     async def lead(self) -> bool:
         try:

@@ -66,6 +66,18 @@ def test_a_higher_quantile_leaves_fewer_peaks_above() -> None:
     assert above(0.9) == pytest.approx(0.1, abs=0.05)
 
 
+def test_without_a_quantile_less_is_missed_and_less_wasted_than_by_the_last_peak() -> None:
+    peaks = np.random.default_rng(6).gamma(4.0, 1.0, (200, *SHAPE))
+    model = LoadForecast(HOUR, None)
+    forecasts = []
+    for epoch, peak in enumerate(peaks):
+        forecasts.append(model.forecast(Seconds(epoch * HOUR)))
+        model.observe(Seconds(epoch * HOUR), EpochLoad(peak * 0.7, peak, peak * 0.7))
+    ours, last = misses(np.array(forecasts[20:]), peaks[20:]), misses(peaks[19:-1], peaks[20:])
+    assert ours.under_forecast_pct < 0.9 * last.under_forecast_pct
+    assert ours.over_provision_pct < 0.9 * last.over_provision_pct
+
+
 def test_silence_is_forecast_as_silence() -> None:
     model = LoadForecast(HOUR, 0.5)
     for epoch in range(30):
@@ -100,7 +112,7 @@ def test_a_week_with_a_surprise_is_forecast_better_than_by_the_plain_ones() -> N
     ones: Floats = np.ones(len(weeks.arrivals))
     types = np.where(weeks.tokens_out >= 350, 8, 0)
     loads = observed(weeks.arrivals, ones, weeks.tokens_out.astype(float), types, Seconds(1800.0), 10)
-    report = judge(loads, Seconds(1800.0), 0.5, Seconds(0.0), round(2 * WEEK / 1800))
+    report = judge(loads, Seconds(1800.0), None, Seconds(0.0), round(2 * WEEK / 1800))
     assert report is not None
     for plain in report.baselines.values():
         assert report.under_forecast_pct < plain.under_forecast_pct

@@ -17,7 +17,7 @@ from joulegate.errors import UserError
 from predictor.artifact import Artifact, load, save
 from predictor.length_data import read_prompts
 from predictor.length_evaluate import Judged, StreamName, report
-from predictor.length_state import merged_states, restore, state_arrays
+from predictor.length_state import restore, state_arrays
 from predictor.length_store import SCHEMA, factory, save_learned
 from predictor.length_text import TextPredictor
 
@@ -115,21 +115,6 @@ def test_what_was_learned_is_restored_exactly(prompts: Path, model: Path) -> Non
         ours, theirs = first.predict(row.sample.query), second.predict(row.sample.query)
         assert ours.classes == pytest.approx(theirs.classes, abs=1e-4)
         assert ours.q90 == pytest.approx(theirs.q90, rel=1e-3)
-
-
-def test_two_replicas_learn_more_than_one(prompts: Path, model: Path) -> None:
-    make = factory(Cuts(), None, use_prior=True)
-    first, second, both = make(), make(), make()
-    rows = read_prompts([prompts])
-    for place, row in enumerate(rows):
-        learner = second if place % 2 else first
-        learner.observe(row.sample.query, learner.predict(row.sample.query), row.sample.output_tokens)
-    restore(both, *merged_states(state_arrays(first), state_arrays(second)))
-    known = set(first.table.dump().keys) | set(second.table.dump().keys)
-    assert set(both.table.dump().keys) == known
-    assert set(both.models) == {"made/a", "made/b"}
-    essay = rows[0].sample.query
-    assert both.predict(essay).q50 == pytest.approx(first.predict(essay).q50, rel=0.5)
 
 
 def test_what_a_gateway_learned_can_be_its_next_start(prompts: Path, tmp_path: Path) -> None:

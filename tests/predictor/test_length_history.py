@@ -4,11 +4,11 @@ import random
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery, Size
-from predictor.history import KeyTable, Rows, merged
+from predictor.history import KeyTable
 from predictor.length import HistoryPredictor, chosen_size
 
 CUTS = Cuts()
@@ -165,23 +165,6 @@ def test_the_table_forgets_the_key_learned_longest_ago() -> None:
     for key in (1, 2, 1, 3):
         table.learn(key, base, 0, 4.0, 0.99)
     assert [table.get(key) is not None for key in (1, 2, 3)] == [True, False, True]
-
-
-@settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2)), max_size=60), st.integers(0, 60))
-def test_merging_two_halves_keeps_every_count(observed: list[tuple[int, int]], split: int) -> None:
-    base = (1 / 3, 1 / 3, 1 / 3, 5.0, 6.0, 0.0)
-
-    def rows(part: list[tuple[int, int]]) -> Rows:
-        table = KeyTable(100)
-        for key, size in part:
-            table.learn(key, base, size, 4.0, 1.0)
-        return table.dump()
-
-    both = merged(rows(observed[:split]), rows(observed[split:]))
-    whole = rows(observed)
-    counts = {key: both.values[i * 6 : i * 6 + 4] for i, key in enumerate(both.keys)}
-    assert counts == {key: whole.values[i * 6 : i * 6 + 4] for i, key in enumerate(whole.keys)}
 
 
 def test_rows_survive_being_saved_and_a_smaller_table_keeps_the_newest() -> None:
