@@ -265,6 +265,7 @@ class Steering:
             return
         if steered.twin is None:
             steered.twin = Twin(instance.model, instance.limits.chunk_budget, instance.slots)
+        steered.twin.model = instance.model  # it may have been learned anew
         for flight in book.ended:
             heappush(steered.unordered, (flight.arrived, id(flight), flight))
         book.ended.clear()

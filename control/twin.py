@@ -38,7 +38,7 @@ class Twin:
     """Feed with `add` in order of arrival; what has ended by then comes out."""
 
     def __init__(self, model: EngineModel, chunk: int, slots: int) -> None:
-        self._model = model
+        self.model = model  # whoever has a newer one of the same engine puts it here
         self._clock = model.clocks[-1]
         self._chunk = chunk
         self._slots = slots
@@ -84,7 +84,7 @@ class Twin:
                 break
             first.append(self._prompts.popleft().flight)
         batch = Batch(len(self._decoding), self._context, tokens, attention)
-        self._time += self._model.iteration_time(batch, self._clock)
+        self._time += self.model.iteration_time(batch, self._clock)
         self._count(1)
         for flight in first:
             self._begin(flight)
@@ -94,7 +94,7 @@ class Twin:
         batch = len(self._decoding)
         steps = max(1, self._decoding[0][0] - self._step)
         load = Batch(batch, self._context + 0.5 * batch * steps)
-        step_time = self._model.iteration_time(load, self._clock)
+        step_time = self.model.iteration_time(load, self._clock)
         steps = max(1, min(steps, ceil((until - self._time) / step_time)))
         self._time += steps * step_time
         self._count(steps)

@@ -27,7 +27,7 @@ def profiled(tmp_path: Path) -> Iterator[LoneSite]:
 
 @pytest.fixture
 def unprofiled(tmp_path: Path) -> Iterator[LoneSite]:
-    site = LoneSite(tmp_path, 25.0, profiled=False)
+    site = LoneSite(tmp_path, 30.0, profiled=False)
     yield site
     site.close()
 
@@ -73,7 +73,7 @@ def test_an_engine_nobody_profiled_starts_at_default_clocks_and_is_slowed_as_it_
         learned = eventually(lambda: site.instance()["model"] == "learned", 120.0)
         clocks = [TOP]
         end = time.monotonic() + 120.0
-        while clocks[-1] > 0.85 * TOP or len(site.ended()) < 200:
+        while min(clocks) > 0.95 * TOP or len(site.ended()) < 150:
             assert time.monotonic() < end, f"explored {clocks}"
             target = site.instance()["target_mhz"] or TOP
             if target != clocks[-1]:
@@ -86,4 +86,4 @@ def test_an_engine_nobody_profiled_starts_at_default_clocks_and_is_slowed_as_it_
     )
     first = [r for r in records if r["clock_mhz"] in (None, TOP)]
     assert first, "it began at default clocks"
-    assert all(r["reason"] for r in records)
+    assert site.attainment(records) > 0.8, "explored inside its slack"
