@@ -14,7 +14,7 @@ from typing import cast
 import httptools
 
 from router.errors import UpstreamDown, UpstreamError, UpstreamGarbled
-from router.head import NOT_RELAYED, Header, nominations, reply_head
+from router.head import NOT_RELAYED, Header, Outline, nominations, outline, reply_head
 from router.limits import UpstreamLimits
 from router.ports import Sink
 
@@ -46,7 +46,9 @@ class Connection(asyncio.Protocol):
         self.head = reply_head(())  # of the last answer, and what it was made of
         self._chunked = False
         self._same_fields: list[Header] = []
+        self._same_status = 0
         self._length_field = b""
+        self._outline: Outline | None = None  # of the last answer, if it came in one read
         self._reset(head_only=False)
         self._complete = True
 
@@ -195,22 +197,18 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self.close()  # a byte nobody asked for
             return
+        if not self._answered and self._take_alike(data):
+            return
         self._answered = True
         head_was_done = self._head_done
         self.deadline = time.monotonic() + self.limits.silence
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._clean = False
-            if not self._complete:
-                cause = error.__context__
-                known = isinstance(cause, UpstreamGarbled)
-                self.fail(cause if known else UpstreamGarbled(f"invalid HTTP from the instance: {error}"))  # type: ignore[arg-type]
+            if self._garbled(error):
                 return
         if not self._head_done:
-            self._fed += len(data)
-            if self._fed > self.limits.header_bytes:
-                self.fail(UpstreamGarbled("the instance's answer has too large a head"))
+            self._more_head(len(data))
             return
         pieces = self._pieces
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -221,11 +219,49 @@ class Connection(asyncio.Protocol):
             else:
                 self._hold(body)
         if self._complete:
-            self._clean = self._clean and self._ends_exactly(data, len(body), head_was_done)
-            self.deadline = NEVER
-            self._wake()
+            self._ended(data, len(body), head_was_done)
         elif not head_was_done and not self._awaits_body:
             self._wake()
+
+    def _more_head(self, size: int) -> None:
+        self._fed += size
+        if self._fed > self.limits.header_bytes:
+            self.fail(UpstreamGarbled("the instance's answer has too large a head"))
+
+    def _garbled(self, error: Exception) -> bool:
+        """What came is no HTTP. False: it came after the end of the answer, which stands."""
+        self._clean = False
+        if self._complete:
+            return False
+        cause = error.__context__
+        known = cause if isinstance(cause, UpstreamGarbled) else None
+        self.fail(known or UpstreamGarbled(f"invalid HTTP from the instance: {error}"))
+        return True
+
+    def _ended(self, data: bytes, body: int, head_was_done: bool) -> None:
+        """`data` was the last read of an answer, with the last `body` bytes of it."""
+        self._clean = self._clean and self._ends_exactly(data, body, head_was_done)
+        self.deadline = NEVER
+        whole = not head_was_done and not self._fed and not self._informational
+        sure = self._clean and whole and body and self.length is not None
+        self._outline = outline(data, body) if sure else None
+        self._wake()
+
+    def _take_alike(self, data: bytes) -> bool:
+        """Take an answer that came whole, with the head of the last one but for its length.
+
+        What was found out about that head is true of this one: the parser need not read it again.
+        """
+        last = self._outline
+        body = last.body_of(data) if last is not None and not self._head_only else b""
+        if not body:
+            return False
+        self._answered = self._head_done = self._complete = True
+        self.status = self._same_status
+        self.length = len(body)
+        self.deadline = NEVER
+        self._hold(body)
+        return True
 
     def _hold(self, body: bytes) -> None:
         self._held.append(body)
@@ -284,7 +320,7 @@ class Connection(asyncio.Protocol):
             if lengths > 1 or self._chunked or not self._length_field.isdigit():
                 raise UpstreamGarbled("the length of the instance's answer is ambiguous")
             self.length = int(self._length_field)
-        self.status = status
+        self.status = self._same_status = status
         self._head_done = True
         if self._head_only:
             # the parser now expects a body that will not come: this connection serves no other request

@@ -13,7 +13,6 @@ import asyncio
 from enum import Enum
 from functools import partial
 from typing import Any, cast
-from urllib.parse import unquote
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -23,8 +22,17 @@ from uvicorn.server import ServerState
 
 from router.client import EXTENSION, ClientExchange
 from router.errors import BadRequest, ClientTimeout, GatewayError, HeadTooLarge
-from router.head import NO_HEAD, RequestHead, check_request_head, check_target, status_line
+from router.head import (
+    NO_HEAD,
+    Outline,
+    RequestHead,
+    check_request_head,
+    check_target,
+    outline,
+    status_line,
+)
 from router.limits import EdgeLimits
+from router.target import Target, target_of
 
 LINGER = 1.0  # seconds in which a refused client may still read why
 AHEAD = 64 * 1024  # bytes kept back from a client that does not wait for its answer
@@ -70,6 +78,8 @@ class Guard(HttpToolsProtocol):
         self.now = 0.0  # of the read that is being parsed
         self.length: bytes | None = None  # Content-Length of the head that is being parsed
         self.head = NO_HEAD  # of the request before
+        self.target = Target(b"", b"", "")  # of that request
+        self.outline: Outline | None = None  # of that request, if it came in one read
         self.ahead = bytearray()
 
     # transport's side
@@ -95,7 +105,10 @@ class Guard(HttpToolsProtocol):
             return
         self.now = self.loop.time()
         before = self.reading
-        if before is Reading.IDLE:
+        fresh = before is Reading.IDLE
+        if fresh:
+            if self.outline is not None and self._take_alike(data, self.outline):
+                return
             self.reading = before = Reading.HEAD
             self.since = self.now
             self.received = 0
@@ -109,9 +122,38 @@ class Guard(HttpToolsProtocol):
             self.refuse(cause if known else BadRequest(f"invalid HTTP request: {error}"))  # type: ignore[arg-type]
         else:
             if self.reading is before is Reading.HEAD:
-                self.received += len(data)
-                if self.received > self.limits.header_bytes:
-                    self.refuse(HeadTooLarge("the request head is too large"))
+                self._more_head(len(data))
+            elif fresh and self.reading is Reading.DONE:
+                self._remember(data)
+
+    def _more_head(self, size: int) -> None:
+        self.received += size
+        if self.received > self.limits.header_bytes:
+            self.refuse(HeadTooLarge("the request head is too large"))
+
+    def _remember(self, data: bytes) -> None:
+        """If `data` was one whole request, the next one with this head need not be read by the parser."""
+        cycle, size = self.cycle, len(self.cycle.body)
+        alone = cycle is self.active and not self.pipeline
+        if alone and cycle.keep_alive and not self.head.expects and cycle.length == b"%d" % size:
+            self.outline = outline(data, size)
+
+    def _take_alike(self, data: bytes, last: Outline) -> bool:
+        """Take a request that came whole, with the head of the last one but for its length.
+
+        What was found out about that head is true of this one.
+        """
+        body = last.body_of(data)
+        if not body or len(body) > AHEAD:
+            return False
+        self.length = b"%d" % len(body)
+        self._begin(self.head, self.target, keep_alive=True)
+        cycle = self.cycle
+        cycle.body += body
+        cycle.more_body = False
+        self.received = len(body)
+        self.reading = Reading.DONE
+        return True
 
     def _keep_back(self, data: bytes) -> None:
         self.ahead += data
@@ -158,6 +200,7 @@ class Guard(HttpToolsProtocol):
         headers = self.headers
         self.headers = []  # trailers end here: nobody asked for them, and they must not pass for headers
         head = self.head
+        self.outline = None
         if head.headers != headers or head.method != method or head.version != version:
             fields = check_request_head(method, version, headers, self.limits.header_bytes)
             head = self.head = RequestHead(method, version, headers, fields)
@@ -165,27 +208,31 @@ class Guard(HttpToolsProtocol):
             check_target(self.url, head.fields.get(b"host"))
         if parser.should_upgrade():
             raise BadRequest("Upgrade is not supported")
+        if self.length is not None and b"transfer-encoding" in head.fields:
+            raise BadRequest("the length of the body is ambiguous")
+        self.target = target_of(self.url)
+        self._begin(head, self.target, version == "1.1" and parser.should_keep_alive())
+
+    def _begin(self, head: RequestHead, target: Target, keep_alive: bool) -> None:
+        """A request whose head is sound: it is answered now, or after the one that is."""
+        headers = head.headers
         if self.length is not None:
-            if b"transfer-encoding" in head.fields:
-                raise BadRequest("the length of the body is ambiguous")
             headers = [*headers, (b"content-length", self.length)]
-        raw_path, query = split_target(self.url)
         scope: Any = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": version,
+            "http_version": head.version,
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme,
             "root_path": self.root_path,
             "headers": headers,
             "state": self.app_state.copy(),
-            "method": method,
-            "raw_path": raw_path,
-            "path": decoded(raw_path),
-            "query_string": query,
+            "method": head.method,
+            "raw_path": target.raw_path,
+            "path": target.path,
+            "query_string": target.query,
         }
-        keep_alive = version == "1.1" and parser.should_keep_alive()
         cycle = ClientExchange(self, scope, head, self.length, keep_alive)
         scope["extensions"] = {EXTENSION: cycle}
         self.cycle = cycle
@@ -345,18 +392,3 @@ class Warden:
                     connection.expire(what)
         if connections:
             self._arm(connections, loop)
-
-
-def split_target(target: bytes) -> tuple[bytes, bytes]:
-    """Path and query of a request target that has been checked."""
-    if target[:1] != b"/":
-        url = httptools.parse_url(target)
-        return url.path or b"/", url.query or b""
-    path, _, query = target.partition(b"?")
-    return path, query
-
-
-def decoded(raw_path: bytes) -> str:
-    """The path as ASGI wants it."""
-    path = raw_path.decode("ascii")
-    return unquote(path) if "%" in path else path

@@ -47,6 +47,9 @@ ENERGY = b"x-joulegate-energy"
 TRUE_LENGTH = b"x-joulegate-true-output-tokens"
 NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
+MAX_DIGITS = 12  # of a Content-Length that is not looked at twice
+LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length: *(\d{1,12})(?=\r\n)")
+
 SEGMENT = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~:@!$&'()*+,=-]+"
 PATH = re.compile(rf"/v1(?:{SEGMENT})+/?")
 COMMON = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -91,6 +94,36 @@ class RequestHead:
 
 
 NO_HEAD = RequestHead("", "", (), {})
+
+
+@dataclass(slots=True)  # not frozen: one for every message whose head is new
+class Outline:
+    """The bytes of a head around the digits of its Content-Length."""
+
+    before: bytes
+    after: bytes  # from the end of that line to the end of the head
+
+    def body_of(self, data: bytes) -> bytes:
+        """The body of a whole message with this head but for the length; b"": `data` is not that."""
+        if not data.startswith(self.before):
+            return b""
+        first = len(self.before)
+        end = data.find(b"\r", first, first + MAX_DIGITS + 1)
+        digits = data[first:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(self.after, end):
+            return b""
+        start = end + len(self.after)
+        return data[start:] if len(data) - start == int(digits) else b""
+
+
+def outline(data: bytes, body: int) -> Outline | None:
+    """Of a sound message of `body` bytes that came in one read; None: where its length stands is unclear."""
+    head = data[: len(data) - body]
+    found = LENGTH_LINE.findall(head)
+    if len(found) != 1 or not head.endswith(b"\r\n\r\n"):
+        return None
+    match = LENGTH_LINE.search(head)
+    return Outline(head[: match.start(1)], head[match.end(1) :]) if match else None
 
 
 @dataclass(frozen=True, slots=True)

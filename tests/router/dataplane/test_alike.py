@@ -1,0 +1,162 @@
+"""A message whose head is that of the one before is not parsed again: what comes out is the same."""
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from router.connection import Connection
+from router.errors import UpstreamError
+from router.guard import Guard, Warden
+from router.head import outline
+from router.limits import EdgeLimits, UpstreamLimits
+from tests.fakes.recorder import Recorder
+
+HEAD = b"POST /v1/x?y=z HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nX-Y: %b\r\n\r\n%b"
+REPLY = b"HTTP/1.1 200 OK\r\ndate: %b\r\ncontent-length: %d\r\nvary: Origin\r\n\r\n%b"
+BITS = [
+    b"\r\n",
+    b" ",
+    b"0",
+    b"9",
+    b"\r\nContent-Length: 3",
+    b"Transfer-Encoding: chunked\r\n",
+    b"\r\n\r\n",
+    b"-",
+]
+
+
+class CarefulGuard(Guard):
+    """Has its parser read every request."""
+
+    def _remember(self, data: bytes) -> None:
+        self.outline = None
+
+
+class CarefulConnection(Connection):
+    """Has its parser read every answer."""
+
+    def _take_alike(self, data: bytes) -> bool:
+        return False
+
+
+@st.composite
+def traffic(draw: st.DrawFn, form: str) -> list[bytes]:
+    """Messages that are mostly alike, one of them mangled, read by read."""
+    messages = []
+    for _ in range(draw(st.integers(2, 4))):
+        word = draw(st.sampled_from([b"one", b"two"]))
+        body = b"x" * draw(st.sampled_from([0, 1, 9, 10, 11, 300]))
+        values = (len(body), word, body) if form == "request" else (word, len(body), body)
+        messages.append((HEAD if form == "request" else REPLY) % values)
+    if draw(st.booleans()):
+        which = draw(st.integers(0, len(messages) - 1))
+        message = messages[which]
+        at, size = draw(st.integers(0, len(message))), draw(st.integers(0, 3))
+        messages[which] = message[:at] + draw(st.sampled_from([b"", *BITS])) + message[at + size :]
+    reads = []
+    for message in messages:
+        cut = draw(st.sampled_from([0, 0, 0, draw(st.integers(0, len(message)))]))
+        reads += [message[:cut], message[cut:]] if cut else [message]
+    if draw(st.booleans()) and len(reads) > 1:
+        joined = draw(st.integers(0, len(reads) - 2))
+        reads[joined : joined + 2] = [reads[joined] + reads[joined + 1]]
+    return [read for read in reads if read]
+
+
+async def served(kind: type[Guard], reads: list[bytes]) -> tuple[bytes, list[object]]:
+    """What the client got, and what the app was asked."""
+    asked: list[object] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            event = await receive()
+            if event["type"] != "http.request":
+                return
+            body, more = body + event["body"], event["more_body"]
+        asked.append((scope["method"], scope["raw_path"], scope["query_string"], scope["headers"], body))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
+    config.load()
+    limits = EdgeLimits()
+    guard = kind(config, ServerState(), {}, limits=limits, warden=Warden(limits))
+    transport = Recorder()
+    guard.connection_made(transport)
+    for read in reads:
+        if transport.ended:
+            break
+        guard.data_received(read)
+        for _ in range(6):
+            await asyncio.sleep(0)
+    written = transport.written
+    guard.connection_lost(None)
+    while guard.tasks:  # noqa: ASYNC110 - uvicorn tells nobody when a task ends
+        await asyncio.sleep(0)
+    return written, asked
+
+
+@settings(max_examples=400, deadline=None)
+@given(traffic("request"))
+async def test_the_app_is_asked_the_same(reads: list[bytes]) -> None:
+    assert await served(Guard, reads) == await served(CarefulGuard, reads)
+
+
+async def answers(kind: type[Connection], reads: list[bytes]) -> list[object]:
+    """Of one connection that is asked again and again: what each answer said, until one goes wrong."""
+    connection = kind(asyncio.get_running_loop(), UpstreamLimits())
+    transport = Recorder()
+    connection.connection_made(transport)
+    found: list[object] = []
+    left = iter(reads)
+    while connection.usable:
+        connection.send([b"GET / HTTP/1.1\r\n\r\n"], head_only=False)
+        task = asyncio.create_task(answer(connection))
+        for read in left:
+            connection.data_received(read)
+            for _ in range(4):
+                await asyncio.sleep(0)
+            if task.done() or transport.ended:
+                break
+        else:
+            connection.connection_lost(None)
+        if transport.ended and not task.done():
+            connection.connection_lost(None)
+        found.append(await task)
+    return found
+
+
+async def answer(connection: Connection) -> object:
+    try:
+        await connection.answered(with_body=True)
+        body = await connection.read(1 << 20)
+    except UpstreamError as error:
+        return type(error)
+    return connection.status, connection.length, connection.head, body
+
+
+@settings(max_examples=400, deadline=None)
+@given(traffic("answer"))
+async def test_an_instance_is_heard_the_same(reads: list[bytes]) -> None:
+    assert await answers(Connection, reads) == await answers(CarefulConnection, reads)
+
+
+async def test_the_parser_is_spared() -> None:
+    """Else the two tests above compare a thing with itself."""
+    connection = Connection(asyncio.get_running_loop(), UpstreamLimits())
+    connection.connection_made(Recorder())
+    for size in (5, 7, 12_345):
+        connection.send([b"GET / HTTP/1.1\r\n\r\n"], head_only=False)
+        connection.data_received(REPLY % (b"now", size, b"y" * size))
+        assert await connection.read(1 << 20) == b"y" * size
+        assert connection.usable
+    known = outline(REPLY % (b"now", 5, b"yyyyy"), 5)
+    assert known is not None
+    assert known.body_of(REPLY % (b"now", 7, b"y" * 7)) == b"y" * 7
+    assert known.body_of(REPLY % (b"then", 7, b"y" * 7)) == b""
+    assert known.body_of(REPLY % (b"now", 8, b"y" * 7)) == b""
