@@ -29,6 +29,8 @@ class Health(Enum):
     DOWN = "down"
     PROBATION = "probation"
 
+    __hash__ = object.__hash__  # Enum's own is Python, and every request asks for it
+
 
 class Signal(Enum):
     PROBE_PASSED = "probe passed"
@@ -36,6 +38,8 @@ class Signal(Enum):
     REQUEST_SUCCEEDED = "request succeeded"
     REQUEST_FAILED = "request failed"
     UNREACHABLE = "unreachable"  # connect refused: nobody listens
+
+    __hash__ = object.__hash__  # Enum's own is Python, and every request asks for it
 
 
 H, S = Health, Signal
@@ -59,7 +63,6 @@ TRANSITIONS: dict[tuple[Health, Signal], Health] = {
     (H.PROBATION, S.REQUEST_FAILED): H.DOWN,
     (H.PROBATION, S.UNREACHABLE): H.DOWN,
 }
-USABLE = frozenset({H.UNKNOWN, H.UP, H.SUSPECT, H.PROBATION})
 
 
 def step(health: Health, signal: Signal) -> Health:
@@ -95,7 +98,7 @@ class InstanceStatus:
 
     def may_take(self, in_flight: int, now: Seconds) -> bool:
         """Whether one more request may go there now."""
-        if self.draining or self.asleep or self.health not in USABLE or now < self.busy_until:
+        if self.draining or self.asleep or self.health is Health.DOWN or now < self.busy_until:
             return False
         return in_flight == 0 or self.health is not Health.PROBATION
 
@@ -106,4 +109,4 @@ class InstanceStatus:
             return "asleep"
         if now < self.busy_until:
             return "busy"
-        return "" if self.health in USABLE else f"{self.health.value}: {self.problem}"
+        return f"{self.health.value}: {self.problem}" if self.health is Health.DOWN else ""

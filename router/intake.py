@@ -110,7 +110,7 @@ def message(call: Call, endpoint: Endpoint) -> Message:
     strip = pieces is not None
     if pieces is None:
         pieces = [body] if body else []
-    ours = b"host: %b\r\n" % host_of(endpoint)
+    ours = b"host: %b\r\n" % endpoint.authority
     if endpoint.authorization is not None:
         ours += b"authorization: %b\r\n" % endpoint.authorization
     sent_id = request.id.encode()
@@ -126,8 +126,3 @@ def message(call: Call, endpoint: Endpoint) -> Message:
     theirs = call.head.lines(encoded=not strip)  # an encoded stream could not be stripped
     pieces.insert(0, request_head(request.method, request.route, call.query, ours, theirs, length))
     return Message(pieces, strip)
-
-
-def host_of(endpoint: Endpoint) -> bytes:
-    name = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    return b"%b:%d" % (name.encode(), endpoint.port)

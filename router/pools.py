@@ -67,11 +67,12 @@ class Member:
     open: int = 0  # requests it holds, of every kind
     blind: dict[str, Flight] = field(default_factory=dict)  # not streaming: progress is estimated, not seen
     sessions: "OrderedDict[str, int]" = field(default_factory=OrderedDict)  # law.sessions, newest last
-    headers: Mapping[str, str] = field(init=False)
+    header_lines: bytes = field(init=False)  # what every answer of it says
 
     def __post_init__(self) -> None:
         self.law.sessions = self.sessions
-        self.headers = {"x-joulegate-pool": self.law.pool, "x-joulegate-instance": self.law.name}
+        lines = f"x-joulegate-pool: {self.law.pool}\r\nx-joulegate-instance: {self.law.name}\r\n"
+        self.header_lines = lines.encode()
 
     @property
     def endpoint(self) -> Endpoint:

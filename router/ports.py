@@ -41,6 +41,11 @@ class Endpoint:
     model: str = ""  # the name it knows its model by: asked for instead of an alias; "": as clients ask
     adapters: frozenset[str] = frozenset()  # other names that it knows itself
     limits: UpstreamLimits | None = None  # its own times to answer; None: the connection pool's
+    authority: bytes = field(init=False, compare=False)  # what the Host header says
+
+    def __post_init__(self) -> None:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        object.__setattr__(self, "authority", f"{host}:{self.port}".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,8 @@ class Ending(Enum):
     UPSTREAM_BUSY = "upstream_busy"  # 429, 408, vLLM's queue-limit 503: try the next, not unhealthy
     TIMEOUT = "timeout"
 
+    __hash__ = object.__hash__  # Enum's own is Python, and every request asks for it
+
 
 @dataclass(slots=True, unsafe_hash=True)  # as above
 class Report:
@@ -110,8 +117,8 @@ class Slot(Protocol):
     def endpoint(self) -> Endpoint: ...
 
     @property
-    def headers(self) -> Mapping[str, str]:
-        """Extra response headers (x-joulegate-*)."""
+    def header_lines(self) -> bytes:
+        """Extra response headers (x-joulegate-*), each line ended."""
         ...
 
     def sent(self, now: Seconds) -> None:

@@ -282,13 +282,8 @@ def told(slot: Slot, usage: bytes) -> bytes:
 
 def answer_head(status: int, lines: bytes, call: Call, slot: Slot) -> bytes:
     """Status line and header lines for the client, without framing fields."""
-    ours = "".join([f"{name}: {value}\r\n" for name, value in slot.headers.items()])
-    return b"%b\r\n%b%bx-request-id: %b\r\n" % (
-        status_line(status),
-        lines,
-        ours.encode(),
-        call.request.id.encode(),
-    )
+    sent_id = call.request.id.encode()
+    return b"%b\r\n%b%bx-request-id: %b\r\n" % (status_line(status), lines, slot.header_lines, sent_id)
 
 
 class Entry:

@@ -1,7 +1,6 @@
 """Shell: a place on one instance, as the relay holds it (`router.ports.Slot`)."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Protocol
 
 from joulegate.units import Seconds
@@ -53,8 +52,8 @@ class Ticket:
         return self._member.endpoint
 
     @property
-    def headers(self) -> Mapping[str, str]:
-        return self._member.headers
+    def header_lines(self) -> bytes:
+        return self._member.header_lines
 
     def sent(self, now: Seconds) -> None:
         self.was_sent = True

@@ -1,7 +1,7 @@
 """A gate with a place for everybody, which counts what is in flight and keeps every report."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from joulegate.units import Seconds
@@ -23,8 +23,9 @@ class FakeSlot:
         return self._endpoint
 
     @property
-    def headers(self) -> Mapping[str, str]:
-        return {"x-joulegate-pool": self._endpoint.pool, "x-joulegate-instance": self._endpoint.name}
+    def header_lines(self) -> bytes:
+        lines = f"x-joulegate-pool: {self._endpoint.pool}\r\nx-joulegate-instance: {self._endpoint.name}\r\n"
+        return lines.encode()
 
     def sent(self, now: Seconds) -> None:
         self.sent_at.append(now)
