@@ -59,6 +59,7 @@ class Feed:
     model: EngineModel | None = None
     wanted: MegaHertz | None = None  # by its governor; None: no ceiling
     priority: int = 0
+    lowest: MegaHertz = MegaHertz(0)  # that its agent lets anybody ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +107,16 @@ class Shape:
         part = (clock - low) / (high - low)
         return self.above[right - 1] + part * (self.above[right] - self.above[right - 1])
 
-    def ladder(self, use: float, top: MegaHertz | None) -> tuple[tuple[MegaHertz, Watts], ...]:
-        """Expected watts at each clock up to `top`, which is the last; None: the highest."""
+    def ladder(
+        self, use: float, lowest: MegaHertz, top: MegaHertz | None
+    ) -> tuple[tuple[MegaHertz, Watts], ...]:
+        """Expected watts at each clock from `lowest` up to `top`, which is the last; None: the highest."""
         if top is None or top >= self.clocks[-1]:
             count, top = len(self.clocks) - 1, self.clocks[-1]
         else:
             count = bisect_left(self.clocks, top)
-        below = zip(self.clocks[:count], self.above[:count], strict=True)
+        first = min(count, bisect_left(self.clocks, lowest))
+        below = zip(self.clocks[first:count], self.above[first:count], strict=True)
         rungs = [(clock, Watts(self.idle + use * above)) for clock, above in below]
         return (*rungs, (top, Watts(self.idle + use * self.at(top))))
 
@@ -186,7 +190,7 @@ class PowerKeeper:
             shape = self._shapes[model] = Shape.of(model)
         use = max((state.power_w - shape.idle) / max(1.0, shape.at(state.clock_mhz)), used, 0.0)
         use = self._uses[uuid] = min(MOST_USE, use)
-        ladder = shape.ladder(use, feed.wanted)
+        ladder = shape.ladder(use, feed.lowest, feed.wanted)
         return Draw(ladder, feed.caps or (ladder[-1][1],) * 2, feed.priority)
 
     def _judge(self, every: Sequence[Domain], drawn: Mapping[str, Watts], alarm: bool, now: Seconds) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from control.power_budget import Phase
 from joulegate.units import MegaHertz, Seconds, Watts
+from joulegate.wire import GpuInfo, GpuState
 from router.agents import Agent
 from router.pools import Fleet, Member, Pool
 from router.power import STALE, Feed, PowerKeeper
@@ -45,10 +46,8 @@ class PowerTick:
             fresh = agent.view.up and now - agent.view.seen <= STALE
             for uuid, state in agent.view.gpus.items():
                 info = agent.view.infos.get(uuid)
-                low_high = info.cap_range_w if info is not None else None
-                caps = None if low_high is None else (Watts(low_high[0]), Watts(low_high[1]))
                 pool, member = owners.get(uuid, (None, None))
-                feeds[uuid] = _feed(Feed(state, fresh, caps), pool, member)
+                feeds[uuid] = _feed(state, fresh, info, pool, member)
         return feeds
 
     def _hot(self, member: Member) -> bool:
@@ -67,9 +66,15 @@ class PowerTick:
             log.warning("power budgets", extra=fields)
 
 
-def _feed(bare: Feed, pool: Pool | None, member: Member | None) -> Feed:
-    """With what its instance adds: nobody's GPU, or one whose clock is not ours, is only counted."""
+def _feed(
+    state: GpuState, fresh: bool, info: GpuInfo | None, pool: Pool | None, member: Member | None
+) -> Feed:
+    """Nobody's GPU, or one whose clock is not ours to set, is only counted."""
+    low_high = info.cap_range_w if info is not None else None
+    caps = None if low_high is None else (Watts(low_high[0]), Watts(low_high[1]))
     if pool is None or member is None or member.distrusted or not member.proven:
-        return bare
-    wanted: MegaHertz | None = member.wanted
-    return Feed(bare.state, bare.fresh, bare.caps, member.law.model, wanted, pool.power_priority)
+        return Feed(state, fresh, caps)
+    if info is None or not info.writable:
+        return Feed(state, fresh, caps)
+    lowest = MegaHertz(info.allowed_mhz[0])
+    return Feed(state, fresh, caps, member.law.model, member.wanted, pool.power_priority, lowest)
