@@ -30,7 +30,7 @@ class DriftSettings:
     threshold: float = 5.0  # 20 % slower passes it after about 40 observations
     outlier: float = 0.7  # log error one observation counts at most
     refit_interval: Seconds = Seconds(300.0)  # between two refits of one instance
-    refit_samples: int = 48  # kept samples a refit needs
+    refit_samples: int = 16  # kept samples a refit needs: steady traffic gives few that differ
     outside_share: float = 0.2  # of recent observations out of the trained range
 
 

@@ -3,12 +3,13 @@
 At full clock one iteration takes t1 = a + b*B + c*K + d*N (least squares, none negative). Slowed to x =
 f/f_max the decode part takes s(x) times as long, the prompt part 1/x times:
 
-    s(x) = 1 - k + k/x             for x >= x_seen: k is what was observed, plus two standard errors
-    s(x) = s(x_seen) * x_seen / x  below: nothing scales worse than the clock itself
+    s(x) = 1 - k + k/x           for x >= x_known: k is what was observed, plus two standard errors
+    s(x) = s(x_known) * x_known / x  below: nothing scales worse than the clock itself
 
-k and x_seen are kept per power of two of the batch, and never get better with a larger batch. Before any
-lower clock was seen k = 1, so whoever picks the lowest clock that meets its objectives explores downwards
-only inside its slack, and every step gives the observation that allows the next. Fewer than
+x_known is one step (7 %) below the lowest clock seen: that far the law is believed, and no step can go wrong
+by more than itself. Both are kept per power of two of the batch, and never get better with a larger batch.
+Before any lower clock was seen k = 1, so whoever picks the lowest clock that meets its objectives explores
+downwards only inside its slack, and every step gives the observation that allows the next. Fewer than
 `first_samples` samples at full clock: no model, and default clocks.
 """
 
@@ -29,6 +30,7 @@ class LearnSettings:
     first_samples: int = 8  # at full clock, before anything is learned
     clock_samples: int = 8  # in a batch bucket, before a lower clock counts as seen
     full_clock_ratio: float = 0.98  # at or above this share of the highest clock nothing is slowed
+    step_ratio: float = 0.93  # of the lowest clock seen: how far below it the law is believed
     standard_errors: float = 2.0
     noise: float = 0.02  # relative, least assumed for one sample
 
@@ -38,12 +40,12 @@ class SpeedLaw:
     """How decode iterations of one batch bucket slow down."""
 
     k: float
-    seen: float  # lowest x that was observed
+    known: float  # lowest x at which k is believed
 
     def slowdown(self, x: float) -> float:
-        if x >= self.seen:
+        if x >= self.known:
             return 1.0 - self.k + self.k / x
-        return (1.0 - self.k + self.k / self.seen) * self.seen / x
+        return (1.0 - self.k + self.k / self.known) * self.known / x
 
 
 class OnlineModel:
@@ -162,7 +164,7 @@ def _speed_laws(
             slowdown = (sample.seconds - d * batch.prefill_tokens / x) / decode
             seen[min(batch.decoding.bit_length(), BUCKETS - 1)].append((x, slowdown))
     laws: list[SpeedLaw] = []
-    unknown = SpeedLaw(k=1.0, seen=1.0)
+    unknown = SpeedLaw(k=1.0, known=1.0)
     for bucket in reversed(seen):  # a bucket without its own law may use that of a larger batch
         law = _law(bucket, settings) if len(bucket) >= settings.clock_samples else unknown
         unknown = law
@@ -178,15 +180,16 @@ def _law(points: Sequence[tuple[float, float]], settings: LearnSettings) -> Spee
     k = sum((slowdown - 1.0) * (1.0 / x - 1.0) for x, slowdown in points) / squares
     misfit = sum((slowdown - 1.0 - k * (1.0 / x - 1.0)) ** 2 for x, slowdown in points) / len(points)
     spread = sqrt(max(misfit, settings.noise**2) / squares)
-    return SpeedLaw(min(1.0, max(0.0, k + settings.standard_errors * spread)), min(1.0, lowest))
+    k = min(1.0, max(0.0, k + settings.standard_errors * spread))
+    return SpeedLaw(k, settings.step_ratio * min(1.0, lowest))
 
 
 def _never_better(laws: Sequence[SpeedLaw]) -> list[SpeedLaw]:
-    """A larger batch never slows down less: k and the clock seen only grow with the bucket."""
+    """A larger batch never slows down less: k and the clock known only grow with the bucket."""
     kept: list[SpeedLaw] = []
     for law in laws:
         before = kept[-1] if kept else law
-        kept.append(SpeedLaw(max(before.k, law.k), max(before.seen, law.seen)))
+        kept.append(SpeedLaw(max(before.k, law.k), max(before.known, law.known)))
     return kept
 
 

@@ -23,8 +23,11 @@ NAME = "short-0"
 class LoneSite:
     """A demo site cut down to one engine. `profiled`: the gateway is given the engine's profile."""
 
-    def __init__(self, folder: Path, tpot_ms: float, *, profiled: bool) -> None:
+    def __init__(
+        self, folder: Path, tpot_ms: float, *, profiled: bool, refit_interval: float | None = None
+    ) -> None:
         self.folder = folder
+        self.refit_interval = refit_interval
         self.tpot = tpot_ms / 1e3
         self.side = Side("lone", "enforce", folder, PROFILE, free_ports(7))
         self.side.write()
@@ -59,6 +62,7 @@ class LoneSite:
             "tpot_ms": tpot_ms,
             "max_slowdown": None,
         }
+        gateway["control"]["refit_interval_s"] = self.refit_interval
 
     def turn(self, ratio: float) -> None:
         """Every iteration takes `ratio` times what the profile says from now on."""
