@@ -125,7 +125,7 @@ async def _serve(node: Node, settings: AgentSettings, companion: Companion | Non
         deadman.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_housekeeping(node, companion, stop))
-            tasks.create_task(_sampling(node, stop))
+            tasks.create_task(sampling(node, stop))
             tasks.create_task(_until(stop, node, api))
             await server.serve(sockets)
             stop.set()
@@ -167,7 +167,7 @@ async def _housekeeping(node: Node, companion: Companion | None, stop: asyncio.E
             await asyncio.wait_for(stop.wait(), TIDY)
 
 
-async def _sampling(node: Node, stop: asyncio.Event) -> None:
+async def sampling(node: Node, stop: asyncio.Event) -> None:
     """Energy without a counter is a sum over readings of power: they are taken whoever listens, or nobody."""
     node.observe()
     while not stop.is_set():

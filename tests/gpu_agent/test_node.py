@@ -1,12 +1,13 @@
 """What requests, failures and time do to the clocks of a node."""
 
+import asyncio
 import os
 import random
 from pathlib import Path
 
 import pytest
 
-from gpu_agent.agent import SAMPLE
+from gpu_agent.agent import SAMPLE, sampling
 from gpu_agent.lease import Lease, Refused
 from gpu_agent.managed import Cause
 from gpu_agent.node import Node, NoLease, UnknownGpu
@@ -453,6 +454,30 @@ def test_without_a_counter_the_agents_own_sampling_keeps_it_to_half_a_percent(
     source, used, truth = used_and_truth(bench, look_every=SAMPLE, change_every=change_every)
     assert source == "integrated"
     assert used == pytest.approx(truth, rel=0.005)
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counter", "integrated"])
+def test_power_is_sampled_with_nobody_listening_only_where_no_counter_counts(
+    bench: Bench, counts: bool
+) -> None:
+    if not counts:
+        bench.gpu(0).fail(Call.ENERGY, NvmlReturn.NOT_SUPPORTED)
+    node = bench.node()
+
+    async def seen() -> list[float]:
+        stop = asyncio.Event()
+        task = asyncio.create_task(sampling(node, stop))
+        times = []
+        for _ in range(3):
+            await asyncio.sleep(3 * SAMPLE)
+            times.append(node.states()[0].observed_at_s)
+            bench.clock.advance(1.0)
+        stop.set()
+        await task
+        return times
+
+    times = asyncio.run(seen())
+    assert len(set(times)) == (1 if counts else 3)
 
 
 def test_a_counter_that_is_reset_or_wraps_loses_less_than_half_a_percent(bench: Bench) -> None:
