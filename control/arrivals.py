@@ -1,7 +1,8 @@
 """Pure: what has been arriving: rate and mean lengths.
 
 Exponentially weighted: the rate over the last 15 s, so that clocks follow the load; lengths over the last
-minute.
+minute. Missing input: before anything came there are no means (0, 0) and no age, and `control.steering` asks
+for no floor. Silence needs no news: the rate fades by itself.
 """
 
 from math import exp

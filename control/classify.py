@@ -3,7 +3,8 @@
 Input size is known. Output size is a guess with class probabilities, and the two ways to be wrong do not
 cost the same: a request taken for larger than it is only costs energy, one taken for smaller may cost the
 objective of everybody in its batch. So the class with the least expected cost wins, not the likeliest:
-being one class too small costs `under` times as much as one too large.
+being one class too small costs `under` times as much as one too large. Nothing known about the output is a
+flat distribution, and that is taken for large.
 """
 
 from collections.abc import Iterable

@@ -15,6 +15,9 @@ By Little's law B + w / (1 - w) requests in the system are lambda times the mean
 (watts per request in the system) trades energy against delay at the same rate at every load. That is how a
 limit on slowdown is kept where it costs least: slow clocks at low load, where few requests wait, fast ones
 at high load, where delay compounds. Price 0 is the energy optimum.
+
+A load that a clock cannot serve settles nowhere (inf), and if none can serve it the answer is the highest.
+Stale input: the caller searches again every few seconds; in between the floor is that of the load it saw.
 """
 
 from bisect import bisect_left

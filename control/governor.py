@@ -233,7 +233,7 @@ def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHe
     floor = outlook.floor if outlook.floor is not None else clocks[-1]
     if not rules.floor:
         floor = clocks[0]
-    if case.instance.book.flights or case.due.tokens or outlook.floor is not None:
+    if case.instance.book.flights or case.load.decoding or case.due.tokens or outlook.floor is not None:
         best = (floor, Reason.LOAD)
     for reason, test in _TESTS.items():
         if test(case, best[0]):

@@ -8,7 +8,8 @@ Load differs from block to block far more than the saving is large, so power is 
 done in the block (CUPED, Deng et al. 2013): y' = y - theta (w - mean w), theta from the pooled within-group
 covariance. The adjustment cannot bias the difference, since the draw does not depend on the work. What
 settles at the start of a block is left out. The interval is Welch's for the difference, by the delta method
-for the ratio.
+for the ratio. Missing input: blocks without measured time do not count, and below LEAST_BLOCKS in either
+group there is no figure at all.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 A `LoadBook` is the scoreboard of one engine. It is kept up to date incrementally, so that admission and
 pick cost O(1) per instance and a tick never has to walk every request to know batch and contexts. The
 gateway feeds it from the bytes it relays, the simulator from its engine: the laws cannot tell the
-difference.
+difference. What is not known is None, never a guess: a model, limits, gauges, the time an agent was heard.
 """
 
 from collections.abc import Mapping

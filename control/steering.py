@@ -5,6 +5,8 @@ Theory of operation. A request comes (`arrive`), is seen to make progress (`Load
 gets a clock every tick (`tick`), or at once when what was sent to it leaves the headroom granted with its
 last decision (`exceeded`). What the laws learn (how bursty arrivals are, what the load is, how much
 headroom is needed) is kept here, per pool; nothing here knows about bytes, sockets or clocks of the wall.
+Missing input: without a model nothing is learned and no floor is set; before LOAD_KNOWN seconds of arrivals
+there is no floor either, and the governor keeps maximum clock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -160,8 +162,8 @@ class Steering:
         state = self.pools[pool]
         chunks = flight.uncached_tokens // state.chunk
         state.arrivals.add(flight.uncached_tokens, flight.output_q50, now, chunks)
-        if state.queue.full(self.admission):
-            return Outcome(rejects=(refuse(state.queue, flight, self._of(pool)),))
+        if why := state.queue.refusal(flight, self.admission):
+            return Outcome(rejects=(refuse(state.queue, flight, why, self._of(pool)),))
         if not self.queued and now - flight.arrived < TIMELY * flight.ttft:  # as `assign`, for one alone
             grant = place(flight, self._places[pool], self._rng, now, self.share)
             if grant is not None:

@@ -5,6 +5,10 @@ were never lowered. The twin is one engine of the same model at its highest cloc
 fed with the requests that ended (their true lengths are known then), in order of arrival. It works in
 stretches like `control.projection`: with prompts waiting it runs one iteration with a chunk of them,
 otherwise all steps until the next completion or arrival at once. About six model calls a request.
+
+Missing input: a request that never ended, or ended after others that arrived later were fed, is not seen
+(`control.steering` waits a while for it), so the twin is then a little less busy than the engine was. What
+others sent to the engine is not seen at all: the twin is too quick, and more misses count as ours.
 """
 
 from collections import deque

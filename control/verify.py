@@ -4,7 +4,8 @@ Theory of operation. A target is a ceiling. A clock *below* it with a reason (id
 board's own business: hold, and tell the latency model. Below it without a reason once it has settled: the
 model must use what is seen, and the agent is asked again. A clock *above* it means that somebody took the
 ceiling away or that the write was lost: assert it once or twice, then give up lowering here (fail up): an
-actuator that does not act is not relied on.
+actuator that does not act is not relied on. Without a target there is nothing to judge; what an agent no
+longer reports is stale, and the governor answers that before this is asked.
 """
 
 from collections.abc import Sequence

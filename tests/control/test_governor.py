@@ -201,6 +201,13 @@ def test_a_queue_that_is_not_ours_is_served_at_maximum_clock() -> None:
     assert (decision.clock, decision.reason) == (MAX, Reason.SHARED)
 
 
+def test_an_engine_that_only_others_use_is_not_taken_for_idle() -> None:
+    made = instance()
+    assert clock(made, outlook=Outlook(floor=None)) == LOW
+    made.gauges = Gauges(running=3, waiting=0, at=NOW)
+    assert clock(made, outlook=Outlook(floor=None)) == MAX
+
+
 def test_sequences_of_others_count_in_the_step() -> None:
     ours, shared = instance([2000] * 20), instance([2000] * 20)
     shared.gauges = Gauges(running=200, waiting=0, at=NOW)
