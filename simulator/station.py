@@ -1,6 +1,6 @@
 """Pure: one simulated instance: the exact engine, and what the control laws are told about it."""
 
-from control.state import Flight, Instance, Limits, LoadBook
+from control.state import Flight, Gauges, Instance, Limits, LoadBook
 from joulegate.engine_profile import EngineProfile
 from joulegate.units import MegaHertz, Seconds
 from simulator.costs import EngineCosts
@@ -52,6 +52,7 @@ class Station:
         self.residency: dict[int, float] = {}
         self._clock_at = now
         self.quiet_until = float("inf")  # nothing to see before
+        self.shared = False  # others use the engine too
 
     def send(self, job: Job, flight: Flight, now: float) -> None:
         """The request's bytes leave for the engine; the scoreboard was told by admission."""
@@ -59,16 +60,25 @@ class Station:
         self.jobs[job.key] = (job, flight)
         self.engine.submit(job, now)
 
+    def take_from_elsewhere(self, job: Job, now: float) -> None:
+        """A request that did not come through the gateway: only the engine's own gauges show it."""
+        self.engine.advance(now)
+        self.engine.submit(job, now)
+        self.shared = True
+
     def advance(self, now: float) -> Events:
         """Run the engine to `now` and put what its streams would have shown on the scoreboard."""
         events = self.engine.advance(now)
         book = self.law.book
         for job in events.first_tokens:
-            flight = self.jobs[job.key][1]
-            if flight.first_token is None:
-                book.progress(flight, 1.0, Seconds(job.first_token_at))
+            ours = self.jobs.get(job.key)
+            if ours is not None and ours[1].first_token is None:
+                book.progress(ours[1], 1.0, Seconds(job.first_token_at))
         for job in events.finished:
-            _, flight = self.jobs.pop(job.key)
+            ours = self.jobs.pop(job.key, None)
+            if ours is None:
+                continue
+            flight = ours[1]
             book.progress(flight, job.output_tokens - flight.tokens_out, Seconds(job.finished_at))
             book.close(flight)
         return events
@@ -87,6 +97,8 @@ class Station:
         book.context += grown
         book.held += grown
         self.law.telemetry_at = Seconds(now)
+        if self.shared:
+            self.law.gauges = Gauges(self.engine.running, self.engine.waiting, Seconds(now))
 
     def set_clock(self, clock: MegaHertz | None, now: float) -> bool:
         """What the agent does with a target; None: no ceiling. False: it is in force already."""

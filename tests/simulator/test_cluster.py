@@ -109,6 +109,19 @@ def test_the_laws_save_energy_where_there_is_slack() -> None:
     assert saving_pct(policy, baseline) > 15.0
 
 
+def test_requests_that_go_past_the_gateway_are_served_and_never_taken_for_an_idle_engine() -> None:
+    arrivals, made = load(300, rate=4.0), setup()
+    top = made.costs[0].profile.max_clock
+    everyone_else, some = (
+        steered(arrivals, replace(made, bypass=1)),
+        steered(arrivals, replace(made, bypass=3)),
+    )
+    assert np.isfinite(some.e2e).all()
+    assert np.isfinite(everyone_else.e2e).all()
+    assert some.residency.get(int(top), 0.0) < 0.5 * some.span
+    assert everyone_else.residency[int(top)] > 0.5 * everyone_else.span  # a load nobody knows, but for pauses
+
+
 def test_clock_residency_covers_the_run() -> None:
     run = steered(load(), setup(2))
     assert sum(run.residency.values()) == pytest.approx(2 * run.span)
