@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,10 @@ import typer
 from joulegate.errors import UserError
 
 if TYPE_CHECKING:
-    from predictor.length_evaluate import Report
+    from joulegate.domain import Cuts, LengthPredictor
+    from predictor.length_evaluate import Judged, Report, Sample, StreamName
+
+SHOWN_EVERY = 512  # requests between two steps of the progress bar
 
 DataFiles = Annotated[
     list[Path] | None, typer.Option("--data", help="Prompts with answers (JSONL, .gz); may be repeated.")
@@ -91,11 +95,9 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Judge length prediction: each (source, model) a stream in file order; predict, then observe."""
-    from time import perf_counter
-
     from joulegate.domain import Cuts
     from predictor.length_data import read_prompts, read_traces, streams
-    from predictor.length_evaluate import prequential, report
+    from predictor.length_evaluate import report
     from predictor.length_store import factory
 
     if prior not in {"shipped", "none"}:
@@ -111,9 +113,7 @@ def evaluate(
         found = read_traces(trace or [], tenant_key)
     cuts = Cuts()
     make = factory(cuts, model, use_prior=prior == "shipped")
-    judged = {
-        name: prequential(samples, make(), cuts, under_cost, perf_counter) for name, samples in found.items()
-    }
+    judged = _judged(found, make, cuts, under_cost)
     if not judged:
         raise UserError("nothing to judge", "the split is empty")
     figures = report(judged)
@@ -122,6 +122,37 @@ def evaluate(
 
         plot.write_text(calibration_svg(figures.calibration, f"{figures.n} answers"), "utf-8")
     _print(figures, json)
+
+
+def _judged(
+    found: "Mapping[StreamName, Sequence[Sample]]",
+    make: "Callable[[], LengthPredictor]",
+    cuts: "Cuts",
+    under_cost: float | None,
+) -> "dict[StreamName, list[Judged]]":
+    """Every stream with a predictor of its own."""
+    import gc
+    from time import perf_counter
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from predictor.length_evaluate import prequential
+
+    gc.collect()
+    gc.freeze()  # a collection would walk the rows read, which a gateway does not have, while time is taken
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("judging", total=sum(map(len, found.values())))
+
+        def counted(samples: "Sequence[Sample]") -> "Iterator[Sample]":
+            for start in range(0, len(samples), SHOWN_EVERY):
+                yield from samples[start : start + SHOWN_EVERY]
+                progress.advance(task, SHOWN_EVERY)
+
+        return {
+            name: prequential(counted(samples), make(), cuts, under_cost, perf_counter)
+            for name, samples in found.items()
+        }
 
 
 def _print(figures: "Report", json: bool) -> None:

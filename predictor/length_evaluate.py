@@ -1,7 +1,7 @@
 """Pure: how well lengths are predicted, prequentially: a stream in order, predict, then observe."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ class Judged:
 
 
 def prequential(
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     predictor: LengthPredictor,
     cuts: Cuts,
     under_cost: float | None,

@@ -17,6 +17,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 
 from joulegate.domain import Cuts, LengthQuery
+from joulegate.errors import UserError
 from predictor.artifact import Artifact, data_hash
 from predictor.experts_rls import TARGETS
 from predictor.features import HEAD, NAMES, TAIL, numbers_of, templates_of, text_of, words_of
@@ -27,6 +28,8 @@ from predictor.length_state import prior_arrays, state_arrays
 from predictor.length_text import FEATURES, POOLS, Reading, Start, TextPredictor
 
 FOLDS = 5
+LEAST_PROMPTS = 100
+FLAT = 1e-9  # log tokens
 RIDGE = 1.0
 TREES, LEAVES = 8, 15  # what can be served in tens of microseconds
 LEARNING_RATE = 0.4
@@ -58,6 +61,11 @@ class Prompts:
 def trained(rows: Sequence[Row], prior_only: bool, rng: np.random.Generator, progress: Progress) -> Artifact:
     """Fit the prior, rehearse, and say in the header what it was learned from."""
     prompts = _prompts(rows)
+    if len(prompts.ids) < LEAST_PROMPTS:
+        raise UserError(
+            f"{len(prompts.ids)} different prompts to learn from, once a fifth is kept back for judging",
+            f"give at least {LEAST_PROMPTS}",
+        )
     progress(0.1, "prior")
     prior, scores = _fit_out_of_fold(prompts, progress)
     readings = _readings(rows, prompts, scores)
@@ -77,7 +85,7 @@ def trained(rows: Sequence[Row], prior_only: bool, rng: np.random.Generator, pro
         "features": list(NAMES),
         "characters": [HEAD, TAIL],
         "data_sha256": data_hash(f"{r.prompt_id} {r.sample.output_tokens}\n".encode() for r in rows),
-        "score_correlation": float(np.corrcoef(scores[:, 1], prompts.targets)[0, 1]),
+        "score_correlation": _correlation(scores[:, 1], prompts.targets),
         "output_tokens_range": [
             min(r.sample.output_tokens for r in rows),
             max(r.sample.output_tokens for r in rows),
@@ -85,6 +93,13 @@ def trained(rows: Sequence[Row], prior_only: bool, rng: np.random.Generator, pro
         "models": models,
     }
     return Artifact(header, {**prior_arrays(prior, start), **state})
+
+
+def _correlation(said: Floats, true: Floats) -> float:
+    """0 where one of them is always the same."""
+    if min(np.ptp(said), np.ptp(true)) < FLAT:
+        return 0.0
+    return float(np.corrcoef(said, true)[0, 1])
 
 
 def _by_source(rows: Sequence[Row]) -> dict[str, dict[str, object]]:

@@ -39,6 +39,8 @@ def evaluate(
         raise UserError("give --trace or --synthetic", "joulegate evaluate load --trace TRACE.csv")
     if quantile is not None and not 0.0 < quantile < 1.0:
         raise UserError(f"--quantile {quantile}", "between 0 and 1")
+    if any(not seconds > 0.0 for seconds in epoch or []):
+        raise UserError("--epoch must be above 0", "seconds: 60, 300, 1800")
     reports = judged(trace or [], warm, epoch or [60.0, 300.0, 1800.0], quantile, synthetic)
     if json:
         import orjson

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from joulegate.domain import Cuts
+from joulegate.errors import UserError
 from joulegate.units import Seconds
-from predictor.forecast import EpochLoad, observed
+from predictor.forecast import DAY, EpochLoad, observed
 from predictor.forecast_evaluate import WARM_SHARE, EpochReport, TraceReport, judge, summary
 from predictor.forecast_synthetic import Weeks, synthetic_weeks
 from predictor.length_data import read_arrivals
@@ -15,6 +16,7 @@ from predictor.length_data import read_arrivals
 PARTS = 10  # an epoch's peak is its busiest tenth
 SYNTHETIC_RATE = 0.5  # requests/s at noon
 SEED = 7
+MOST_PARTS = 2_000_000  # of epochs: half a gigabyte
 
 
 def judged(
@@ -54,6 +56,12 @@ def _judged(
 
 
 def _observed(weeks: Weeks, epoch: Seconds) -> list[EpochLoad]:
+    span = float(weeks.arrivals.max(initial=0.0))
+    if span / epoch * PARTS > MOST_PARTS:
+        raise UserError(
+            f"a trace of {span / DAY:.3g} days has too many epochs of {epoch:g} s",
+            "check its timestamp_s (seconds), or give a longer --epoch",
+        )
     cuts = Cuts()
     sizes_in = np.searchsorted(cuts.input, weeks.tokens_in, side="right")
     sizes_out = np.searchsorted(cuts.output, weeks.tokens_out, side="right")

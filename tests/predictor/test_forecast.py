@@ -151,3 +151,12 @@ def test_a_trace_that_is_no_trace_is_named_with_its_line(
     trace.write_text("timestamp_s,input_tokens,output_tokens\n0.0,5,x\n")
     assert run(["evaluate", "load", "--trace", str(trace)], COMMANDS) == 2
     assert "trace.csv:2" in capsys.readouterr().err
+
+
+def test_a_trace_of_centuries_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("timestamp_s,input_tokens,output_tokens\n0,5,5\n1e300,5,5\n")
+    assert run(["evaluate", "load", "--trace", str(trace)], COMMANDS) == 2
+    assert "too many epochs" in capsys.readouterr().err

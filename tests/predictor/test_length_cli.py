@@ -15,7 +15,7 @@ from joulegate.cli import COMMANDS, run
 from joulegate.domain import Cuts
 from joulegate.errors import UserError
 from predictor.artifact import Artifact, load, save
-from predictor.length_data import read_prompts
+from predictor.length_data import read_prompts, read_traces
 from predictor.length_evaluate import Judged, StreamName, report
 from predictor.length_state import restore, state_arrays
 from predictor.length_store import SCHEMA, factory, save_learned
@@ -149,6 +149,82 @@ def test_a_bad_row_is_named_with_its_line(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "output_tokens": 3, "model": "m"}\n{"prompt": "b"}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl:2"):
         read_prompts([path])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"prompt": "a", "output_tokens": NaN, "model": "m"}', "not a row"),
+        ('{"prompt": "a", "output_tokens": "NaN", "model": "m"}', "output_tokens: 'NaN' is not a number"),
+        ('{"prompt": "a", "output_tokens": -3, "model": "m"}', "output_tokens: -3 is no number of tokens"),
+        ('{"prompt": "a", "output_tokens": true, "model": "m"}', "output_tokens: True is not a number"),
+        ('{"prompt": "a", "output_tokens": 9e99, "model": "m"}', "output_tokens: 9e\\+99 is no number"),
+        ('{"prompt": "a", "output_tokens": 3, "input_tokens": -1, "model": "m"}', "input_tokens: -1"),
+        ('{"prompt": "a", "model": "m"}', "output_tokens: is missing"),
+        ('{"prompt": "a", "output_tokens": 3}', "model: is missing"),
+        ('{"prompt": ["a"], "output_tokens": 3, "model": "m"}', "prompt: .* is not text"),
+        ("[1, 2]", "not an object"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said(tmp_path: Path, row: str, said: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"prompt": "a", "output_tokens": 0, "model": "m"}}\n\n{row}\n')
+    with pytest.raises(UserError, match=rf"rows\.jsonl:3: .*{said}"):
+        read_prompts([path])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("timestamp_s,input_tokens\n1,2\n", "trace.csv:1: not a trace: no column output_tokens"),
+        ("timestamp_s,input_tokens,output_tokens\n0,5,5\nnan,5,5\n", "trace.csv:3: .*timestamp_s: 'nan'"),
+        ("timestamp_s,input_tokens,output_tokens\n0,5\n", "trace.csv:2: .*output_tokens: is missing"),
+        ("timestamp_s,input_tokens,output_tokens\n0,5,-5\n", "trace.csv:2: .*output_tokens: '-5'"),
+        ("timestamp_s,input_tokens,output_tokens\n", "no rows"),
+        ("\x00\ufffd", "trace.csv"),
+    ],
+)
+def test_what_is_wrong_with_a_trace_is_said(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_traces([path], None)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.0])
+def test_a_file_cut_short_or_not_compressed_is_damaged_not_empty(
+    prompts: Path, tmp_path: Path, kept: float
+) -> None:
+    whole, path = prompts.read_bytes(), tmp_path / "rows.jsonl.gz"
+    path.write_bytes(whole[: int(kept * len(whole))] or b"plain text")
+    with pytest.raises(UserError, match=r"rows\.jsonl\.gz:\d+: cannot be read further"):
+        read_prompts([path])
+
+
+def test_prompts_in_any_script_and_of_any_length_are_judged(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    texts = ("напиши рассказ", "写一个故事", "اكتب قصة", "😀", "", "\n", "x " * 200_000)
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": texts[n % 7], "output_tokens": (0, 300, 900)[n % 3], "model": "m"} for n in range(42)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert figures(["--data", str(path)], capsysbinary)["n"] == 42
+
+
+def test_answers_of_one_length_can_be_learned_from(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"say yes {n}", "output_tokens": 5, "model": "m"} for n in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "model.npz"
+    assert run(["train", "length", "--data", str(path), "--out", str(out)], COMMANDS) == 0
+    assert load(out, SCHEMA).header["score_correlation"] == 0.0
+
+
+def test_too_few_prompts_to_learn_from_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "output_tokens": 3, "model": "m"}\n' * 500)
+    assert run(["train", "length", "--data", str(path), "--out", str(tmp_path / "o.npz")], COMMANDS) == 2
+    assert "different prompts to learn from" in capsys.readouterr().err
 
 
 def test_an_unknown_tenant_column_lists_the_columns(tmp_path: Path) -> None:
