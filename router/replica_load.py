@@ -47,9 +47,12 @@ class News:
 
     loads: Mapping[str, PeerLoad]  # by instance
     uses: Mapping[str, KeyUse]  # by key
+    proven: Mapping[str, int]  # instance -> checksum of the GPUs it was seen to work on
 
 
-def encode(books: Mapping[str, LoadBook], uses: Mapping[str, KeyUse], now: Seconds) -> bytes:
+def encode(
+    books: Mapping[str, LoadBook], uses: Mapping[str, KeyUse], proven: Mapping[str, int], now: Seconds
+) -> bytes:
     """This replica's load, instances it does not use left out."""
     loads = {
         name: [
@@ -62,7 +65,8 @@ def encode(books: Mapping[str, LoadBook], uses: Mapping[str, KeyUse], now: Secon
         for name, book in books.items()
         if book.flights
     }
-    return orjson.dumps({"v": 1, "loads": loads, "keys": {key: astuple(use) for key, use in uses.items()}})
+    keys = {key: astuple(use) for key, use in uses.items()}
+    return orjson.dumps({"v": 1, "loads": loads, "keys": keys, "proven": proven})
 
 
 def decode(message: bytes) -> News:
@@ -83,7 +87,14 @@ def decode(message: bytes) -> News:
             _amount(context),
             float("inf") if due_in is None else float(due_in),
         )
-    return News(loads, {key: _use(fields) for key, fields in list(uses.items())[:MAX_KEYS]})
+    proven = found.get("proven", {})
+    if not isinstance(proven, dict):
+        raise ValueError("not what was proven")
+    return News(
+        loads,
+        {key: _use(fields) for key, fields in list(uses.items())[:MAX_KEYS]},
+        {name: int(_amount(checksum)) for name, checksum in list(proven.items())[:MAX_INSTANCES]},
+    )
 
 
 def _use(fields: list[object]) -> KeyUse:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from control.state import LoadBook
 from joulegate.units import Seconds
 from router.observe import Condition
+from router.proofs import Proofs
 from router.rate_limits import RateLimits
 from router.replica_load import NO_LOAD, News, PeerLoad, decode, encode, total
 from router.store import Store, StoreDown
@@ -32,6 +33,7 @@ class Replicas:
         store: Store,
         books: Mapping[str, LoadBook],
         limits: RateLimits,
+        proofs: Proofs,
         condition: Condition,
         clock: Callable[[], float],
         on_count: Callable[[int], None],
@@ -42,6 +44,7 @@ class Replicas:
         self._store = store
         self._books = books
         self._limits = limits
+        self._proofs = proofs
         self._condition = condition
         self._clock = clock
         self._on_count = on_count
@@ -72,7 +75,7 @@ class Replicas:
         """Exchange loads; now and then take or renew the lead."""
         try:
             now = Seconds(self._clock())
-            await self._store.publish(encode(self._books, self._limits.tell(), now))
+            await self._store.publish(encode(self._books, self._limits.tell(), self._proofs.tell(), now))
             others = await self._store.peers()
             self._heard = self._clock()
             if self._exchanges % LEAD_EVERY == 0:
@@ -91,6 +94,8 @@ class Replicas:
         news = self._decoded(others)
         self.peers = total(each.loads for each in news.values())
         self._limits.hear({name: each.uses for name, each in news.items()}, Seconds(self._clock()))
+        if not self.leads:
+            self._proofs.hear((each.proven for each in news.values()), Seconds(self._clock()))
         if len(others) + 1 != self.count:
             self.count = len(others) + 1
             self._on_count(self.count)

@@ -40,6 +40,7 @@ from router.ports import Caller, Endpoint
 from router.power import Named, PowerKeeper, PowerRules
 from router.power_tick import PowerTick
 from router.prober import Prober
+from router.proofs import Proofs
 from router.proving import Prover
 from router.rate_limits import KeyLimits, RateLimits
 from router.refit import Refitter
@@ -66,7 +67,8 @@ class Runtime:
         books = {member.law.name: member.law.book for _, _, member in self.fleet.members()}
         limits = RateLimits(key_limits(settings), Seconds(time.monotonic()))
         store = self._store()
-        self.replicas = Replicas(store, books, limits, self.condition, time.monotonic, self._share)
+        proofs = Proofs([member for _, _, member in self.fleet.members()])
+        self.replicas = Replicas(store, books, limits, proofs, self.condition, time.monotonic, self._share)
         predictor = next(self.fleet.unique()).predictor  # one serves every model
         self._learned = LearnedShare(store, predictor, random.Random().random)
         self.agents = {section.name: self._agent(section) for section in settings.agents}

@@ -1,7 +1,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -9,11 +9,17 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control.mapping import Proof, Standing
 from control.state import Flight, LoadBook
 from joulegate.domain import RequestType, Size
+from joulegate.settings.gateway import Gateway
 from joulegate.units import Seconds
+from router.build_fleet import build_fleet
 from router.errors import RateLimited
+from router.fleet import Health
 from router.observe import Condition
+from router.pools import Member
+from router.proofs import Proofs
 from router.rate_limits import KeyLimits, KeyUse, RateLimits
 from router.replica_load import NO_LOAD, PeerLoad, decode, encode, total
 from router.replicas import Replicas
@@ -36,7 +42,7 @@ def book(*flights: Flight) -> LoadBook:
 
 def test_a_load_arrives_as_it_was_sent() -> None:
     sent = {"a": book(flight("1"), flight("2", 300)), "idle": book()}
-    news = decode(encode(sent, {"k": KeyUse(1, 2, 3)}, Seconds(0.05)))
+    news = decode(encode(sent, {"k": KeyUse(1, 2, 3)}, {"a": 7}, Seconds(0.05)))
     received = news.loads
     assert news.uses == {"k": KeyUse(1, 2, 3)}
     assert list(received) == ["a"]
@@ -74,11 +80,13 @@ class Ring:
         books: dict[str, LoadBook],
         condition: Condition | None = None,
         limits: RateLimits | None = None,
+        members: Sequence[Member] = (),
     ) -> Replicas:
         found = Replicas(
             RedisStore(self.url, self.cluster, name),
             books,
             limits or RateLimits({}, Seconds(0.0)),
+            Proofs(members),
             condition or Condition(),
             lambda: self.clock(),
             lambda count: self.counts.__setitem__(name, count),
@@ -93,6 +101,40 @@ async def ring(redis_url: str) -> AsyncIterator[Ring]:
     yield found
     for replica in found.made:
         await replica.close()
+
+
+def instance(gpu: str, proven: bool) -> Member:
+    """One of a gateway whose settings name this GPU."""
+    served = {"name": "i", "url": "http://h:1", "agent": "n", "gpus": [gpu]}
+    models = [{"name": "m", "pools": [{"name": "p", "instances": [served]}]}]
+    agents = [{"name": "n", "url": "http://n:1"}]
+    fleet = build_fleet(Gateway.model_validate({"version": 1, "models": models, "agents": agents}))
+    [(_, _, member)] = fleet.members()
+    member.proof = Proof(Standing.PROVEN) if proven else Proof()
+    return member
+
+
+async def test_what_one_has_proven_the_others_need_not(ring: Ring) -> None:
+    follower, elsewhere, down = instance("g", False), instance("another", False), instance("g", False)
+    down.status.health = Health.DOWN
+    leader = ring.replica("leader", {}, members=[instance("g", True)])
+    second = ring.replica("second", {}, members=[follower, elsewhere, down])
+    for _ in range(2):
+        await leader.tick()
+        await second.tick()
+    assert leader.leads
+    assert [member.proven for member in (follower, elsewhere, down)] == [True, False, False]
+
+
+async def test_who_leads_believes_only_what_it_has_seen(ring: Ring) -> None:
+    mine = instance("g", False)
+    leader = ring.replica("leader", {}, members=[mine])
+    second = ring.replica("second", {}, members=[instance("g", True)])
+    for _ in range(2):
+        await leader.tick()
+        await second.tick()
+    assert leader.leads
+    assert not mine.proven
 
 
 async def test_each_sees_the_others_load_and_how_many_share(ring: Ring) -> None:
@@ -110,7 +152,7 @@ async def test_each_sees_the_others_load_and_how_many_share(ring: Ring) -> None:
 async def test_what_is_due_at_anothers_comes_nearer_between_two_exchanges() -> None:
     store = MemoryStore()
     now = 10.0
-    replica = Replicas(store, {}, NO_LIMITS, Condition(), lambda: now, lambda _: None)
+    replica = Replicas(store, {}, NO_LIMITS, Proofs([]), Condition(), lambda: now, lambda _: None)
     await replica.tick()
     replica.peers = {"a": PeerLoad(1, 1, 100, 0.0, 0.4)}
     assert replica.load("a").due_in == pytest.approx(0.3), "it may have been sent a period ago"
@@ -144,7 +186,7 @@ async def test_a_step_up_is_told_at_once(ring: Ring) -> None:
 async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unknown() -> None:
     condition = Condition()
     store = RedisStore("redis://127.0.0.1:1/0", "c", "one")
-    replica = Replicas(store, {}, NO_LIMITS, condition, time.monotonic, lambda _: None)
+    replica = Replicas(store, {}, NO_LIMITS, Proofs([]), condition, time.monotonic, lambda _: None)
     replica.leads, replica.peers = True, {"a": PeerLoad(3)}
     await replica.tick()
     assert replica.leads
@@ -154,7 +196,7 @@ async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unkno
 
 
 async def test_alone_it_leads() -> None:
-    replica = Replicas(MemoryStore(), {}, NO_LIMITS, Condition(), time.monotonic, lambda _: None)
+    replica = Replicas(MemoryStore(), {}, NO_LIMITS, Proofs([]), Condition(), time.monotonic, lambda _: None)
     await replica.tick()
     assert replica.leads
     assert replica.count == 1
