@@ -29,6 +29,7 @@ class Window:
 
     seconds: Seconds  # one iteration
     flag: str = ""
+    busy: Seconds | None = None  # that the engine worked, where it stood still in between; None: all the time
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +111,7 @@ class LiveEngine:
         started = time.monotonic()
         while len(spent) < 3 or time.monotonic() - started < window:
             spent.append(await self._first_token(prompt))
-        return Window(Seconds(median(spent)))
+        return Window(Seconds(median(spent)), busy=Seconds(sum(spent)))
 
     async def _first_token(self, prompt: int) -> float:
         moved = asyncio.Event()
@@ -162,6 +163,8 @@ def _window(streams: list[Stream], start: float, stop: float, output: int) -> Wi
             return Window(Seconds(0.0), "short_window")
         tokens_per_event = (stream.tokens or output) / len(stream.times)
         gaps.append(_pace(inside) / tokens_per_event)
+    if median(gaps) <= 0.0:
+        return Window(Seconds(0.0), "bunched")  # this host stood still, and read everything at once
     return Window(Seconds(median(gaps)))
 
 

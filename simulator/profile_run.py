@@ -168,8 +168,9 @@ async def _clocks_held(agent: Agent | None, writes: bool) -> AsyncIterator[None]
 
 
 async def _sweep(run: Run, points: Sequence[Point], probe: Probe, top: MegaHertz) -> None:
-    if run.agent is not None and idle_point(top).key not in done(run.out, run.subject):
-        append(run.out, run.subject, idle_point(top), 0.0, await _idle_watts(run.agent))
+    idle = None if run.agent is None else await _idle_watts(run.agent)
+    if idle is not None and idle_point(top).key not in done(run.out, run.subject):
+        append(run.out, run.subject, idle_point(top), 0.0, idle)
     clock: MegaHertz | None = None
     arrived = True
     for number, point in enumerate(points):
@@ -178,7 +179,7 @@ async def _sweep(run: Run, points: Sequence[Point], probe: Probe, top: MegaHertz
             await asyncio.sleep(SETTLE)
         clock = point.clock
         guess = iteration_guess(point, probe, top)
-        found = _middle([await _measured(run, point, guess) for _ in range(run.repeats)])
+        found = _middle([await _measured(run, point, guess, idle) for _ in range(run.repeats)])
         flag = found.window.flag or ("" if arrived else "clock_not_reached")
         append(
             run.out,
@@ -200,7 +201,7 @@ def _middle(found: Sequence[Measured]) -> Measured:
     return sorted(usable, key=lambda measured: measured.window.seconds)[len(usable) // 2]
 
 
-async def _measured(run: Run, point: Point, guess: Seconds) -> Measured:
+async def _measured(run: Run, point: Point, guess: Seconds, idle: float | None) -> Measured:
     readings: list[Meter] = []
 
     async def read() -> None:
@@ -218,6 +219,9 @@ async def _measured(run: Run, point: Point, guess: Seconds) -> Measured:
         return Measured(window, None, capped=False)
     before, after = readings
     watts = after.watts_since(before, run.subject.tp)
+    if window.busy is not None and idle is not None and watts:
+        working = min(1.0, window.busy / (after.at - before.at))
+        watts = idle + (watts - idle) / working
     return Measured(window, watts or None, before.capped or after.capped)
 
 

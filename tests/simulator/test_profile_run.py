@@ -123,6 +123,11 @@ def test_a_sweep_measures_what_the_engine_is(bench: Bench, tmp_path: Path) -> No
         # what a client sees on a busy machine is never much faster than the engine, seldom much slower
         assert float(row["latency_ms"]) == pytest.approx(1e3 * truth.iteration_time(batch, clock), rel=0.2)
         assert float(row["power_w"]) == pytest.approx(truth.watts(batch, clock), rel=0.15)
+    prompts = [row for row in rows(out) if row["phase"] == "prefill"]
+    assert len(prompts) == 2
+    for row in prompts:  # a busy host sees prompts late, and then takes waiting for work
+        work = truth.watts(Batch(0, 0.0, 256, 256 * 128.0), MegaHertz(int(row["freq_mhz"])))
+        assert 0.4 * work < float(row["power_w"]) < 1.2 * work
     curves = json.loads(printed)
     assert {curve["phase"] for curve in curves} == {"decode", "prefill"}
     assert bench.ceiling() is None
