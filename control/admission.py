@@ -9,10 +9,10 @@ take 2 s.
 Slots are learned, since vLLM does not publish them: the most sequences seen running while some waited;
 before that has been seen, a small assumption that grows with what has been seen running.
 
-A request that cannot be answered in time even at maximum clock is *lost*: it gets a second, later deadline
-(or is refused, if the pool sheds), because keeping it first would make others late, and keeping it last
-would let it starve. A full pool's requests spill to pools at least as large in both dimensions, never to
-smaller ones (papers §1.7).
+A request that cannot be answered in time even at maximum clock is *lost*: it gets a second, later deadline,
+because keeping it first would make others late, and keeping it last would let it starve. Where the pool sheds
+it is refused instead; at once, where the queue before it moves too slowly. A full pool's requests spill to
+pools at least as large in both dimensions, never to smaller ones (papers §1.7).
 
 `assign` is one pass: it grants and refuses until nothing more fits, changes the books for each grant (so
 that the next pick sees it), and returns everything it did. Every event re-runs it: arrival, first token,
@@ -20,7 +20,7 @@ completion, cancel, tick. Of requests due within the same `fairness` seconds, th
 the least lately goes first.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +46,7 @@ class AdmissionRules:
     fairness: Seconds = Seconds(0.05)  # deadlines this close count as equal between tenants
     max_queued: int = 10_000  # per pool; beyond it a request is refused at once
     max_wait: Seconds = Seconds(600.0)  # a request that waited so long is refused
+    hope: float = 0.7  # share of its TTFT that a request may be expected to wait where the pool sheds
     edf: bool = True  # false: first come first served, nothing is lost
 
 
@@ -76,16 +77,29 @@ class PoolQueue:
     """Requests of one pool that have no instance yet."""
 
     rules: PoolRules
-    waiting: list[tuple[tuple[float, float], int, Flight]] = field(default_factory=list)  # in order
+    waiting: list[tuple[tuple[float, int], int, Flight]] = field(default_factory=list)  # in order
     tokens: float = 0.0  # uncached prompt tokens queued
     tenants: dict[str, Fading] = field(default_factory=dict)  # prompt tokens granted lately
+    interval: float = 0.0  # seconds between two grants while some wait; a mean of the last twenty or so
+    granted_at: float | None = None  # the last grant, if some waited after it
     _serial: int = 0
 
     def __len__(self) -> int:
         return len(self.waiting)
 
-    def full(self, admission: AdmissionRules) -> bool:
-        return len(self.waiting) >= admission.max_queued
+    def refusal(self, flight: Flight, admission: AdmissionRules) -> str:
+        """Why a new request is refused before it is queued; "": it is not."""
+        if len(self.waiting) >= admission.max_queued:
+            return f"{len(self.waiting)} requests are queued"
+        if self.rules.shed and self.waiting and self.wait(flight, admission) > admission.hope * flight.ttft:
+            return "its TTFT objective is out of reach"
+        return ""
+
+    def wait(self, flight: Flight, admission: AdmissionRules) -> float:
+        """Seconds until those that go before `flight` have gone, at the pace of late."""
+        due = flight.deadline if admission.edf else flight.arrived
+        key = self._key(flight, due, admission)
+        return self.interval * bisect_left(self.waiting, (key, self._serial + 1))
 
     def push(self, flight: Flight, admission: AdmissionRules) -> None:
         self._serial += 1
@@ -122,12 +136,18 @@ class PoolQueue:
         insort(self.waiting, (self._key(flight, due, admission), serial, flight))
         return flight
 
-    def _key(self, flight: Flight, due: float, admission: AdmissionRules) -> tuple[float, float]:
-        """Deadlines in slots of `fairness`; within one, the tenant granted the least lately first."""
-        return min(due, NEVER) // admission.fairness, self.worked(flight)
+    def _key(self, flight: Flight, due: float, admission: AdmissionRules) -> tuple[float, int]:
+        """Deadlines in slots of `fairness`; within one, the tenant granted the least lately first.
+
+        Its work in powers of two, so that requests of one tenant stay in the order they came.
+        """
+        return min(due, NEVER) // admission.fairness, int(self.worked(flight)).bit_length()
 
     def granted(self, flight: Flight, now: Seconds) -> None:
-        """Remember whose work is done; a tenant long unseen is forgotten first."""
+        """Remember whose work is done, and how fast; a tenant long unseen is forgotten first."""
+        if self.granted_at is not None:
+            self.interval += 0.05 * (now - self.granted_at - self.interval)
+        self.granted_at = float(now) if self.waiting else None
         tokens = self.tenants.pop(flight.tenant, None) or Fading(TENANT_MEMORY)
         tokens.add(flight.uncached_tokens, now)
         self.tenants[flight.tenant] = tokens
@@ -266,9 +286,9 @@ def backlog(queue: PoolQueue, instances: Sequence[Instance]) -> Seconds:
     return Seconds(max(1.0, queue.tokens / sum(rates)))
 
 
-def refuse(queue: PoolQueue, flight: Flight, instances: Sequence[Instance]) -> Reject:
-    """What a new request is told when the queue is full."""
-    return Reject(flight, f"{len(queue)} requests are queued", backlog(queue, instances))
+def refuse(queue: PoolQueue, flight: Flight, why: str, instances: Sequence[Instance]) -> Reject:
+    """What a new request is told that is not queued."""
+    return Reject(flight, why, backlog(queue, instances))
 
 
 def learned_slots(slots: int, running: int, waiting: int, known: int | None) -> int:

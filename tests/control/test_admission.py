@@ -212,10 +212,11 @@ def test_what_a_tenant_had_is_forgotten_in_time() -> None:
 
 def test_a_full_queue_refuses_at_once() -> None:
     queue, rules = pool(), AdmissionRules(max_queued=1)
-    assert not queue.full(rules)
+    assert not queue.refusal(flight(1), rules)
     queue.push(flight(1), rules)
-    assert queue.full(rules)
-    assert refuse(queue, flight(2), [engine("a")]).retry_after >= 1.0
+    why = queue.refusal(flight(2), rules)
+    assert why == "1 requests are queued"
+    assert refuse(queue, flight(2), why, [engine("a")]).retry_after >= 1.0
 
 
 @pytest.mark.parametrize(
