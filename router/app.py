@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
 from joulegate import __version__
@@ -22,6 +23,7 @@ from router.runtime import Runtime
 
 LOOPBACK = {"127.0.0.1", "::1"}
 Json = dict[str, Any]
+NOT_FOUND: dict[int | str, Json] = {404: {"description": "Nothing has that name."}}
 
 
 class Body(BaseModel):
@@ -72,7 +74,7 @@ def _probes(runtime: Runtime) -> APIRouter:
         response.status_code = 503 if why else 200
         return {"status": why or "ok", "store": "up" if runtime.condition.store_up else "down"}
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(page(runtime.registry), media_type=CONTENT_TYPE)
 
@@ -120,7 +122,7 @@ def _looks(routes: APIRouter, runtime: Runtime) -> None:
     async def energy() -> Json:
         return energy_picture(runtime.fleet, runtime.tally)
 
-    @routes.get("/requests/{wanted}")
+    @routes.get("/requests/{wanted}", responses=NOT_FOUND)
     async def one_request(wanted: str) -> Json:
         found = request(runtime.fleet, wanted)
         if found is None:
@@ -133,7 +135,7 @@ def _looks(routes: APIRouter, runtime: Runtime) -> None:
 
 
 def _acts(routes: APIRouter, runtime: Runtime, reloader: Reloader) -> None:
-    @routes.post("/pause")
+    @routes.post("/pause", responses=NOT_FOUND)
     async def pause(body: PauseBody) -> Json:
         """Clocks go back to default, requests go on; `resume` takes it back."""
         pools = _named(runtime, body)
@@ -142,7 +144,7 @@ def _acts(routes: APIRouter, runtime: Runtime, reloader: Reloader) -> None:
         runtime.tick.wake()
         return {"pools": [{"pool": pool.name, "paused": pool.paused} for pool in pools]}
 
-    @routes.post("/drain")
+    @routes.post("/drain", responses=NOT_FOUND)
     async def drain(body: DrainBody) -> Json:
         """Send an instance no new requests; `resume` takes it back."""
         member = _member(runtime, body.instance)
