@@ -249,8 +249,11 @@ class Tap:
         return found is not None and found.get("choices") == [] and isinstance(found.get("usage"), dict)
 
     def _is_error(self, event: bytes) -> bool:
+        marks = self.dialect.error_marks
+        if not any(mark in event for mark in marks):  # of many events in one read, most need no second look
+            return False
         said = payload(event)
-        if not said.startswith(ERROR) and not any(event.startswith(m) for m in self.dialect.error_marks[1:]):
+        if not said.startswith(ERROR) and not any(event.startswith(mark) for mark in marks[1:]):
             return False
         self.failed = said[:500].decode("utf-8", "replace")
         return True
