@@ -15,10 +15,11 @@ cost less than a jump after each burst and a long way back. So steps are small, 
 without, it falls only as fast as one that rests. At the start all of it is there, so the first descent is
 quick and the first burst ends it.
 
-What maximum clock would have missed too is not our doing. A late first token counts beyond `grace` times the
-twin's 99th percentile, and only if the twin was not as late; where the twin uses up part of the 1 % itself,
-that much less is allowed. Attainment counts the difference. Counting all misses would drive the clock to its
-maximum exactly when that does not help (reference: control laws).
+What maximum clock would have missed too is not our doing. A late first token counts beyond the twin's own
+99th percentile, and only if the twin was not as late; where the twin uses up part of the 1 % itself, that
+much less is allowed: next to nothing where its 99th percentile is beyond the objective. Attainment counts
+the difference. Counting all misses would drive the clock to its maximum exactly when that does not help
+(reference: control laws).
 
 Missing input: a request without first token or twin teaches nothing; with nothing learned the price stays at
 `start`, and before a start is known there is no price and `control.governor` keeps maximum clock.
@@ -46,13 +47,12 @@ class PriceRules:
     gain: float = 0.05  # of the logarithm, for one miss among requests that all count
     late: float = 0.006  # share of first tokens that may be late beyond the twin: under the 1 % of a P99
     attainment: float = 0.0015  # share of requests that may miss beyond the twin's misses
-    grace: float = 1.15
     memory: float = 1500.0  # requests over which misses made and allowed are set off against each other
     haste: float = 3.0  # a price with full credit falls so many times faster, in addition
     slowdown_gain: float = 0.005
     slowdown_margin: float = 0.02
     lowest: float = 0.01  # of the starting price: below it batches grow until bursts cost more than was saved
-    highest: float = 10.0  # misses come in bursts; a price beyond this is maximum clock for most loads
+    highest: float = 5.0  # misses come in bursts; a price beyond this is maximum clock for most loads
     highest_slowdown: float = 1e4
 
     def clamped(self, level: float, highest: float | None = None) -> float:
@@ -126,7 +126,7 @@ class _Late(_Share):
         rules = self._rules
         self.seen += 1
         self.twin.add(there)
-        limit = max(1.0, rules.grace * self.twin.at(1.0 - TAIL))
+        limit = max(1.0, self.twin.at(1.0 - TAIL))
         self.allowed = max(LEAST_BUDGET, 1.0 - self.twin.beyond(limit) / TAIL)
         more = float(here > limit) - float(there > limit)
         if more:
