@@ -83,11 +83,15 @@ class EngineProfile:
 
 def parse_profile(document: Mapping[str, Any]) -> EngineProfile:
     """Build a profile from decoded JSON. Raises ValueError naming the missing or wrong key."""
+    if not isinstance(document, Mapping):
+        raise ValueError(f"an object is expected, not {type(document).__name__}")
     if document.get("format") != "engine-profile/1":
         raise ValueError(f"format: expected 'engine-profile/1', got {document.get('format')!r}")
     try:
         low, high = document["validated_clock_range_mhz"]
         clocks = tuple(MegaHertz(int(c)) for c in sorted(document["clocks_mhz"]))
+        if not clocks or clocks[0] <= 0:
+            raise ValueError("clocks_mhz: at least one, each above 0")
         return EngineProfile(
             name=str(document["name"]),
             gpu=str(document["gpu"]),
@@ -104,7 +108,15 @@ def parse_profile(document: Mapping[str, Any]) -> EngineProfile:
         )
     except KeyError as error:
         raise ValueError(f"profile {document.get('name', '?')}: key {error.args[0]!r} is missing") from error
+    except TypeError as error:
+        raise ValueError(f"profile {document.get('name', '?')}: {error}") from error
 
 
 def _numbers(section: Mapping[str, Any], shape: type, number: type) -> dict[str, Any]:
-    return {field.name: number(section[field.name]) for field in fields(shape)}
+    """The numbers of a section. Raises KeyError, and ValueError for one that is negative or none at all."""
+    made = {}
+    for name in (field.name for field in fields(shape)):
+        made[name] = number(section[name])
+        if not 0 <= made[name] < float("inf"):
+            raise ValueError(f"{name}: {section[name]}, expected a number of 0 or more")
+    return made

@@ -10,8 +10,8 @@
 - joulegate: the product's laws, predicted lengths, prices learned on the other half; with `builds`, the kind
   and the number of instances too
 - joulegate-slowdown: the same with max_slowdown
-- oracle: the product's laws with true lengths and true load to come, prices learned on the very half that is
-  scored
+- oracle: the product's laws with true lengths, prices learned on the very half that is scored; its fleet
+  follows the load as joulegate's does
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Pure: the HTML report of a scenario: one file, no scripts, no other files; pictures are inline SVG.
 
-Power against the baseline, time at each clock, distribution of TTFT and E2E, and every policy's saving
-against its slowdown.
+Power against the baseline, instances over time, time at each clock, distribution of TTFT and E2E, and every
+policy's saving against its slowdown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,10 @@ from simulator.summary import Comparison, table
 from simulator.workload import Floats
 
 WIDTH, HEIGHT, MARGIN = 640.0, 260.0, 46.0
-COLOURS = ("#555555", "#b8860b", "#8a2be2", "#1f77b4", "#2ca02c", "#d62728")
+COLOURS = (
+    *("#555555", "#b8860b", "#8a2be2", "#1f77b4", "#2ca02c", "#d62728"),
+    *("#17becf", "#e377c2", "#8c564b", "#bcbd22", "#ff7f0e"),
+)
 STYLE = """<style>
 body{font:15px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em}
 svg{max-width:100%;height:auto;margin:0 1em 1em 0}
@@ -32,6 +35,9 @@ def page(result: Comparison, made: Mapping[str, Any]) -> str:
     policies = result.policies
     pictures = [
         _chart("Power, first seed", "minutes", "W", [_power(name, p) for name, p in policies.items()]),
+        _chart(
+            "Instances on, first seed", "minutes", "", [_instances(name, p) for name, p in policies.items()]
+        ),
         _chart(
             "Time at or below a clock", "MHz", "share", [_clocks(name, p) for name, p in policies.items()]
         ),
@@ -50,6 +56,11 @@ def page(result: Comparison, made: Mapping[str, Any]) -> str:
 def _power(name: str, pooled: Pooled) -> Line:
     watts = pooled.runs[0].watts
     return name, np.arange(len(watts), dtype=np.float64) * (BIN / 60.0), watts
+
+
+def _instances(name: str, pooled: Pooled) -> Line:
+    count = pooled.runs[0].instances
+    return name, np.arange(len(count), dtype=np.float64) * (BIN / 60.0), count
 
 
 def _clocks(name: str, pooled: Pooled) -> Line:

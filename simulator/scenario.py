@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from joulegate.domain import Objectives
+from joulegate.errors import UserError
 from joulegate.settings.scenario import Scenario
 from joulegate.units import Seconds
 from predictor.physics import PhysicsModel
@@ -25,6 +26,7 @@ from simulator.workload import Recipe, half
 MIN_SEEDS = 3
 MIN_REQUESTS = 2000  # of each input size, pooled over seeds
 MAX_SEEDS = 12
+FEWEST = 20  # requests of a trace
 NO_OBJECTIVE = Seconds(3600.0)
 
 T = TypeVar("T")
@@ -103,7 +105,15 @@ def enough_seeds(recipe: Recipe, factor: float, setup: Setup) -> int:
 
 def _case(recipe: Recipe, factor: float, seed: int) -> Case:
     load = recipe.load(factor, seed)
-    return Case(seed, half(load, second=False), half(load, second=True))
+    if len(load) < FEWEST or load.span <= 0.0:
+        raise UserError(
+            f"{len(load)} requests over {load.span:g} s: too few to learn from one half and score the other",
+            f"a trace of {FEWEST} requests or more, or a larger --scale",
+        )
+    first, second = half(load, second=False), half(load, second=True)
+    if not len(first) or not len(second):
+        raise UserError("one half of the trace is empty", "halves are by time: cut the trace to its load")
+    return Case(seed, first, second)
 
 
 def swapped(bench: Bench) -> Bench:

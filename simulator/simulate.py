@@ -102,7 +102,9 @@ def read_profile(path: Path) -> EngineProfile:
     """Raises UserError naming the file and the key."""
     try:
         return parse_profile(orjson.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "see configs/profiles/README.md") from error
+    except ValueError as error:
         raise UserError(f"engine profile {path}: {error}", "see configs/profiles/README.md") from error
 
 

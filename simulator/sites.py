@@ -80,7 +80,7 @@ class Sites:
 
     def note(self, now: float) -> None:
         """Once a BIN: energy and instances for the timelines."""
-        if now >= BIN * len(self._joules):
+        while now >= BIN * len(self._joules):
             self._joules.append(self._spent(now))
             self._instances.append(float(len(self.stations) + len(self._starting)))
 

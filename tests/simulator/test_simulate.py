@@ -10,7 +10,7 @@ from joulegate.cli import COMMANDS, run
 from joulegate.errors import UserError
 from joulegate.settings.load import load
 from joulegate.settings.scenario import POLICIES, Scenario
-from simulator.simulate import Request, changed, read_load, simulate_all
+from simulator.simulate import Request, changed, read_load, read_profile, simulate_all
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KEYS = set(
@@ -80,6 +80,8 @@ def test_the_command_prints_json_and_writes_a_report_without_links_or_scripts(
     text = report.read_text()
     assert "simulated" in text
     assert "<svg" in text
+    for picture in ("Power", "Instances on", "Time at or below a clock", "TTFT", "End to end", "slowdown"):
+        assert picture in text
     assert "<script" not in text
     assert "http" not in text
     [saved] = out.glob("*.json")
@@ -111,6 +113,32 @@ def test_every_policy_runs_on_a_fleet_and_gives_every_figure(tmp_path: Path) -> 
     assert rows_by_name["single-pool"]["clock_changes_per_min"] == 0.0
     assert rows_by_name["scale-inst"]["clock_changes_per_min"] == 0.0
     assert rows_by_name["joulegate"]["saving_pct_released"] > 25.0
+
+
+@pytest.mark.parametrize("rows", [[(0.0, 5, 5)], [(0.0, 5, 5)] * 50])
+def test_a_trace_that_cannot_be_cut_in_halves_is_refused(
+    scenario: Path, rows: list[tuple[float, int, int]]
+) -> None:
+    text = "timestamp_s,input_tokens,output_tokens\n" + "".join(f"{t},{i},{o}\n" for t, i, o in rows)
+    scenario.with_name("trace.csv").write_text(text)
+    with pytest.raises(UserError):
+        simulate_all(Request(scenario, policies=("max-clock",), swapped=False))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("clocks_mhz", []), ("latency", {}), ("latency", None), ("engine", {"max_num_seqs": -1})],
+)
+def test_a_profile_that_is_wrong_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+    document = json.loads((CONFIGS / "profiles" / "h100_llama-3.1-8b_tp1.json").read_text())
+    document[key] = document[key] | value if key == "engine" and isinstance(value, dict) else value
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"wrong\.json"):
+        read_profile(path)
+    path.write_text("[1]")
+    with pytest.raises(UserError, match=r"wrong\.json"):
+        read_profile(path)
 
 
 def test_an_unknown_policy_names_the_nearest(scenario: Path) -> None:
