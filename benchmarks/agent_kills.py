@@ -35,7 +35,7 @@ PATIENCE = 20.0  # seconds after the lease's end until a GPU counts as left lock
 WATCH = 0.4  # seconds a freed node is watched for a lock that comes back
 GPUS = 2
 NODES = 16
-STARTS = 2  # nodes that start processes at a time: Python's imports are no part of the question
+STARTS = 4  # nodes that start processes at a time: Python's imports are no part of the question
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +235,15 @@ class StallProbe(threading.Thread):
             self.worst = max(self.worst, time.monotonic() - before - 0.005)
 
 
-def run(kinds: Sequence[Kind], rounds: int, nodes: int, seed: int) -> tuple[list[Outcome], float]:
-    """The kinds in turn, `rounds` in all; (outcomes, worst stall in seconds)."""
+def run(
+    kinds: Sequence[Kind], rounds: int, nodes: int, seed: int, stop: threading.Event | None = None
+) -> tuple[list[Outcome], float]:
+    """The kinds in turn, `rounds` in all or until `stop`; (outcomes, worst stall in seconds)."""
     numbered = enumerate(itertools.islice(itertools.cycle(kinds), rounds))
     lock = threading.Lock()
 
     def plan() -> Iterator[tuple[int, Kind]]:
-        while True:
+        while stop is None or not stop.is_set():
             with lock:
                 item = next(numbered, None)
             if item is None:
@@ -295,7 +297,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     kinds = [kind for kind in KINDS if not options.kind or kind.name in options.kind]
-    outcomes, stall = run(kinds, options.rounds, options.nodes, options.seed)
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda _signal, _frame: stop.set())  # what is done by then is reported
+    outcomes, stall = run(kinds, options.rounds, options.nodes, options.seed, stop)
     by_kind = {kind.name: [o for o in outcomes if o.kind == kind.name] for kind in kinds}
     table = {name: report(some) for name, some in by_kind.items() if some}
     whole = report(outcomes)
