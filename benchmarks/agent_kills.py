@@ -35,7 +35,7 @@ PATIENCE = 20.0  # seconds after the lease's end until a GPU counts as left lock
 WATCH = 0.4  # seconds a freed node is watched for a lock that comes back
 GPUS = 2
 NODES = 16
-STARTS = 4  # nodes that start processes at a time: Python's imports are no part of the question
+STARTS = 2  # nodes that start processes at a time: Python's imports are no part of the question
 
 
 @dataclass(frozen=True, slots=True)
