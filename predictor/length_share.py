@@ -21,7 +21,7 @@ from predictor.length import HistoryPredictor, ModelState, root_of
 from predictor.length_text import TextPredictor
 
 MOST_ROWS = 4096
-MOST_MODELS = 32
+MOST_MODELS = 16
 MOST_BYTES = 1 << 20
 AT_ONCE = 256  # rows taken without a pause: a fifth of a millisecond
 CLEARLY = 1.5  # times as much evidence
@@ -113,7 +113,7 @@ def take(predictor: HistoryPredictor, told: Told) -> Iterator[int]:
         mine = predictor.models.get(name)
         if mine is None or (model.swaps, model.seen) > (mine.swaps, CLEARLY * mine.seen):
             predictor.enter(name, _taken(predictor, name, model))
-    yield taken
+        yield taken
 
 
 def _taken(predictor: HistoryPredictor, name: str, told: ToldModel) -> ModelState:
