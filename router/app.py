@@ -23,6 +23,7 @@ from router.runtime import Runtime
 
 LOOPBACK = {"127.0.0.1", "::1"}
 Json = dict[str, Any]
+UNREADY: dict[int | str, Json] = {503: {"description": "No instance takes requests."}}
 NOT_FOUND: dict[int | str, Json] = {404: {"description": "Nothing has that name."}}
 
 
@@ -67,14 +68,21 @@ def _probes(runtime: Runtime) -> APIRouter:
         """The process lives."""
         return {"status": "ok"}
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", responses=UNREADY)
     async def readyz(response: Response) -> Json:
         """Requests can be served."""
         why = runtime.ready
         response.status_code = 503 if why else 200
         return {"status": why or "ok", "store": "up" if runtime.condition.store_up else "down"}
 
+    @routes.get("/health", responses=UNREADY)
+    @routes.head("/health", responses=UNREADY)
+    async def health() -> Response:
+        """As vLLM answers it: clients that are pointed at an engine ask for this."""
+        return Response(status_code=503 if runtime.ready else 200)
+
     @routes.get("/metrics", response_class=PlainTextResponse)
+    @routes.head("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(page(runtime.registry), media_type=CONTENT_TYPE)
 
