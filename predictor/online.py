@@ -30,7 +30,7 @@ class CorrectionSettings:
     bands: int = 6
     rise_gain: float = 0.1
     fall_gain: float = 0.05
-    step_gain: float = 0.5  # instead of rise_gain from the step_run-th surprise in a row on
+    step_gain: float = 0.4  # instead of rise_gain from the step_run-th surprise in a row on
     step_run: int = 3
     offset_gain: float = 0.5  # of the gain above: how fast a band parts from the rest
     lowest: float = 0.7
