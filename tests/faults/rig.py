@@ -28,7 +28,7 @@ from tests.faults.front import Background, Front
 PROFILE = shipped("profiles/h100_llama-3.1-8b_tp1.json")
 TOP = 1980
 SILENCE = 2.5  # seconds an instance may be silent
-PATIENCE = 60.0  # seconds a condition is waited for
+PATIENCE = 90.0  # seconds a condition is waited for
 SMALL = ["SS", "SM", "MS", "MM"]
 LARGE = ["SL", "ML", "LS", "LM", "LL"]
 

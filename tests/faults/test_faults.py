@@ -13,6 +13,7 @@ from tests.redis_server import RedisServer
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
 def test_fault(site: Site, case: Case) -> None:
     client, clocks = case.happen(site)
@@ -22,6 +23,7 @@ def test_fault(site: Site, case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", SHARED_CASES, ids=lambda case: case.fault)
 def test_fault_of_replicas(replicas: Site, redis: RedisServer, case: SharedCase) -> None:
     until(lambda: together(replicas))
