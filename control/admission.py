@@ -16,8 +16,12 @@ pools at least as large in both dimensions, never to smaller ones (papers §1.7)
 
 `assign` is one pass: it grants and refuses until nothing more fits, changes the books for each grant (so
 that the next pick sees it), and returns everything it did. Every event re-runs it: arrival, first token,
-completion, cancel, tick. Of requests due within the same `fairness` seconds, the tenant that was granted
-the least lately goes first.
+completion, cancel, tick.
+
+Fairness needs no quota. A tenant that was granted much more than the mean of all (`heavy`) goes after the
+others, so that its queue is its own; of other requests due within the same `fairness` seconds, the tenant
+that was granted the least lately goes first. A pool with one tenant, or where nobody waits, knows no
+difference.
 """
 
 from bisect import bisect_left, insort
@@ -34,6 +38,7 @@ ASSUMED_SLOTS = 16
 MAX_TENANTS = 1000
 TENANT_MEMORY = Seconds(60.0)
 TIMELY = 0.5  # share of its TTFT objective before which nobody asks whether a request is lost
+Key = tuple[bool, float, int]  # of the order in a queue
 NEVER = 1e12  # seconds: a deadline that nothing reaches
 
 
@@ -44,6 +49,7 @@ class AdmissionRules:
     prompt_window: float = 0.05  # share of the tightest TTFT that the prompts in an engine may take
     second_chance: float = 1.5  # TTFT objectives after which a lost request is due instead
     fairness: Seconds = Seconds(0.05)  # deadlines this close count as equal between tenants
+    heavy: float = 1.5  # times the mean work of the tenants: who was granted more goes after the others
     max_queued: int = 10_000  # per pool; beyond it a request is refused at once
     max_wait: Seconds = Seconds(600.0)  # a request that waited so long is refused
     hope: float = 0.7  # share of its TTFT that a request may be expected to wait where the pool sheds
@@ -77,9 +83,12 @@ class PoolQueue:
     """Requests of one pool that have no instance yet."""
 
     rules: PoolRules
-    waiting: list[tuple[tuple[float, int], int, Flight]] = field(default_factory=list)  # in order
+    waiting: list[tuple[Key, int, Flight]] = field(default_factory=list)  # in order
     tokens: float = 0.0  # uncached prompt tokens queued
-    tenants: dict[str, Fading] = field(default_factory=dict)  # prompt tokens granted lately
+    tenants: dict[str, Fading] = field(
+        default_factory=dict
+    )  # prompt tokens granted lately; last granted, last
+    work: Fading = field(default_factory=lambda: Fading(TENANT_MEMORY))  # of all of them
     interval: float = 0.0  # seconds between two grants while some wait; a mean of the last twenty or so
     granted_at: float | None = None  # the last grant, if some waited after it
     _serial: int = 0
@@ -136,23 +145,27 @@ class PoolQueue:
         insort(self.waiting, (self._key(flight, due, admission), serial, flight))
         return flight
 
-    def _key(self, flight: Flight, due: float, admission: AdmissionRules) -> tuple[float, int]:
-        """Deadlines in slots of `fairness`; within one, the tenant granted the least lately first.
+    def _key(self, flight: Flight, due: float, admission: AdmissionRules) -> Key:
+        """Heavy tenants last; deadlines in slots of `fairness`; in a slot by work granted.
 
         Its work in powers of two, so that requests of one tenant stay in the order they came.
         """
-        return min(due, NEVER) // admission.fairness, int(self.worked(flight)).bit_length()
+        worked, count = self.worked(flight), len(self.tenants)
+        heavy = count > 1 and worked * count > admission.heavy * self.work.total(flight.arrived)
+        return heavy, min(due, NEVER) // admission.fairness, int(worked).bit_length()
 
     def granted(self, flight: Flight, now: Seconds) -> None:
-        """Remember whose work is done, and how fast; a tenant long unseen is forgotten first."""
+        """Remember whose work is done, and how fast; a tenant long unseen is forgotten."""
         if self.granted_at is not None:
             self.interval += 0.05 * (now - self.granted_at - self.interval)
         self.granted_at = float(now) if self.waiting else None
         tokens = self.tenants.pop(flight.tenant, None) or Fading(TENANT_MEMORY)
         tokens.add(flight.uncached_tokens, now)
         self.tenants[flight.tenant] = tokens
-        if len(self.tenants) > MAX_TENANTS:
-            del self.tenants[next(iter(self.tenants))]
+        self.work.add(flight.uncached_tokens, now)
+        oldest = next(iter(self.tenants))
+        if len(self.tenants) > MAX_TENANTS or self.tenants[oldest].total(now) < 1.0:
+            del self.tenants[oldest]
 
     def worked(self, flight: Flight) -> float:
         """Prompt tokens that this request's tenant was granted lately."""

@@ -127,3 +127,14 @@ def test_a_tenant_with_ten_times_the_load_does_not_push_another_back(shed: bool)
         assert len(mine) >= 0.5 * 0.15 * CAPACITY * 55
         firsts.append(quantile(mine, 0.99))
     assert firsts[1] <= 1.2 * firsts[0], firsts
+
+
+@pytest.mark.parametrize("shed", [True, False])
+def test_a_tenant_that_alone_is_more_than_the_pool_can_take_waits_in_its_own_queue(shed: bool) -> None:
+    pool = Pool(shed=shed)
+    pool.offer("light", 0.15 * CAPACITY, 0.0, 60.0, 1)
+    pool.offer("heavy", 1.5 * CAPACITY, 0.0, 60.0, 2)
+    pool.run()
+    light = [first for arrived, who, first in pool.firsts if who == "light" and arrived > 5.0]
+    assert len(light) == pytest.approx(0.15 * CAPACITY * 55, rel=0.1)  # none of them refused
+    assert quantile(light, 0.99) <= PREFILL + 5.0 / CAPACITY  # a few slots' turns
