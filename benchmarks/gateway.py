@@ -93,6 +93,7 @@ def settings(
         "listen": {"port": port},
         "auth": {"keys": [{"name": "bench", "key": API_KEY}]},
         "agents": agents,
+        "control": {"mapping": "trust"},  # fake engines draw nothing of the plant: they could not be proven
         "predictor": {"prior": prior},
         "usage_injection": "auto",
         "models": [{"name": MODEL, "pools": [{"name": "all", "mode": mode, "instances": instances}]}],

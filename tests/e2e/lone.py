@@ -39,6 +39,8 @@ class LoneSite:
             self.side.stop()
             raise
         self.http = httpx.Client(base_url=self.side.url, timeout=10.0)
+        # its GPU is proven while it is idle, which under steady traffic it never is
+        eventually(lambda: self.instance()["mapping"]["state"] == "proven", 120.0)
 
     def _change(self, name: str, change: Callable[[dict[str, Any]], None]) -> None:
         yaml, path = YAML(), self.folder / f"{name}.yaml"
