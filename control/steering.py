@@ -16,6 +16,7 @@ from heapq import heappop, heappush
 from control.admission import (
     TIMELY,
     AdmissionRules,
+    Grant,
     Layout,
     Outcome,
     PoolQueue,
@@ -27,7 +28,7 @@ from control.admission import (
 from control.arrivals import Arrivals
 from control.floor import Demand, cheapest, going_price, settle
 from control.governor import Decision, GovernorRules, Memory, Outlook, choose
-from control.pick import Rng
+from control.pick import Rng, fits
 from control.prices import PriceRules, Prices
 from control.state import Flight, Instance, PoolRules
 from control.twin import Twin
@@ -159,9 +160,7 @@ class Steering:
 
     def arrive(self, flight: Flight, pool: str, now: Seconds) -> Outcome:
         """A request for `pool`; what it and others are granted or refused."""
-        state = self.pools[pool]
-        chunks = flight.uncached_tokens // state.chunk
-        state.arrivals.add(flight.uncached_tokens, flight.output_q50, now, chunks)
+        state = self._arrived(flight, pool, now)
         if why := state.queue.refusal(flight, self.admission):
             return Outcome(rejects=(refuse(state.queue, flight, why, self._of(pool)),))
         if not self.queued and now - flight.arrived < TIMELY * flight.ttft:  # as `assign`, for one alone
@@ -170,6 +169,14 @@ class Steering:
                 return Outcome(grants=(grant,))
         state.queue.push(flight, self.admission)
         return self.assign(now)
+
+    def send(self, flight: Flight, pool: str, instance: Instance, now: Seconds) -> Outcome:
+        """A request for `pool` that only `instance` can serve: at once, past the queues, where it fits."""
+        self._arrived(flight, pool, now)
+        if not fits(flight, instance):
+            return Outcome()
+        instance.book.send(flight, now)
+        return Outcome(grants=(Grant(flight, instance, "no other can"),))
 
     def assign(self, now: Seconds) -> Outcome:
         """Work off the queues; call it whenever room may have come free."""
@@ -210,6 +217,12 @@ class Steering:
             instance.prompt_rate = decision.prompt_rate
             instance.prompt_window = self.admission.prompt_window * tightest * decision.prompt_rate
         return decision
+
+    def _arrived(self, flight: Flight, pool: str, now: Seconds) -> PoolState:
+        state = self.pools[pool]
+        chunks = flight.uncached_tokens // state.chunk
+        state.arrivals.add(flight.uncached_tokens, flight.output_q50, now, chunks)
+        return state
 
     def _of(self, pool: str) -> list[Instance]:
         return [s.instance for s in self.steered.values() if s.instance.pool == pool and s.instance.ready]

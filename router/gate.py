@@ -20,6 +20,7 @@ from router.errors import GatewayBusy, GatewayError, NoSuchModel, PoolDown, Rate
 from router.pools import Fleet, Member, Model, Pool, Trip
 from router.ports import Ending, ModelCard, RelayRequest, Report
 from router.rate_limits import RateLimits
+from router.responses import Makers
 from router.ticket import Ticket
 
 LEAST_WAIT = 0.002  # seconds until the queue is looked at again by itself
@@ -49,6 +50,7 @@ class FleetGate:
         self._serial = 0
         self._waiting: dict[str, Ticket] = {}  # by flight
         self._deaths = Deaths()
+        self._makers = Makers()
         self._timers: dict[str, asyncio.TimerHandle] = {}  # by model
 
     def admit(self, request: RelayRequest) -> "Admission":
@@ -60,6 +62,8 @@ class FleetGate:
         pool, now = slot.trip.pool, self._now()
         if pool.retries < 1.0 or self._deaths.suspects(slot.request.fingerprint, now):
             return None
+        if self._maker(slot.request, slot.trip.model) is not None:
+            return None  # no other could answer it
         failed = "" if slot.member is None else slot.member.law.name
         if not self._alive(slot.trip.model, pool, now, failed):
             return None
@@ -91,6 +95,9 @@ class FleetGate:
         pool = trip.pool
         pool.retries = min(MAX_RETRIES, pool.retries + self._retry_budget)
         ticket = Ticket(self, request, trip)
+        if (maker := self._maker(request, model)) is not None:
+            self._go_on(ticket, trip, maker, now)
+            return ticket
         if not self._alive(model, pool, now, avoid):
             raise _pool_down(model, pool, now)
         self._waiting[trip.flight.id] = ticket
@@ -139,6 +146,11 @@ class FleetGate:
             return
         if self._accounts.progressed(trip, member, events, now):
             self.run(trip.model)  # a prompt is done: there is room for the next
+
+    def made(self, ticket: Ticket, response: str) -> None:
+        """The instance answers `ticket` with this response, and keeps it."""
+        if ticket.member is not None:
+            self._makers.made(response, ticket.member.law.name)
 
     def joules(self, ticket: Ticket) -> float | None:
         """What the request took so far; None: nobody meters its instance."""
@@ -226,14 +238,28 @@ class FleetGate:
         pool = model.pools[rules.name]
         return Trip(model, pool, flight, query, prediction, request.id, request.stream, chars, self._now())
 
+    def _go_on(self, ticket: Ticket, trip: Trip, maker: Member, now: Seconds) -> None:
+        """From a response that only `maker` knows: it need not queue for others, nor can it wait for them."""
+        outcome = trip.model.steering.send(trip.flight, trip.pool.name, maker.law, now)
+        if not outcome.grants:
+            why = maker.status.why_not(now) or "full"
+            raise PoolDown(f"only {maker.law.name} knows the response to go on from ({why})", retry_after=1.0)
+        self._waiting[trip.flight.id] = ticket
+        self._deliver(trip.model, outcome)
+
+    def _maker(self, request: RelayRequest, model: Model) -> Member | None:
+        """The instance that made the response `request` is about, if that is known."""
+        return model.members.get(self._makers.of(request.response)) if request.response else None
+
     def _enter_plain(self, request: RelayRequest, model: Model, now: Seconds) -> Ticket:
-        """What produces no tokens is not queued: it goes to the instance with the fewest requests."""
-        able = [
-            m
-            for m in model.members.values()
-            if m.status.may_take(m.open, now)
-            and (request.engine is None or m.endpoint.engine is request.engine)
-        ]
+        """What produces no tokens is not queued: it goes to the instance with the fewest requests.
+
+        What is about a response goes to its maker, in rotation or not: others would say that it is gone.
+        """
+        maker = self._maker(request, model)
+        able = (
+            [maker] if maker is not None else [m for m in model.members.values() if _takes(m, request, now)]
+        )
         if not able:
             raise PoolDown(f"no instance of {model.name} can take this request now", retry_after=1.0)
         ticket = Ticket(self, request, None)
@@ -246,7 +272,8 @@ class FleetGate:
         wanted = request.query.model
         found = self.fleet.models.get(wanted)
         if found is None and not wanted:
-            models = list(self.fleet.unique())
+            maker = self._makers.of(request.response)
+            models = [m for m in self.fleet.unique() if maker in m.members] or list(self.fleet.unique())
             found = models[0] if len(models) == 1 else None
         if found is None:
             known = ", ".join(sorted(self.fleet.models))
@@ -317,6 +344,11 @@ class Admission:
             ending = Ending.CLIENT_LEFT if kind is asyncio.CancelledError else Ending.UPSTREAM_ERROR
             self._ticket.close(Report(ending, 0, error=str(error or "")))
             self._gate.limits.done(self._request.caller.name, self._ticket.tokens)
+
+
+def _takes(member: Member, request: RelayRequest, now: Seconds) -> bool:
+    """Whether `member` may get a request that produces no tokens."""
+    return member.status.may_take(member.open, now) and request.engine in (None, member.endpoint.engine)
 
 
 def _longest(model: Model) -> int | None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from joulegate.units import Seconds
-from router import openai_api
+from router import openai_api, responses
 from router.dialects import Dialect, dialect_of, injects_usage
 from router.errors import BadRequest, Forbidden
 from router.head import ENERGY, SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, RequestHead, request_head
@@ -74,6 +74,7 @@ def understand(
         session=session.decode("latin-1") if session else "",
         method=method,
         engine=Engine.TGI if route in TGI_ONLY else None,
+        response=responses.referred(route, parsed.previous) if route.startswith(responses.ROUTE) else "",
     )
     energy = caller.energy or fields.get(ENERGY, b"").lower() == b"true"
     return Call(request, parsed, dialect_of(route), query, head, body, energy)

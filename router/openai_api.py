@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import orjson
 
 from joulegate.domain import LengthQuery
+from router import responses
 from router.ports import ModelCard
 
 JSON_KEYS = frozenset({"response_format", "text", "guided_json", "structured_outputs"})
@@ -53,6 +54,7 @@ class Parsed:
     input_chars: int = 0
     options: Json | None = None  # stream_options, when given
     has_options: bool = False
+    previous: str = ""  # the response that a request for one goes on from
 
 
 class _Text:
@@ -121,6 +123,7 @@ def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) ->
         text.chars,
         options if isinstance(options, dict) else None,
         options is not None or "stream_options" in found,
+        _string(get("previous_response_id")) if route == responses.ROUTE else "",
     )
 
 

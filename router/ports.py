@@ -77,6 +77,7 @@ class RelayRequest:
     session: str = ""
     method: str = "POST"
     engine: Engine | None = None  # only an instance of this engine will do (TGI's own routes)
+    response: str = ""  # id of the stored response it is about: only the instance that made it knows it
 
 
 class Ending(Enum):
@@ -126,6 +127,9 @@ class Slot(Protocol):
 
     def progress(self, events: int, now: Seconds) -> None:
         """`events` more SSE events with output arrived (once a read, not once an event)."""
+
+    def made(self, response: str) -> None:
+        """The answer is a response with this id, which the instance may be asked for later."""
 
     def joules(self) -> float | None:
         """What the request took so far, as attributed to it; None: nobody meters the instance."""

@@ -22,7 +22,7 @@ from joulegate.units import Seconds
 from router import openai_api
 from router.answer_energy import with_energy
 from router.client import EXTENSION, ClientExchange
-from router.dialects import Tap
+from router.dialects import RESPONSES, Tap
 from router.errors import (
     GatewayBusy,
     GatewayError,
@@ -37,8 +37,8 @@ from router.head import RequestHead, check_path, relayed, reply_head, status_lin
 from router.intake import Call, message, safe_id, understand
 from router.keys import Keys
 from router.limits import RelayLimits
-from router.ports import Caller, Ending, Gate, Reply, Report, Slot, Upstream
-from router.sinks import EventSink, PlainSink
+from router.ports import Caller, Ending, Gate, Reply, Report, Sink, Slot, Upstream
+from router.sinks import EventSink, NamingSink, PlainSink
 from router.verdict import ending_of, ending_of_failure, try_another
 
 Scope = MutableMapping[str, Any]
@@ -232,7 +232,7 @@ class Relay:
             sink = PlainSink(client, KEEP)
             answer = told(slot, body)
             client.begin(status, head, len(answer))
-            sink.feed(answer)
+            named(call, slot, sink).feed(answer)
             sink.end()
             return finished(Ending.OK, status, sink, "")
         else:
@@ -244,7 +244,7 @@ class Relay:
         if client.flow.write_paused:
             reply.pause()
         try:
-            await reply.pump(sink)
+            await reply.pump(named(call, slot, sink) if status == 200 else sink)
         except UpstreamError as error:
             sink.broken(error)
             return finished(ending_of_failure(error), status, sink, error.message)
@@ -273,6 +273,11 @@ def finished(ending: Ending, status: int, sink: EventSink | PlainSink, error: st
         first_output=sink.first_output,
         last_output=sink.last_output,
     )
+
+
+def named(call: Call, slot: Slot, sink: Sink) -> Sink:
+    """`sink`, and before it one that tells which response the answer is, where it is one."""
+    return NamingSink(slot, sink) if call.dialect is RESPONSES and call.request.generative else sink
 
 
 def told(slot: Slot, usage: bytes) -> bytes:

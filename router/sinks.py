@@ -7,7 +7,8 @@ from joulegate.units import Seconds
 from router.client import ClientExchange
 from router.dialects import NO_USAGE, Tap, Usage, usage_of
 from router.errors import GatewayError
-from router.ports import Slot
+from router.ports import Sink, Slot
+from router.responses import HEAD_BYTES, response_id
 
 
 class PlainSink:
@@ -86,3 +87,23 @@ class EventSink:
 
     def usage(self) -> Usage:
         return self.tap.usage()
+
+
+class NamingSink:
+    """Tells the slot the id of the response that passes on to `sink`. Implements router.ports.Sink."""
+
+    __slots__ = ("_head", "_sink", "_slot")
+
+    def __init__(self, slot: Slot, sink: Sink) -> None:
+        self._slot = slot
+        self._sink = sink
+        self._head: bytes | None = b""  # None: nothing more is looked for
+
+    def feed(self, body: bytes) -> None:
+        if self._head is not None:
+            self._head += body[:HEAD_BYTES]
+            if found := response_id(self._head):
+                self._slot.made(found)
+            if found or len(self._head) >= HEAD_BYTES:
+                self._head = None
+        self._sink.feed(body)

@@ -16,6 +16,8 @@ class Owner(Protocol):
 
     def progressed(self, ticket: "Ticket", events: int, now: Seconds) -> None: ...
 
+    def made(self, ticket: "Ticket", response: str) -> None: ...
+
     def joules(self, ticket: "Ticket") -> float | None: ...
 
     def closed(self, ticket: "Ticket", report: Report) -> None: ...
@@ -62,6 +64,9 @@ class Ticket:
     def progress(self, events: int, now: Seconds) -> None:
         if not self._closed:
             self._owner.progressed(self, events, now)
+
+    def made(self, response: str) -> None:
+        self._owner.made(self, response)
 
     def joules(self) -> float | None:
         return self._owner.joules(self)

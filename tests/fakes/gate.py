@@ -17,6 +17,7 @@ class FakeSlot:
         self.report: Report | None = None
         self.sent_at: list[Seconds] = []
         self.progressed: list[int] = []
+        self.responses: list[str] = []
 
     @property
     def endpoint(self) -> Endpoint:
@@ -32,6 +33,9 @@ class FakeSlot:
 
     def progress(self, events: int, now: Seconds) -> None:
         self.progressed.append(events)
+
+    def made(self, response: str) -> None:
+        self.responses.append(response)
 
     def joules(self) -> float | None:
         return self._gate.joules
