@@ -86,11 +86,11 @@ class MemoryStore:
 
 
 class RedisStore:
-    """Redis 7+ or Valkey. Keys live under `joulegate:<cluster>:`."""
+    """Redis 7+ or Valkey. Keys live under `joulegate:<cluster>:`. `timeout`: seconds for one call."""
 
-    def __init__(self, url: str, cluster: str, replica: str) -> None:
+    def __init__(self, url: str, cluster: str, replica: str, timeout: float = TIMEOUT) -> None:
         self._redis = redis.Redis.from_url(
-            url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=None, max_connections=4
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=None, max_connections=4
         )
         self._prefix = f"joulegate:{cluster}:"
         self._replica = replica

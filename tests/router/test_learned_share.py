@@ -23,7 +23,7 @@ def taught(tokens: int, times: int) -> HistoryPredictor:
 async def test_a_replica_that_joins_learns_from_each_of_the_others_in_turn(redis_url: str) -> None:
     cluster = uuid.uuid4().hex
     known = {"gw-1": taught(700, 100), "gw-2": HistoryPredictor(Cuts()), "gw-3": HistoryPredictor(Cuts())}
-    stores = {name: RedisStore(redis_url, cluster, name) for name in known}
+    stores = {name: RedisStore(redis_url, cluster, name, timeout=10.0) for name in known}
     shares = {name: LearnedShare(stores[name], known[name], random.Random(1).random) for name in known}
     for name in ("gw-1", "gw-2"):
         await stores[name].publish(b"{}")
@@ -41,7 +41,7 @@ async def test_what_cannot_be_read_is_said_and_changes_nothing(
 ) -> None:
     cluster, predictor = uuid.uuid4().hex, taught(700, 100)
     before = predictor.table.dump()
-    one, two = (RedisStore(redis_url, cluster, name) for name in ("gw-1", "gw-2"))
+    one, two = (RedisStore(redis_url, cluster, name, timeout=10.0) for name in ("gw-1", "gw-2"))
     await two.publish(b"{}")
     await two.tell(b"\x00 nothing")
     await LearnedShare(one, predictor, random.Random(1).random).exchange()

@@ -83,7 +83,7 @@ class Ring:
         members: Sequence[Member] = (),
     ) -> Replicas:
         found = Replicas(
-            RedisStore(self.url, self.cluster, name),
+            RedisStore(self.url, self.cluster, name, timeout=10.0),  # a busy machine is not a lost store
             books,
             limits or RateLimits({}, Seconds(0.0)),
             Proofs(members),
