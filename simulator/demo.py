@@ -102,6 +102,7 @@ async def standing(demo: Demo) -> AsyncIterator[tuple[Side, Side]]:
     try:
         demo.say("starting two emulated fleets: 2 x 6 H100s, agents, watchdogs, gateways")
         await asyncio.gather(*(side.start() for side in sides))
+        await sides[0].proven()  # it asks its engines for a few tokens: before either fleet is measured
         yield sides[0], sides[1]
     finally:
         for side in sides:

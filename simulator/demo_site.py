@@ -67,6 +67,18 @@ class Side:
         self._spawn("serve", "-c", "gateway.yaml")
         await self._until("gateway", f"{self.url}/readyz")
 
+    async def proven(self) -> None:
+        """Wait, at most as long as for a start, until every instance was seen to work on its GPU."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + READY_WITHIN
+        while loop.time() < end:
+            picture = await fetch_json(f"{self.url}/admin/fleet")
+            pools = picture["models"][0]["pools"] if picture else []
+            states = [each["mapping"]["state"] for pool in pools for each in pool["instances"]]
+            if states and all(state == "proven" for state in states):
+                return
+            await asyncio.sleep(0.1)
+
     def stop(self) -> None:
         """Gateway first, so that it gives its clocks back; then the rest."""
         for process in reversed(self.processes.values()):
