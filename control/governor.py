@@ -20,7 +20,7 @@ granted before.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
@@ -68,7 +68,7 @@ class GovernorRules:
     floor: bool = True  # false: go below the floor of the load (what throttLL'eM does, to compare)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outlook:
     """What the governor is told about the load to come."""
 
@@ -78,7 +78,7 @@ class Outlook:
     queued: tuple[Flight, ...] = ()  # in the gateway, bound for this instance, in order
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, like all that is made for every decision: that costs a third of one
 class Memory:
     """What one decision leaves for the next."""
 
@@ -87,18 +87,33 @@ class Memory:
     peaks: tuple[tuple[float, MegaHertz], ...] = ()  # (when, wanted), newest last, wanted descending
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """One choice. `clock` None: no ceiling (driver default)."""
 
     clock: MegaHertz | None
     reason: Reason
-    sentence: str
+    instance: str
     tpot: Seconds | None  # expected
     at_clock: Room
     at_max: Room
     at: Seconds
     prompt_rate: float | None = None  # prompt tokens per second it takes in at this clock
+    running: int = 0  # sequences decoding
+    waiting: int = 0  # prompt tokens queued
+    tpot_objective: Seconds = Seconds(0.0)
+    unknown: str = ""  # what was missing, where nothing could be chosen
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        if self.tpot is None:
+            return f"{self.instance}: {self.unknown}"
+        expected, aim = self.tpot * 1e3, self.tpot_objective * 1e3
+        tpot = f"TPOT {expected:.0f} ms of {aim:.0f} expected with {self.running} running"
+        if self.waiting:
+            tpot += f", {self.waiting} prompt tokens queued"
+        return f"{self.instance} {self.clock} MHz: {_BECAUSE[self.reason]}; {tpot}"
 
 
 def choose(
@@ -123,7 +138,7 @@ def choose(
     return _decision(case, clock, reason), memory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Case:
     """One instance at one moment, as the tests below need it."""
 
@@ -153,20 +168,19 @@ class _Case:
 def _unknown(instance: Instance, rules: GovernorRules, now: Seconds) -> Decision | None:
     """The answer when something needed is missing: never lower on it."""
     if instance.model is None:
-        return _default(Reason.NO_MODEL, f"{instance.name}: no latency model, clocks stay at default", now)
+        return _default(instance, Reason.NO_MODEL, "no latency model, clocks stay at default", now)
     heard = instance.telemetry_at
     if heard is None or now - heard > rules.stale_after:
         age = "never heard of" if heard is None else f"last heard {now - heard:.1f} s ago"
-        return _default(Reason.STALE, f"{instance.name}: agent {age}, clocks go to default", now)
+        return _default(instance, Reason.STALE, f"agent {age}, clocks go to default", now)
     if instance.unseen:
-        return _default(
-            Reason.STALE, f"{instance.name}: its metrics cannot be read, clocks go to default", now
-        )
+        why = "its metrics cannot be read, clocks go to default"
+        return _default(instance, Reason.STALE, why, now)
     return None
 
 
-def _default(reason: Reason, sentence: str, now: Seconds) -> Decision:
-    return Decision(None, reason, sentence, None, NO_ROOM, NO_ROOM, now)
+def _default(instance: Instance, reason: Reason, why: str, now: Seconds) -> Decision:
+    return Decision(None, reason, instance.name, None, NO_ROOM, NO_ROOM, now, unknown=why)
 
 
 def _case(
@@ -318,9 +332,9 @@ def _paced(wanted: MegaHertz, memory: Memory, rules: GovernorRules, now: Seconds
     kept = (*kept, (now, wanted))
     level = kept[0][1]
     if memory.clock is None or level > memory.clock:
-        return level, replace(memory, clock=level, peaks=kept)
+        return level, Memory(level, memory.lowered_at, kept)
     if level == memory.clock or now - memory.lowered_at < rules.lowering_interval:
-        return memory.clock, replace(memory, peaks=kept)
+        return memory.clock, Memory(memory.clock, memory.lowered_at, kept)
     return level, Memory(clock=level, lowered_at=now, peaks=kept)
 
 
@@ -330,12 +344,15 @@ def _decision(case: _Case, clock: MegaHertz, reason: Reason) -> Decision:
     return Decision(
         clock=clock,
         reason=reason,
-        sentence=_sentence(case, clock, pace, reason),
+        instance=case.instance.name,
         tpot=Seconds(pace.step),
         at_clock=at_clock,
         at_max=at_clock if pace is case.fastest else _room(case, case.fastest),
         at=case.now,
         prompt_rate=case.load.chunk / pace.full,
+        running=int(case.load.decoding),
+        waiting=int(case.due.tokens),
+        tpot_objective=case.objectives.tpot,
     )
 
 
@@ -344,7 +361,7 @@ def _room(case: _Case, pace: Pace) -> Room:
     load, most = case.load, case.instance.slots
     each = load.context / load.decoding if load.decoding else 0.0
     limit = case.step_limit / case.guard
-    full = pace.of(most, most * each, 0.0)
+    full = pace.of(most, most * each)
     decoding = most
     if full > limit:  # iteration time is convex in the batch: the chord over-states it in between
         slack = max(0.0, limit - pace.step)
@@ -352,16 +369,6 @@ def _room(case: _Case, pace: Pace) -> Room:
     left = min(case.objectives.ttft) / case.guard - pace.step
     tokens = load.chunk * left / max(1e-9, pace.full)
     return Room(decoding=decoding, prompt_tokens=max(0.0, tokens), at=case.now)
-
-
-def _sentence(case: _Case, clock: MegaHertz, pace: Pace, reason: Reason) -> str:
-    running, waiting = int(case.load.decoding), len(case.due.by) and int(case.due.tokens)
-    tpot = (
-        f"TPOT {pace.step * 1e3:.0f} ms of {case.objectives.tpot * 1e3:.0f} expected with {running} running"
-    )
-    if waiting:
-        tpot += f", {waiting} prompt tokens queued"
-    return f"{case.instance.name} {clock} MHz: {_BECAUSE[reason]}; {tpot}"
 
 
 _BECAUSE = {

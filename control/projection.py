@@ -28,7 +28,7 @@ from joulegate.units import MegaHertz, Seconds
 SEGMENTS = 6  # stretches in which a batch is taken to drain; fewer are quicker and over-state it (6: by 5 %)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, like what else is made for every decision
 class Load:
     """The batch an engine works on, and its prompts."""
 
@@ -41,7 +41,7 @@ class Load:
 class Pace:
     """Iteration times of one load at one clock. Seconds; `factor` is the learned correction."""
 
-    __slots__ = ("_clock", "_factor", "_full", "_load", "_model", "step")
+    __slots__ = ("_batch", "_clock", "_factor", "_full", "_load", "_model", "step")
 
     def __init__(self, model: EngineModel, load: Load, clock: MegaHertz, factor: float = 1.0) -> None:
         self._model = model
@@ -49,11 +49,14 @@ class Pace:
         self._clock = clock
         self._factor = factor
         self._full = -1.0
-        self.step = self.iteration(0.0) if load.decoding >= 1 else 0.0
+        self._batch = Batch(int(load.decoding + 0.999), load.context)
+        self.step: float = model.iteration_time(self._batch, clock) * factor if load.decoding >= 1 else 0.0
 
     def iteration(self, prompt_tokens: float) -> float:
         """One iteration of this batch with so many prompt tokens (at most a chunk)."""
-        return self.of(self._load.decoding, self._load.context, prompt_tokens)
+        batch, tokens = self._batch, int(prompt_tokens)
+        batch.prefill_tokens, batch.prefill_attention = tokens, 0.5 * tokens * tokens
+        return self._model.iteration_time(batch, self._clock) * self._factor
 
     @property
     def full(self) -> float:
@@ -62,11 +65,9 @@ class Pace:
             self._full = self.iteration(self._load.chunk)
         return self._full
 
-    def of(self, decoding: float, context: float, prompt_tokens: float) -> float:
-        """One iteration of another batch at this clock."""
-        attention = 0.5 * prompt_tokens * prompt_tokens
-        batch = Batch(int(decoding + 0.999), context, int(prompt_tokens), attention)
-        return self._model.iteration_time(batch, self._clock) * self._factor
+    def of(self, decoding: float, context: float) -> float:
+        """One decode step of another batch at this clock."""
+        return self._model.iteration_time(Batch(int(decoding + 0.999), context), self._clock) * self._factor
 
     def prompts(self, tokens: float) -> float:
         """Until the last of so many queued prompt tokens is prefilled."""
@@ -79,7 +80,7 @@ class Pace:
         return time + whole * self.full if whole else time
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dues:
     """When the prompts of each coming iteration are due.
 
@@ -178,7 +179,7 @@ def ends_met(stretches: tuple[Stretch, ...], pace: Pace, start: Seconds, guard: 
     at: float = start
     for stretch in stretches:
         at += (
-            stretch.steps * pace.of(stretch.decoding, max(0.0, stretch.context), 0.0) * guard / (1.0 - share)
+            stretch.steps * pace.of(stretch.decoding, max(0.0, stretch.context)) * guard / (1.0 - share)
         )
         if at > stretch.due:
             return False

@@ -276,7 +276,7 @@ def expect(member: Member) -> None:
         member.expected = None
         return
     pace, chunk = _pace(member), law.limits.chunk_budget
-    step = pace.of(max(1, law.book.running), law.book.context, 0.0)
+    step = pace.of(max(1, law.book.running), law.book.context)
     member.expected = Expected(step, pace.iteration(chunk) / chunk, pace.iteration(0.0))
 
 

@@ -74,7 +74,7 @@ def test_batch_kv_and_end_are_those_of_the_engine(seed: int) -> None:
     peak = peak_kv(book)
     exact, coarse = drain(book, segments=len(book.flights)), drain(book)
     pace = Pace(COSTS.model, Load(book.decoding, book.context, 0, 2048), COSTS.model.clocks[-1])
-    seconds = [sum(s.steps * pace.of(s.decoding, s.context, 0.0) for s in one) for one in (exact, coarse)]
+    seconds = [sum(s.steps * pace.of(s.decoding, s.context) for s in one) for one in (exact, coarse)]
     began, held = engine.now, engine.kv_tokens
     truth = list(to_the_end(engine))
     batch = [decoding for decoding, _ in truth[:-1]]  # after one iteration: that of the next
