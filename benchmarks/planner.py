@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from control.fleet_plan import Fleet, greedy, total_watts
-from control.fleet_solver import FleetSolver
+from control.fleet_solver import solve
 from control.floor import Demand
 from control.planner import BORDERS, Kind, PlanRules, configurations, grouped, start_joules
 from joulegate.domain import Cuts, RequestType, Size
@@ -39,16 +39,11 @@ def main() -> None:
         for tp in SIZES
     ]
     types = types_of(ROOT / "configs/traces/azure2023_conv.csv.gz")
-    solver = FleetSolver()
-    try:
-        solver.warm_up()
-        rows = [
-            measure(solver, kinds, grouped(types, border), options.gpus, share) | {"borders": border}
-            for border in BORDERS
-            for share in (1.0, 0.94)
-        ]
-    finally:
-        solver.close()
+    rows = [
+        measure(kinds, grouped(types, border), options.gpus, share) | {"borders": border}
+        for border in BORDERS
+        for share in (1.0, 0.94)
+    ]
     show(rows)
     if options.json is not None:
         options.json.write_text(json.dumps({"goal_s": 1.0, "goal_gap": 0.005, "cases": rows}, indent=2))
@@ -67,9 +62,7 @@ def types_of(trace: Path) -> dict[RequestType, Demand]:
     return made
 
 
-def measure(
-    solver: FleetSolver, kinds: list[Kind], pools: Mapping[str, Demand], gpus: int, share: float
-) -> dict[str, object]:
+def measure(kinds: list[Kind], pools: Mapping[str, Demand], gpus: int, share: float) -> dict[str, object]:
     """One plan for as much load as `gpus` GPUs carry at the cheapest plan, with `share` of them."""
     options = {
         name: [one for kind in kinds for one in configurations(kind, load, TPOT, RULES)]
@@ -81,7 +74,7 @@ def measure(
     starts = {kind.name: start_joules(kind) for kind in kinds}
     running = {kinds[1].name: gpus // (2 * kinds[1].tp)}
     fleet = Fleet(int(share * gpus), running, starts)
-    solved, quick = solver.solve(demands, options, fleet), greedy(demands, options, fleet)
+    solved, quick = solve(demands, options, fleet), greedy(demands, options, fleet)
     plan = solved.plan
     return {
         "gpus": fleet.gpus,

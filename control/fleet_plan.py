@@ -8,7 +8,7 @@ many instances of a kind are started (s) and stopped (e):
     minimise   sum watts n + sum (start s + stop e) / epoch
     subject to sum over configurations of a type: load n >= demand of the type
                sum over a kind: n - s + e = running
-               sum tp n <= GPUs,  sum n >= least
+               sum tp n <= GPUs,  sum n >= least,  sum over a kind: n <= most
                n whole, not negative
 
 `start` is the energy of a start, `stop` that of prefilling again the sessions that a stopped instance held.
@@ -49,6 +49,9 @@ class Fleet:
     stop_joules: Mapping[str, float] = field(default_factory=dict)  # sessions of one instance prefilled again
     epoch: float = 300.0  # seconds that a change pays back in
     least: int = 1  # instances that stay warm
+    most: Mapping[str, int] = field(
+        default_factory=dict
+    )  # instances of a kind that there are; not in it: any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,11 +119,15 @@ def program(
     for i in range(len(kinds)):
         moves[i, len(columns) + i], moves[i, len(columns) + len(kinds) + i] = -1.0, 1.0
     running = [float(fleet.running.get(kind, 0)) for kind in kinds]
+    most = [float(fleet.most.get(kind, np.inf)) for kind in kinds]
+    there = np.where(np.arange(wide) < len(columns), moves, 0.0)
     return Program(
         np.array([c.watts for _, c in columns] + _move_costs(kinds, fleet)),
-        np.vstack([serve, moves, sums]),
-        np.array([*(demands[name] for name in types), *running, 0.0, float(fleet.least)]),
-        np.array([np.inf] * len(types) + [*running, float(fleet.gpus), np.inf]),
+        np.vstack([serve, moves, sums, there]),
+        np.array(
+            [*(demands[name] for name in types), *running, 0.0, float(fleet.least), *[0.0] * len(kinds)]
+        ),
+        np.array([np.inf] * len(types) + [*running, float(fleet.gpus), np.inf, *most]),
         columns,
     )
 
@@ -151,22 +158,27 @@ def greedy(
 ) -> Plan | None:
     """Each type by its cheapest configuration per request, the remainder by the cheapest that carries it.
 
-    None if that takes more GPUs than there are, however dear a GPU is.
+    None if that takes more GPUs, or more instances of a kind, than there are, however dear a GPU is.
     """
     plan, fits = _covered(demands, options, fleet.least, 0.0), None
     if plan is None:
         return None
-    if plan.gpus <= fleet.gpus:
+    if _is_there(plan, fleet):
         return plan
     low, high = 0.0, 1e5  # watts that a GPU is taken to cost
     for _ in range(PRICES):
         middle = 0.5 * (low + high) if low else 1e-2 * high
         plan = _covered(demands, options, fleet.least, middle)
-        if plan is not None and plan.gpus <= fleet.gpus:
+        if plan is not None and _is_there(plan, fleet):
             high, fits = middle, plan
         else:
             low = middle
     return fits
+
+
+def _is_there(plan: Plan, fleet: Fleet) -> bool:
+    enough = all(n <= fleet.most.get(kind, n) for kind, n in plan.by_kind().items())
+    return enough and plan.gpus <= fleet.gpus
 
 
 def _covered(

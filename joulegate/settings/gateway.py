@@ -11,6 +11,7 @@ from joulegate.settings.energy import Energy
 from joulegate.settings.fields import AgentUrl, Count, HttpUrl, Label, Name, Percent, Positive, repeated
 from joulegate.settings.front import Auth, Edge, Listen, Log
 from joulegate.settings.nearest import did_you_mean
+from joulegate.settings.plan import Plan, Scale
 from joulegate.settings.power import Power
 from joulegate.units import Seconds
 
@@ -108,9 +109,14 @@ class Instance(Section):
     api_key: SecretStr | None = Field(default=None, description="Sent to it instead of the client's key.")
     api_key_file: InputFile | None = None
     ca_file: InputFile | None = Field(default=None, description="CA that signed its certificate.")
+    scale: Scale | None = Field(
+        default=None, description="How the plan stops and starts it; null: it always runs."
+    )
 
     def faults(self) -> Iterator[Fault]:
         yield from one_of(self, "api_key", "api_key_file")
+        if self.scale is not None and self.scale.vllm_sleep is not None and self.engine != "vllm":
+            yield Fault(("scale", "vllm_sleep"), f"engine: {self.engine} does not sleep", "use a command")
         if self.agent is not None and len(self.gpus) != self.tensor_parallel:
             yield Fault(
                 ("gpus",),
@@ -147,6 +153,9 @@ class Pool(Section):
     )
     power_priority: int = Field(
         default=0, description="Where watts are short, pools with a higher one are slowed later."
+    )
+    min_warm: int = Field(
+        default=1, ge=0, description="Instances that no plan stops; 0: the next request waits for a start."
     )
     timeouts: Timeouts = Timeouts()
     instances: tuple[Instance, ...] = Field(min_length=1)
@@ -300,6 +309,7 @@ class Gateway(File):
     health: Health = Health()
     energy: Energy = Energy()
     power: Power = Power()
+    plan: Plan = Plan()
     store: Store = Store()
     log: Log = Log()
 

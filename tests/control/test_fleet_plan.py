@@ -1,7 +1,4 @@
-"""The fleet program: HiGHS, in its child, serves all within the GPUs; greedy is close and never below."""
-
-from collections.abc import Iterator
-from multiprocessing import active_children
+"""The fleet program: HiGHS serves all within the GPUs; greedy is close and never below."""
 
 import numpy as np
 import pytest
@@ -9,16 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.fleet_plan import Configuration, Fleet, Plan, greedy, pareto, total_watts, waves
-from control.fleet_solver import FleetSolver
+from control.fleet_solver import Solved, solve
 
 PLENTY = Fleet(10_000)
 
 
-@pytest.fixture(scope="module")
-def solver() -> Iterator[FleetSolver]:
-    made = FleetSolver(gap=0.001, limit=20.0)
-    yield made
-    made.close()
+def exactly(demands: dict[str, float], options: dict[str, list[Configuration]], fleet: Fleet) -> Solved:
+    return solve(demands, options, fleet, gap=0.001, limit=20.0)
 
 
 def configurations(scale: float = 1.0) -> list[Configuration]:
@@ -36,10 +30,10 @@ rates = st.dictionaries(st.sampled_from(["SS", "MM", "LL"]), st.floats(0.1, 60.0
 @settings(deadline=None, max_examples=25)
 @given(rates)
 def test_the_program_serves_every_type_and_greedy_is_never_better_and_not_much_worse(
-    solver: FleetSolver, demands: dict[str, float]
+    demands: dict[str, float],
 ) -> None:
     options = {"SS": configurations(3.0), "MM": configurations(1.0), "LL": configurations(0.4)}
-    answer, quick = solver.solve(demands, options, PLENTY), greedy(demands, options, PLENTY)
+    answer, quick = exactly(demands, options, PLENTY), greedy(demands, options, PLENTY)
     best = answer.plan
     assert quick is not None
     assert best is not None
@@ -51,20 +45,20 @@ def test_the_program_serves_every_type_and_greedy_is_never_better_and_not_much_w
     assert quick.watts <= best.watts + largest
 
 
-def test_too_few_gpus_are_seen_by_both(solver: FleetSolver) -> None:
+def test_too_few_gpus_are_seen_by_both() -> None:
     demands, options = {"MM": 500.0}, {"MM": configurations()}
     assert greedy(demands, options, Fleet(8)) is None
-    assert solver.solve(demands, options, Fleet(8)).plan is None
+    assert exactly(demands, options, Fleet(8)).plan is None
 
 
-def test_few_gpus_are_used_faster(solver: FleetSolver) -> None:
+def test_few_gpus_are_used_faster() -> None:
     """Fewer GPUs than the cheapest plan takes: both find one that fits, for more watts."""
     demands = {"SS": 70.0, "MM": 40.0, "LL": 20.0}
     options = {"SS": configurations(3.0), "MM": configurations(1.0), "LL": configurations(0.4)}
     free = greedy(demands, options, PLENTY)
     assert free is not None
     tight = Fleet(int(0.8 * free.gpus))
-    quick, answer = greedy(demands, options, tight), solver.solve(demands, options, tight)
+    quick, answer = greedy(demands, options, tight), exactly(demands, options, tight)
     assert quick is not None
     assert answer.plan is not None
     for plan in (quick, answer.plan):
@@ -74,39 +68,30 @@ def test_few_gpus_are_used_faster(solver: FleetSolver) -> None:
     assert answer.plan.watts <= quick.watts + 1e-6
 
 
-def test_what_a_change_costs_keeps_what_runs(solver: FleetSolver) -> None:
+def test_what_a_change_costs_keeps_what_runs() -> None:
     options = {"MM": [Configuration("old", 4, 2.0, 1010.0), Configuration("new", 4, 2.0, 1000.0)]}
     running = {"old": 5}
     starts = {"old": 9e5, "new": 9e5}
-    stay = solver.solve({"MM": 10.0}, options, Fleet(100, running, starts, epoch=300.0))
-    move = solver.solve({"MM": 10.0}, options, Fleet(100, running, {"new": 1.0}, epoch=300.0))
+    stay = exactly({"MM": 10.0}, options, Fleet(100, running, starts, epoch=300.0))
+    move = exactly({"MM": 10.0}, options, Fleet(100, running, {"new": 1.0}, epoch=300.0))
     assert stay.plan is not None
     assert move.plan is not None
     assert stay.plan.by_kind() == {"old": 5}
     assert move.plan.by_kind() == {"new": 5}
 
 
-def test_instances_stay_warm_without_load(solver: FleetSolver) -> None:
-    answer = solver.solve({"MM": 0.1}, {"MM": configurations()}, Fleet(100, least=3))
+def test_instances_stay_warm_without_load() -> None:
+    answer = exactly({"MM": 0.1}, {"MM": configurations()}, Fleet(100, least=3))
     assert answer.plan is not None
     assert sum(answer.plan.by_kind().values()) >= 3
 
 
-def test_a_child_that_died_leaves_the_greedy_plan_and_the_next_question_has_a_new_one() -> None:
-    made = FleetSolver(gap=0.0)
-    try:
-        others = set(active_children())
-        made.warm_up()
-        for process in set(active_children()) - others:
-            process.kill()
-            process.join()
-        demands, options = {"MM": 7.0}, {"MM": configurations()}
-        lost = made.solve(demands, options, PLENTY)
-        assert lost.plan == greedy(demands, options, PLENTY)
-        assert lost.gap is None
-        assert made.solve(demands, options, PLENTY).gap is not None
-    finally:
-        made.close()
+def test_no_more_instances_of_a_kind_are_planned_than_there_are() -> None:
+    options = {"MM": [Configuration("cheap", 1, 2.0, 100.0), Configuration("dear", 1, 2.0, 150.0)]}
+    answer = solve({"MM": 10.0}, options, Fleet(100, most={"cheap": 3, "dear": 4}), gap=0.0, limit=20.0)
+    assert answer.plan is not None
+    assert answer.plan.by_kind() == {"cheap": 3, "dear": 2}
+    assert greedy({"MM": 10.0}, options, Fleet(100, most={"cheap": 3})) is None
 
 
 def test_starts_come_before_stops_and_stops_one_after_the_other() -> None:
