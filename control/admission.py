@@ -10,35 +10,40 @@ Slots are learned, since vLLM does not publish them: the most sequences seen run
 before that has been seen, a small assumption that grows with what has been seen running.
 
 A request that cannot be answered in time even at maximum clock is *lost*: it gets a second, later deadline,
-because keeping it first would make others late, and keeping it last would let it starve. Where the pool sheds
-it is refused instead; at once, where the queue before it moves too slowly. A full pool's requests spill to
-pools at least as large in both dimensions, never to smaller ones (papers §1.7).
+because keeping it first would make others late, and keeping it last would let it starve. A full pool's
+requests spill to pools at least as large in both dimensions, never to smaller ones (papers §1.7).
+
+A pool that sheds refuses at arrival or, in practice, never: a client that is told after its whole TTFT could
+have gone elsewhere at once. The n-th in the queue is expected to wait for n intervals between grants and
+`caution` times the root of n more, as if places came free by chance. Caution is learned from who was late, so
+that few of those let in are: where answers are alike, places come free in bursts. Whoever is late all the
+same is served after the others.
 
 `assign` is one pass: it grants and refuses until nothing more fits, changes the books for each grant (so
 that the next pick sees it), and returns everything it did. Every event re-runs it: arrival, first token,
 completion, cancel, tick.
 
-Fairness needs no quota. A tenant that was granted much more than the mean of all (`heavy`) goes after the
-others, so that its queue is its own; of other requests due within the same `fairness` seconds, the tenant
-that was granted the least lately goes first. A pool with one tenant, or where nobody waits, knows no
-difference.
+Fairness needs no quota (`control.tenants`): a tenant with much more in flight than the mean goes after the
+others and leaves them room; of other requests due within the same `fairness` seconds, the tenant with less in
+flight goes first.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 
-from control.arrivals import Fading
 from control.pick import Rng, pick
 from control.projection import Load, Pace
 from control.state import Flight, Instance, PoolRules
+from control.tenants import Tenants
 from joulegate.units import Seconds
 
 ASSUMED_SLOTS = 16
-MAX_TENANTS = 1000
-TENANT_MEMORY = Seconds(60.0)
 TIMELY = 0.5  # share of its TTFT objective before which nobody asks whether a request is lost
-Key = tuple[bool, float, int]  # of the order in a queue
+Entry = tuple[float, int, Flight]  # of a queue: due, in slots of `fairness`; serial
+MAX_CAUTION = 4.0
+CAUTION_STEP = 0.2  # more where one was late; as many in time as should be for one that is late undo it
 NEVER = 1e12  # seconds: a deadline that nothing reaches
 
 
@@ -49,10 +54,10 @@ class AdmissionRules:
     prompt_window: float = 0.05  # share of the tightest TTFT that the prompts in an engine may take
     second_chance: float = 1.5  # TTFT objectives after which a lost request is due instead
     fairness: Seconds = Seconds(0.05)  # deadlines this close count as equal between tenants
-    heavy: float = 1.5  # times the mean work of the tenants: who was granted more goes after the others
     max_queued: int = 10_000  # per pool; beyond it a request is refused at once
     max_wait: Seconds = Seconds(600.0)  # a request that waited so long is refused
-    hope: float = 0.7  # share of its TTFT that a request may be expected to wait where the pool sheds
+    late: float = 0.05  # of those who wait where the pool sheds, the share that may be late
+    told: Seconds = Seconds(0.05)  # a pool that sheds refuses nobody who has waited longer
     edf: bool = True  # false: first come first served, nothing is lost
 
 
@@ -83,14 +88,14 @@ class PoolQueue:
     """Requests of one pool that have no instance yet."""
 
     rules: PoolRules
-    waiting: list[tuple[Key, int, Flight]] = field(default_factory=list)  # in order
+    waiting: list[Entry] = field(default_factory=list)  # in order, whoever sent them
+    lines: dict[str, list[Entry]] = field(default_factory=dict)  # the same by tenant
     tokens: float = 0.0  # uncached prompt tokens queued
-    tenants: dict[str, Fading] = field(
-        default_factory=dict
-    )  # prompt tokens granted lately; last granted, last
-    work: Fading = field(default_factory=lambda: Fading(TENANT_MEMORY))  # of all of them
+    tenants: Tenants = field(default_factory=Tenants)
     interval: float = 0.0  # seconds between two grants while some wait; a mean of the last twenty or so
-    granted_at: float | None = None  # the last grant, if some waited after it
+    granted_at: float | None = None  # the last grant, if some have waited since
+    caution: float = 1.0
+    first_after: float = 0.0  # seconds from a grant to the first token, where the last one went
     _serial: int = 0
 
     def __len__(self) -> int:
@@ -100,27 +105,35 @@ class PoolQueue:
         """Why a new request is refused before it is queued; "": it is not."""
         if len(self.waiting) >= admission.max_queued:
             return f"{len(self.waiting)} requests are queued"
-        if self.rules.shed and self.waiting and self.wait(flight, admission) > admission.hope * flight.ttft:
+        if self.rules.shed and self.wait(flight, admission) > flight.ttft:
             return "its TTFT objective is out of reach"
         return ""
 
     def wait(self, flight: Flight, admission: AdmissionRules) -> float:
-        """Seconds until those that go before `flight` have gone, at the pace of late."""
-        due = flight.deadline if admission.edf else flight.arrived
-        key = self._key(flight, due, admission)
-        return self.interval * bisect_left(self.waiting, (key, self._serial + 1))
+        """Seconds to the first token of `flight`, carefully; the first in the queue may always hope."""
+        entry = (_slot(flight, admission), self._serial + 1, flight)
+        place = 1
+        heavy = self.tenants.heavy(flight.tenant)
+        for tenant, line in self.lines.items():
+            other = tenant != flight.tenant and self.tenants.heavy(tenant)
+            if other == heavy or tenant == flight.tenant:
+                place += bisect_left(line, entry)
+            elif heavy:
+                place += len(line)
+        if place == 1:
+            return 0.0
+        return self.interval * (place + self.caution * sqrt(place)) + self.first_after
 
     def push(self, flight: Flight, admission: AdmissionRules) -> None:
         self._serial += 1
-        due = flight.deadline if admission.edf else flight.arrived
-        insort(self.waiting, (self._key(flight, due, admission), self._serial, flight))
+        self._insert((_slot(flight, admission), self._serial, flight))
         self.tokens += flight.uncached_tokens
 
     def remove(self, flight: Flight) -> bool:
-        """Take out a request that left (cancelled); False if it is not here."""
-        for i, entry in enumerate(self.waiting):
+        """Take out a request that was granted or left (cancelled); False if it is not here."""
+        for entry in self.lines.get(flight.tenant, ()):
             if entry[2] is flight:
-                del self.waiting[i]
+                self._take(entry)
                 self.tokens -= flight.uncached_tokens
                 return True
         return False
@@ -130,47 +143,56 @@ class PoolQueue:
         return tuple(entry[2] for entry in self.waiting[first::stride])
 
     def head(self) -> Flight | None:
+        """Who goes next: heavy tenants last, then the earliest due, then who has least in flight."""
+        lines = self.lines
+        if len(lines) > 1:
+            tenants = self.tenants
+            name = min(
+                lines, key=lambda t: (tenants.heavy(t), lines[t][0][0], tenants.running(t), lines[t][0][1])
+            )
+            return lines[name][0][2]
         return self.waiting[0][2] if self.waiting else None
 
-    def pop(self) -> Flight:
-        flight = self.waiting.pop(0)[2]
-        self.tokens -= flight.uncached_tokens
-        return flight
-
-    def lose(self, admission: AdmissionRules) -> Flight:
-        """The head cannot be in time any more: give it a later deadline, so that it delays nobody who can."""
-        _, serial, flight = self.waiting.pop(0)
+    def lose(self, flight: Flight, admission: AdmissionRules) -> None:
+        """It cannot be in time any more: give it a later deadline, so that it delays nobody who can."""
+        self.remove(flight)
         flight.lost = True
-        due = flight.arrived + admission.second_chance * flight.ttft
-        insort(self.waiting, (self._key(flight, due, admission), serial, flight))
-        return flight
+        self.push(flight, admission)
 
-    def _key(self, flight: Flight, due: float, admission: AdmissionRules) -> Key:
-        """Heavy tenants last; deadlines in slots of `fairness`; in a slot by work granted.
+    def _insert(self, entry: Entry) -> None:
+        insort(self.waiting, entry)
+        insort(self.lines.setdefault(entry[2].tenant, []), entry)
 
-        Its work in powers of two, so that requests of one tenant stay in the order they came.
+    def _take(self, entry: Entry) -> None:
+        tenant = entry[2].tenant
+        line = self.lines[tenant]
+        del self.waiting[bisect_left(self.waiting, entry)]
+        del line[bisect_left(line, entry)]
+        if not line:
+            del self.lines[tenant]
+        if not self.waiting:
+            self.granted_at = None
+
+    def granted(self, flight: Flight, first_after: float, admission: AdmissionRules, now: Seconds) -> None:
+        """One that waited goes: learn how fast the queue moves, and who is late.
+
+        `first_after`: seconds from a grant to the first token where it goes.
         """
-        worked, count = self.worked(flight), len(self.tenants)
-        heavy = count > 1 and worked * count > admission.heavy * self.work.total(flight.arrived)
-        return heavy, min(due, NEVER) // admission.fairness, int(worked).bit_length()
-
-    def granted(self, flight: Flight, now: Seconds) -> None:
-        """Remember whose work is done, and how fast; a tenant long unseen is forgotten."""
         if self.granted_at is not None:
             self.interval += 0.05 * (now - self.granted_at - self.interval)
-        self.granted_at = float(now) if self.waiting else None
-        tokens = self.tenants.pop(flight.tenant, None) or Fading(TENANT_MEMORY)
-        tokens.add(flight.uncached_tokens, now)
-        self.tenants[flight.tenant] = tokens
-        self.work.add(flight.uncached_tokens, now)
-        oldest = next(iter(self.tenants))
-        if len(self.tenants) > MAX_TENANTS or self.tenants[oldest].total(now) < 1.0:
-            del self.tenants[oldest]
+        self.granted_at = float(now)  # until nobody waits
+        self.first_after = first_after
+        late = now + first_after > flight.deadline
+        self.caution += CAUTION_STEP if late else -CAUTION_STEP * admission.late
+        self.caution = min(MAX_CAUTION, max(0.0, self.caution))
 
-    def worked(self, flight: Flight) -> float:
-        """Prompt tokens that this request's tenant was granted lately."""
-        tokens = self.tenants.get(flight.tenant)
-        return tokens.total(flight.arrived) if tokens is not None else 0.0
+
+def _slot(flight: Flight, admission: AdmissionRules) -> float:
+    """When it is due (first come first served: came), in slots of `fairness`."""
+    due = float(flight.deadline if admission.edf else flight.arrived)
+    if flight.lost:
+        due = flight.arrived + admission.second_chance * flight.ttft
+    return min(due, NEVER) // admission.fairness
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,17 +232,18 @@ def assign(
     for tiers in places.values():
         if tiers[0].queue.waiting:
             rejects += _drop_lost(tiers, rules, now)
-            grants += _grant(tiers, rng, now, share)
+            grants += _grant(tiers, rules, rng, now, share)
     return Outcome(tuple(grants), tuple(rejects))
 
 
-def _grant(tiers: Sequence[Tier], rng: Rng, now: Seconds, share: float) -> list[Grant]:
+def _grant(tiers: Sequence[Tier], rules: AdmissionRules, rng: Rng, now: Seconds, share: float) -> list[Grant]:
     queue, grants = tiers[0].queue, list[Grant]()
     while (flight := queue.head()) is not None:
         grant = place(flight, tiers, rng, now, share)
         if grant is None:
             break
-        queue.pop()
+        queue.granted(flight, grant.instance.book.first_after, rules, now)
+        queue.remove(flight)
         grants.append(grant)
     return grants
 
@@ -231,13 +254,21 @@ def place(flight: Flight, tiers: Sequence[Tier], rng: Rng, now: Seconds, share: 
     for tier in tiers:
         if tier.queue is not queue and tier.queue.waiting:
             continue  # it has its own to serve first
+        if tier.queue.tenants.heavy(flight.tenant) and not _room_beside_others(tier, now):
+            continue
         open_ = [i for i in tier.instances if i.book.queued_tokens < i.prompt_window or takes_prompts(i, now)]
         chosen = pick(flight, open_, rng, share) if open_ else None
         if chosen is not None:
-            queue.granted(flight, now)
             chosen.instance.book.send(flight, now)
             return Grant(flight, chosen.instance, chosen.reason)
     return None
+
+
+def _room_beside_others(tier: Tier, now: Seconds) -> bool:
+    """Whether a heavy tenant may have one more place: the others' next ones stay free."""
+    slots = sum(i.slots for i in tier.instances if i.ready)
+    running = sum(i.book.running for i in tier.instances if i.ready)
+    return slots - running > tier.queue.tenants.reserve(slots, now)
 
 
 def takes_prompts(instance: Instance, now: Seconds) -> bool:
@@ -255,12 +286,12 @@ def _drop_lost(tiers: Sequence[Tier], rules: AdmissionRules, now: Seconds) -> li
         return rejects
     everyone = [i for tier in tiers for i in tier.instances if i.ready]
     while rules.edf and (head := queue.head()) is not None and not head.lost and is_lost(head, everyone, now):
-        flight = queue.lose(rules)
-        if queue.rules.shed:
-            queue.remove(flight)
-            rejects.append(Reject(flight, "its TTFT objective is out of reach", backlog(queue, everyone)))
+        queue.lose(head, rules)
+        if queue.rules.shed and now - head.arrived <= rules.told:
+            queue.remove(head)
+            rejects.append(Reject(head, "its TTFT objective is out of reach", backlog(queue, everyone)))
     while (head := queue.head()) is not None and now - head.arrived > rules.max_wait:
-        queue.pop()
+        queue.remove(head)
         rejects.append(Reject(head, "waited too long", backlog(queue, everyone)))
     return rejects
 
@@ -287,7 +318,11 @@ def alone(flight: Flight, instance: Instance) -> float:
 
 
 def backlog(queue: PoolQueue, instances: Sequence[Instance]) -> Seconds:
-    """When the queue is expected to be worked off at maximum clock: the honest Retry-After. At least 1 s."""
+    """When the queue is expected to be worked off: the honest Retry-After. At least 1 s.
+
+    At the pace of late, or as maximum clock takes in prompts, whichever is slower.
+    """
+    paced = queue.interval * len(queue)
     rates = []
     for i in instances:
         if i.model is not None:
@@ -295,8 +330,8 @@ def backlog(queue: PoolQueue, instances: Sequence[Instance]) -> Seconds:
             load = Load(i.book.decoding, i.book.context, queue.tokens, chunk)
             rates.append(chunk / Pace(i.model, load, i.model.clocks[-1], i.correction).iteration(chunk))
     if not rates:
-        return Seconds(1.0 + 0.1 * len(queue))
-    return Seconds(max(1.0, queue.tokens / sum(rates)))
+        return Seconds(max(1.0 + 0.1 * len(queue), paced))
+    return Seconds(max(1.0, queue.tokens / sum(rates), paced))
 
 
 def refuse(queue: PoolQueue, flight: Flight, why: str, instances: Sequence[Instance]) -> Reject:

@@ -9,6 +9,7 @@ difference. What is not known is None, never a guess: a model, limits, gauges, t
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from control.tenants import Tenants
 from joulegate.domain import EngineModel, Objectives, RequestType
 from joulegate.units import MegaHertz, Seconds
 
@@ -72,15 +73,19 @@ class LoadBook:
         "context",
         "decoding",
         "ended",
+        "first_after",
         "flights",
         "held",
         "promised",
         "prompts",
         "queued_tokens",
         "served_at",
+        "tenants",
     )
 
     def __init__(self) -> None:
+        self.tenants = Tenants()  # of the pool, shared by the books of its instances
+        self.first_after = 0.0  # seconds from dispatch to the first token, a mean of the last twenty or so
         self.flights: dict[str, Flight] = {}
         self.prompts: dict[str, Flight] = {}  # sent, first token not seen; in the engine's own order (FCFS)
         self.ended: list[Flight] = []  # answered at least in part; whoever learns from them empties it
@@ -95,11 +100,19 @@ class LoadBook:
     def running(self) -> int:
         return len(self.flights)
 
+    def join(self, tenants: Tenants) -> None:
+        """The instance is in the pool of these tenants now."""
+        for flight in self.flights.values():
+            self.tenants.closed(flight.tenant)
+            tenants.sent(flight.tenant)
+        self.tenants = tenants
+
     def send(self, flight: Flight, now: Seconds) -> None:
         """`flight` was dispatched to this instance."""
         flight.dispatched = now
         if not self.prompts:
             self.served_at = now
+        self.tenants.sent(flight.tenant)
         self.flights[flight.id] = flight
         self.prompts[flight.id] = flight
         self.queued_tokens += flight.uncached_tokens
@@ -110,6 +123,8 @@ class LoadBook:
         """`tokens` more output tokens of `flight` were seen."""
         if self.prompts.pop(flight.id, None) is not None:
             flight.first_token = now
+            if flight.dispatched is not None:
+                self.first_after += 0.05 * (now - flight.dispatched - self.first_after)
             self.served_at = now
             self.queued_tokens -= flight.uncached_tokens
             self.decoding += 1
@@ -123,6 +138,7 @@ class LoadBook:
         """The one exit; closing twice does nothing."""
         if self.flights.pop(flight.id, None) is None:
             return
+        self.tenants.closed(flight.tenant)
         if flight.last_token is not None:
             self.ended.append(flight)
         self.held -= flight.input_tokens + flight.tokens_out
@@ -164,7 +180,7 @@ class Gauges:
     at: Seconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # never changed: not frozen, two are made for every decision
 class Room:
     """How much more an instance takes: the governor's answer to pick, valid until its next decision.
 

@@ -135,6 +135,8 @@ class Steering:
     def _lay_out(self) -> None:
         instances = [s.instance for s in self.steered.values()]
         self._places = layout(self.queues, instances)
+        for instance in instances:
+            instance.book.join(self.pools[instance.pool].queue.tenants)
         for name, state in self.pools.items():
             mine = [i for i in instances if i.pool == name]
             state.instances = len(mine)
@@ -161,12 +163,12 @@ class Steering:
     def arrive(self, flight: Flight, pool: str, now: Seconds) -> Outcome:
         """A request for `pool`; what it and others are granted or refused."""
         state = self._arrived(flight, pool, now)
-        if why := state.queue.refusal(flight, self.admission):
-            return Outcome(rejects=(refuse(state.queue, flight, why, self._of(pool)),))
         if not self.queued and now - flight.arrived < TIMELY * flight.ttft:  # as `assign`, for one alone
             grant = place(flight, self._places[pool], self._rng, now, self.share)
             if grant is not None:
                 return Outcome(grants=(grant,))
+        if why := state.queue.refusal(flight, self.admission):
+            return Outcome(rejects=(refuse(state.queue, flight, why, self._of(pool)),))
         state.queue.push(flight, self.admission)
         return self.assign(now)
 
@@ -222,6 +224,7 @@ class Steering:
         state = self.pools[pool]
         chunks = flight.uncached_tokens // state.chunk
         state.arrivals.add(flight.uncached_tokens, flight.output_q50, now, chunks)
+        state.queue.tenants.arrived(flight.tenant, now)
         return state
 
     def _of(self, pool: str) -> list[Instance]:

@@ -1,6 +1,7 @@
 """Admission under any order of events: nobody is lost or granted twice, and the books return to zero."""
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import settings
@@ -128,8 +129,10 @@ class Machine(RuleBasedStateMachine):
         self.follow(outcome)
         granted = [grant.flight.id for grant in outcome.grants]
         for order in before.values():
-            places = [granted.index(f.id) for f in order if f.id in granted and not f.lost]
-            assert places == sorted(places), "granted in the order of the queue"
+            for tenant in {f.tenant for f in order}:
+                mine = [f for f in order if f.id in granted and not f.lost and f.tenant == tenant]
+                places = [granted.index(f.id) for f in mine]
+                assert places == sorted(places), "granted in the order of the tenant's queue"
 
     def follow(self, outcome: Outcome) -> None:
         for grant in outcome.grants:
@@ -159,18 +162,25 @@ class Machine(RuleBasedStateMachine):
             self.by_deadline(queue)
 
     def by_deadline(self, queue: PoolQueue) -> None:
-        """Of requests alike but for their deadlines, the earlier is due first (within `fairness`)."""
-        due: dict[tuple[bool, str], float] = {}
-        for (heavy, _, _), _, flight in queue.waiting:
+        """The earlier is due first (within `fairness`); a tenant's line is the queue without the others."""
+        latest = 0.0
+        for _, _, flight in queue.waiting:
             if not flight.lost:
-                alike = heavy, flight.tenant
-                assert flight.deadline >= due.get(alike, 0.0) - RULES.fairness - 1e-9
-                due[alike] = max(due.get(alike, 0.0), flight.deadline)
+                assert flight.deadline >= latest - RULES.fairness - 1e-9
+                latest = max(latest, flight.deadline)
+        assert all(queue.lines.values())
+        assert queue.waiting == sorted(entry for line in queue.lines.values() for entry in line)
+        for tenant, line in queue.lines.items():
+            assert {entry[2].tenant for entry in line} == {tenant}
 
     @invariant()
     def books_say_what_they_hold(self) -> None:
         for instance in self.instances:
             book, flights = instance.book, instance.book.flights.values()
+            peers = [i.book for i in self.instances if i.pool == instance.pool]
+            held = Counter(f.tenant for peer in peers for f in peer.flights.values())
+            assert book.tenants.total == held.total()
+            assert all(book.tenants.running(tenant) == count for tenant, count in held.items())
             assert book.queued_tokens == sum(f.uncached_tokens for f in book.prompts.values())
             assert book.decoding == len(book.flights) - len(book.prompts)
             assert book.held == pytest.approx(sum(f.input_tokens + f.tokens_out for f in flights), abs=1e-6)
