@@ -1,4 +1,6 @@
-"""Pure: which instances of a pool should run, when so many should.
+"""Pure: how many instances of a pool should run after all that was asked for lately, and which.
+
+More at once, fewer only after fewer have been enough for a while (`Calm`).
 
 Those that run stay, in the order they are listed: the last one listed stops first, the first one stopped is
 started first. (The pods of a stateful set come and go in this order too.) One that is draining is had back
@@ -6,10 +8,12 @@ before a stopped one is started. What cannot serve now (down, given up) is left 
 nothing, so another runs in its place; nor is anything stopped that nobody knows how to start.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control.lifecycle import MOVING, Phase
+from joulegate.units import Seconds
 
 READINESS = {
     Phase.SERVING: 0,
@@ -44,12 +48,36 @@ def turnout(candidates: Sequence[Candidate], count: int) -> frozenset[str]:
 
 
 def movers(candidates: Sequence[Candidate], wanted: frozenset[str], at_once: int) -> frozenset[str]:
-    """Those that may begin to move now: starts first. A pool in which nothing serves waits for nobody."""
+    """Those that may begin to move now: starts first, and nothing stops before what should run does.
+
+    A pool in which nothing serves waits for nobody.
+    """
     moving = [c for c in candidates if c.phase in MOVING]
     serving = any(c.phase in UP and c.healthy for c in candidates)
     starts = [c.name for c in candidates if c.phase is Phase.STOPPED and c.name in wanted]
     stops = [c.name for c in reversed(candidates) if c.phase is Phase.SERVING and c.name not in wanted]
+    if any(c.phase not in UP for c in candidates if c.name in wanted):
+        stops = []
     room = max(0, at_once - len(moving))
     if not serving and not any(c.phase in (Phase.STARTING, Phase.CHECKING) for c in moving):
         room = max(1, room)
     return frozenset((starts + stops)[:room])
+
+
+class Calm:
+    """The most that was asked for within the last `window` seconds."""
+
+    __slots__ = ("_asked", "_window")
+
+    def __init__(self, window: Seconds) -> None:
+        self._window = window
+        self._asked: deque[tuple[Seconds, int]] = deque()  # falling counts: each the most since its time
+
+    def settle(self, count: int, now: Seconds) -> int:
+        """`count` is asked for now."""
+        while self._asked and self._asked[-1][1] <= count:
+            self._asked.pop()
+        self._asked.append((now, count))
+        while now - self._asked[0][0] > self._window:
+            self._asked.popleft()
+        return self._asked[0][1]

@@ -1,4 +1,4 @@
-"""Pure: the seam between the plan and whatever stops and starts an engine."""
+"""Shell: the seam between the plan and whatever stops and starts an engine."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -16,6 +16,7 @@ from joulegate import __version__
 from joulegate.units import Seconds
 from router.observe import CONTENT_TYPE, page
 from router.picture import decisions, energy_picture, fleet_picture, request, requests
+from router.plan_view import plan_picture
 from router.pools import Member, Pool
 from router.power_view import power_picture
 from router.reload import Reloader
@@ -121,6 +122,11 @@ def _looks(routes: APIRouter, runtime: Runtime) -> None:
             **picture,
             "power": power_picture(runtime.power.keeper, Seconds(time.monotonic())),
         }
+
+    @routes.get("/plan")
+    async def plan() -> Json:
+        """What should run, what does, and why."""
+        return plan_picture(runtime.fleet, runtime.planning, runtime.scaler, Seconds(time.monotonic()))
 
     @routes.get("/decisions")
     async def latest_decisions(last: Annotated[int, Query(ge=1, le=1000)] = 50) -> Json:

@@ -116,6 +116,7 @@ def _member(
         tp=section.tensor_parallel,
     )
     trusted = settings.control.mapping == "trust"
+    kind = "unprofiled" if section.profile is None else section.profile.stem
     return Member(
         proof=Proof(Standing.PROVEN, "trusted, not tried") if trusted else Proof(),
         model_name=model.name,
@@ -126,6 +127,8 @@ def _member(
         known_slots=known_slots,
         speed=Speed(engine_model),
         holdback=HoldbackMeter(section.name, HoldbackRules(settings.control.holdback_pct / 100.0)),
+        kind=f"{kind}/tp{section.tensor_parallel}",
+        sleeps=section.scale is not None and section.scale.vllm_sleep is not None,
     )
 
 

@@ -79,6 +79,8 @@ class InstanceStatus:
     changed: Seconds = Seconds(float("-inf"))
     draining: bool = False
     asleep: bool = False
+    fenced: str = ""  # why the plan keeps requests away from it
+    comes_back: bool = False  # though it takes none now, the plan can have it back: requests may wait for it
     busy_until: Seconds = Seconds(float("-inf"))
     gauges: Gauges = field(default_factory=Gauges)
     gauges_at: Seconds = Seconds(float("-inf"))
@@ -98,13 +100,21 @@ class InstanceStatus:
 
     def may_take(self, in_flight: int, now: Seconds) -> bool:
         """Whether one more request may go there now."""
-        if self.draining or self.asleep or self.health is Health.DOWN or now < self.busy_until:
+        if self.draining or self.asleep or self.fenced or self.health is Health.DOWN or now < self.busy_until:
             return False
         return in_flight == 0 or self.health is not Health.PROBATION
+
+    def answered(self, now: Seconds) -> None:
+        """It served somebody: whatever was thought of it before."""
+        self.asleep = False
+        self.signal(Signal.PROBE_PASSED, now)
+        self.signal(Signal.REQUEST_SUCCEEDED, now)
 
     def why_not(self, now: Seconds) -> str:
         if self.draining:
             return "draining"
+        if self.fenced:
+            return self.fenced
         if self.asleep:
             return "asleep"
         if now < self.busy_until:

@@ -213,6 +213,7 @@ class FleetGate:
         prediction = model.predictor.predict(query)
         uncached = max(1, query.input_tokens - cached)
         kind = classify(uncached, prediction, model.cuts)
+        model.load.add(kind, uncached, prediction.q50)
         rules = pool_for(kind, model.rules)
         if rules is None:  # the settings see to it that every type has a pool
             raise PoolDown(f"no pool of {model.name} takes {kind.name}")
@@ -288,7 +289,9 @@ class FleetGate:
             if larger[0] >= reach[0] and larger[1] >= reach[1]:
                 for member in other.members:
                     status = member.status
-                    if member.law.name != avoid and (status.may_take(0, now) or now < status.busy_until):
+                    if member.law.name != avoid and (
+                        status.may_take(0, now) or status.comes_back or now < status.busy_until
+                    ):
                         return True
         return False
 

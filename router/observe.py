@@ -21,9 +21,12 @@ from control.power_budget import Phase
 from joulegate import __version__
 from router.agents import Agent
 from router.capacity import desired_replicas, used_ratio
+from router.planning import Planning
 from router.pools import Fleet, Member, Model, Pool
 from router.power import PowerKeeper
+from router.scaler import Scaler
 from router.tally import Histogram, Tally
+from router.transitions import WAYS, Transitions
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -69,6 +72,13 @@ COUNTERS: Mapping[str, Declared] = {
     "joulegate_model_refits": Declared(
         "Times an instance's latency model was learned anew while serving.", (*INSTANCE, "outcome")
     ),
+    "joulegate_transitions": Declared(
+        "Times the plan stopped or started an instance.", (*INSTANCE, "way", "outcome")
+    ),
+    "joulegate_transition_seconds": Declared("Time that stopping and starting took.", (*INSTANCE, "way")),
+    "joulegate_transition_energy_joules": Declared(
+        "Energy of an instance's GPUs while it was stopped or started, measured.", (*INSTANCE, "way")
+    ),
     "joulegate_refusals": Declared("Errors answered by the gateway itself, by code.", ("code",)),
     "joulegate_lease_expirations": Declared("Leases that ran out before they were renewed."),
 }
@@ -77,7 +87,17 @@ GAUGES: Mapping[str, Declared] = {
     "joulegate_capacity_used_ratio": Declared(
         "Requests running and queued over what keeps every objective at maximum clock.", (*POOL, "at")
     ),
-    "joulegate_desired_replicas": Declared("Instances that would run the present load at 80 %.", POOL),
+    "joulegate_desired_replicas": Declared(
+        "Instances that should run: by the plan; without one, those that would run the present load at 80 %.",
+        POOL,
+    ),
+    "joulegate_instance_phase": Declared(
+        "1 for where an instance stands that the plan stops and starts.", (*INSTANCE, "phase")
+    ),
+    "joulegate_forecast_requests_per_second": Declared(
+        "Peak that the forecast expects of the next epoch.", ("model",)
+    ),
+    "joulegate_plan_up": Declared("1 if the last plan could be made.", ("model",)),
     "joulegate_running_requests": Declared("Requests at an instance.", INSTANCE),
     "joulegate_instance_up": Declared("1 if requests may be sent to the instance.", INSTANCE),
     "joulegate_model_error_ratio": Declared(
@@ -130,7 +150,11 @@ class GatewayCollector(Collector):
         agents: Mapping[str, Agent],
         condition: Condition,
         power: PowerKeeper,
+        planning: Planning,
+        scaler: Scaler,
     ) -> None:
+        self._planning = planning
+        self._scaler = scaler
         self._fleet = fleet
         self._power = power
         self._tally = tally
@@ -158,7 +182,9 @@ class GatewayCollector(Collector):
         for model, pool in self._fleet.pools():
             yield from _pool_counters((model.name, pool.name), pool)
         for model, pool, member in self._fleet.members():
-            yield from _member_counters((model.name, pool.name, member.law.name), member)
+            labels = model.name, pool.name, member.law.name
+            yield from _member_counters(labels, member)
+            yield from _transitions(labels, self._scaler.transitions)
         for code, count in self._tally.refusals.items():
             yield "joulegate_refusals", (code,), count
         footprint = self._tally.footprint
@@ -175,11 +201,18 @@ class GatewayCollector(Collector):
             yield from _pool_gauges((model.name, pool.name), pool)
         for model, pool, member in self._fleet.members():
             yield from _member_gauges(model, pool, member)
+            phase = self._scaler.phase(member.law.name)
+            if phase is not None:
+                yield "joulegate_instance_phase", (model.name, pool.name, member.law.name, phase.value), 1.0
         for name, agent in self._agents.items():
             yield "joulegate_agent_up", (name,), float(agent.view.up)
             for uuid, gpu in agent.view.gpus.items():
                 yield "joulegate_gpu_clock_hertz", (name, uuid), gpu.clock_mhz * 1e6
         yield from _power_gauges(self._power)
+        for name, planned in self._planning.models.items():
+            if planned.epochs:
+                yield "joulegate_forecast_requests_per_second", (name,), planned.peak
+                yield "joulegate_plan_up", (name,), float(not planned.problem)
         saving = self._tally.saving
         if saving is not None:
             for bound, value in (("estimate", saving.ratio), ("low", saving.low), ("high", saving.high)):
@@ -230,7 +263,8 @@ def _pool_gauges(labels: tuple[str, str], pool: Pool) -> Iterator[tuple[str, tup
     laws, queued = [member.law for member in pool.members], len(pool.queue)
     yield "joulegate_queue_requests", labels, queued
     yield "joulegate_capacity_used_ratio", (*labels, "max_clock"), used_ratio(laws, queued)
-    yield "joulegate_desired_replicas", labels, desired_replicas(laws, queued)
+    desired = desired_replicas(laws, queued) if pool.desired is None else pool.desired
+    yield "joulegate_desired_replicas", labels, desired
 
 
 def _member_counters(
@@ -245,6 +279,18 @@ def _member_counters(
     yield "joulegate_model_refits", (*labels, "failed"), member.speed.refits.failed
     for reason, count in tally.decisions.items():
         yield "joulegate_decisions", (*labels, reason), count
+
+
+def _transitions(
+    labels: tuple[str, str, str], transitions: Transitions
+) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    for way in WAYS:
+        sums = transitions.sums.get((labels[2], way))
+        if sums is not None:
+            yield "joulegate_transitions", (*labels, way, "done"), sums.done
+            yield "joulegate_transitions", (*labels, way, "failed"), sums.failed
+            yield "joulegate_transition_seconds", (*labels, way), sums.seconds
+            yield "joulegate_transition_energy_joules", (*labels, way), sums.joules
 
 
 def _member_gauges(model: Model, pool: Pool, member: Member) -> Iterator[tuple[str, tuple[str, ...], float]]:

@@ -19,6 +19,7 @@ from router.burn import Burn
 from router.energy import EnergyBook
 from router.fleet import Health, InstanceStatus
 from router.holdback_meter import HoldbackMeter
+from router.load_meter import LoadMeter
 from router.ports import Endpoint
 from router.speed import Speed
 from router.tally import InstanceTally, PoolTally
@@ -50,6 +51,8 @@ class Member:
     known_slots: int | None
     speed: Speed
     holdback: HoldbackMeter
+    kind: str = ""  # those of one kind are alike: the same profile, the same size
+    sleeps: bool = False  # its GPU keeps a context while it is stopped
     decision: Decision | None = None
     expected: Expected | None = None  # of requests sent now; None: no model
     acts: bool = False  # its clocks are ours to set: its pool acts, and it obeys
@@ -136,6 +139,12 @@ class Pool:
     burn: Burn = field(default_factory=Burn)
     said_resting: bool = False  # what the log was told last
     resting: bool = False  # control costs objectives here: clocks stay at default for a while
+    desired: int | None = None  # instances that should run, by the plan; None: nobody plans
+    host: str = ""  # the pool it is merged into for now; "": none
+    home: PoolRules = field(init=False)  # as configured, merged or not
+
+    def __post_init__(self) -> None:
+        self.home = self.rules
 
     @property
     def name(self) -> str:
@@ -166,6 +175,7 @@ class Model:
     chars_per_token: Learned = field(default_factory=lambda: Learned(FIRST_CHARS_PER_TOKEN))
     tokens_per_event: Learned = field(default_factory=lambda: Learned(FIRST_TOKENS_PER_EVENT))
     cache_yield: Learned = field(default_factory=lambda: Learned(0.0))  # of a session's prefix, share cached
+    load: LoadMeter = field(default_factory=LoadMeter)
     members: Mapping[str, Member] = field(init=False)
     rules: tuple[PoolRules, ...] = field(init=False)
 

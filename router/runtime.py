@@ -26,6 +26,7 @@ from router.accounts import Accounts
 from router.actuate import ActuationRules, Node
 from router.agents import Agent
 from router.build_fleet import build_fleet
+from router.build_scaler import build_scaled
 from router.errors import GatewayError
 from router.footprint import Footprint, constant, series
 from router.gate import FleetGate
@@ -34,6 +35,7 @@ from router.keys import KeyEntry, Keys, digest
 from router.learned import save_predictor
 from router.learned_share import LearnedShare
 from router.observe import Condition, GatewayCollector
+from router.planning import Planning, PlanRules
 from router.poll_client import control_client
 from router.pools import Member
 from router.ports import Caller, Endpoint
@@ -45,6 +47,7 @@ from router.proving import Prover
 from router.rate_limits import KeyLimits, RateLimits
 from router.refit import Refitter
 from router.replicas import Replicas
+from router.scaler import Scaler
 from router.store import MemoryStore, RedisStore, Store
 from router.tally import Tally
 from router.tick import ControlTick
@@ -99,8 +102,10 @@ class Runtime:
             time.monotonic,
             time.time,
         )
+        self.scaler = self._scaler()
+        self.planning = self._planning()
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(GatewayCollector(self.fleet, self.tally, self.agents, self.condition, keeper))
+        self.registry.register(self._collector(keeper))
         self._tasks: list[asyncio.Task[None]] = []
 
     def refused(self, error: GatewayError) -> None:
@@ -131,6 +136,10 @@ class Runtime:
         for node in self.nodes.values():
             self._begin("proving", self._prover(node).run)
         self._begin("tick", self.tick.run)
+        if self.settings.plan.mode != "off":
+            self._begin("planning", self.planning.run)
+        if self.settings.plan.mode == "enforce":
+            self._begin("scaler", self.scaler.run)
         refit_interval = self.settings.control.refit_interval_s
         if refit_interval is not None:
             rules = DriftSettings(refit_interval=Seconds(refit_interval))
@@ -148,7 +157,11 @@ class Runtime:
 
     def _wake(self) -> None:
         self.tick.wake()
+        self.scaler.wake()
         self.replicas.push()
+
+    def _changed(self) -> None:
+        self.gate.changed(Seconds(time.monotonic()))
 
     def _share(self, replicas: int) -> None:
         """Between two exchanges each replica may use its part of the headroom."""
@@ -187,6 +200,44 @@ class Runtime:
             agent, members, rules, time.monotonic, lambda: self.replicas.leads, keeper.caps, time.time
         )
 
+    def _collector(self, power: PowerKeeper) -> GatewayCollector:
+        return GatewayCollector(
+            self.fleet, self.tally, self.agents, self.condition, power, self.planning, self.scaler
+        )
+
+    def _scaler(self) -> Scaler:
+        return Scaler(
+            self.fleet,
+            build_scaled(self.settings, self.fleet, lambda member: self._engine(member.endpoint)),
+            self.settings.plan.at_once,
+            lambda: self.replicas.leads,
+            lambda name: self.replicas.load(name).running,
+            self._changed,
+            time.monotonic,
+        )
+
+    def _planning(self) -> Planning:
+        plan = self.settings.plan
+        warm = {
+            (model.name, pool.name): pool.min_warm for model in self.settings.models for pool in model.pools
+        }
+        return Planning(
+            self.fleet,
+            PlanRules(
+                plan.mode,
+                plan.pools == "elastic",
+                Seconds(plan.epoch_s),
+                Seconds(plan.calm_s),
+                plan.cover_pct / 100.0,
+            ),
+            lambda model, pool: warm[model.name, pool.name],
+            self.scaler,
+            lambda: self.replicas.leads,
+            lambda: self.replicas.count,
+            time.monotonic,
+            time.time,
+        )
+
     def _prover(self, node: Node) -> Prover:
         """Clocks are lowered by who leads, in pools that say so and wherever power budgets do."""
         pools = {member.law.name: pool for _, pool, member in self.fleet.members()}
@@ -213,7 +264,7 @@ class Runtime:
             member.status,
             self._engine(member.endpoint),
             time.monotonic,
-            lambda: self.gate.changed(Seconds(time.monotonic())),
+            self._changed,
             health.path,
             health.timeout_s,
         )

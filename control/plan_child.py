@@ -1,0 +1,40 @@
+"""Shell: `python -m control.plan_child < QUESTION > ANSWER`: one plan beside a running gateway.
+
+It reads a pickled `control.provision.Question` from the gateway that started it and writes the pickled
+`Provision`. It gives way to everything else on the machine, ends by itself, and takes neither much time nor
+memory. Exit status 0: the answer is there; 1 and a line on stderr: it is not.
+"""
+
+import os
+import pickle
+import resource
+import sys
+
+CPU_SECONDS = 60
+MEMORY = 4 * 2**30  # bytes of address space, most of it never touched
+
+
+def main() -> int:
+    os.nice(10)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    from control.fleet_plan import greedy  # not before the limits hold
+    from control.fleet_solver import solve
+    from control.provision import Solution, provision
+
+    question = pickle.load(sys.stdin.buffer)
+    try:
+        answer = provision(
+            question,
+            lambda *asked: Solution((found := solve(*asked)).plan, found.gap),
+            lambda *asked: Solution(greedy(*asked), None),
+        )
+    except (ValueError, MemoryError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.buffer.write(pickle.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

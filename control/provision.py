@@ -1,0 +1,268 @@
+"""Pure: how many instances of each pool should run in the next epoch, and which pools should be one.
+
+Theory of operation (papers §1.4, §1.7). The load asked about is the peak that the forecast expects of the
+epoch. What one instance carries of it at each of ten clocks, and its watts then, are the columns of the fleet
+program (`control.fleet_plan`); the watts of a stopped instance are taken off, since it draws them anyway, so
+that only what stopping frees counts. Starting one and prefilling the sessions of one that stops again are
+paid back within the epoch, or nothing changes.
+
+Fixed pools are planned each by itself, with the instances listed there. Elastic pools share the model's
+instances, and those of them are merged, two at a time, whose merging saves most, until none saves
+`WORTH` of the whole. A pool may only be merged into one that is at least as large in both dimensions and
+promises the same.
+
+Where the load is more than there is, everything runs. Who asks leaves out what has no model: nothing is
+known of it, so nothing of it is stopped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+from control.fleet_plan import Configuration, Fleet, Plan
+from control.floor import Demand
+from control.planner import Kind, PlanRules, configurations, together
+from joulegate.domain import Batch, Objectives
+from joulegate.units import Seconds, Watts
+
+WORTH = 0.03  # share of the fleet's watts that a merge must save, and that a split must
+LEAST_WATTS = 1e-3  # of a configuration: a program with free instances has no least cost
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Instances of one kind. Watts are per GPU."""
+
+    kind: Kind
+    have: int
+    up: int
+    stopped_watts: Watts
+    session_tokens: float = 0.0  # in the prefix caches of one of them, on average
+
+    @property
+    def start_joules(self) -> float:
+        return self.kind.start * max(0.0, self.kind.start_watts - self.stopped_watts) * self.kind.tp
+
+    @property
+    def stop_joules(self) -> float:
+        """Of prefilling again what the sessions of one instance have cached."""
+        model, chunk = self.kind.model, self.kind.limits.chunk_budget
+        work, top = Batch(1, 0.0, chunk, 0.5 * chunk * chunk), model.clocks[-1]
+        joules = model.iteration_time(work, top) * (model.watts(work, top) - model.idle_watts)
+        return self.session_tokens / chunk * joules * self.kind.tp
+
+
+@dataclass(frozen=True, slots=True)
+class PoolNeed:
+    """One pool as it is configured. `demand` None: nothing was forecast."""
+
+    name: str
+    reach: tuple[int, int]
+    objectives: Objectives
+    demand: Demand | None
+    least: int  # instances that stay warm
+    stock: tuple[Stock, ...]
+
+    def takes(self, other: "PoolNeed") -> bool:
+        """Whether `other` may be merged into this one."""
+        larger = self.reach[0] >= other.reach[0] and self.reach[1] >= other.reach[1]
+        return larger and self.objectives == other.objectives
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One model's fleet. `merged`: pool -> the one it is part of now."""
+
+    pools: tuple[PoolNeed, ...]
+    elastic: bool
+    merged: Mapping[str, str]
+    epoch: Seconds
+    rules: PlanRules
+
+
+@dataclass(frozen=True, slots=True)
+class Provision:
+    """`counts` by pool; a pool in `merged` is part of another and has none of its own."""
+
+    counts: Mapping[str, int]
+    merged: Mapping[str, str]
+    watts: float  # of what runs, above what it draws stopped; estimated
+    gap: float | None  # to the least possible, ratio; None: no bound is known
+    short: tuple[str, ...]  # pools whose load is more than their instances carry
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    plan: Plan | None
+    gap: float | None
+
+
+Solve = Callable[[Mapping[str, float], Mapping[str, Sequence[Configuration]], Fleet], Solution]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Pools that share instances; `host` is the one they are part of."""
+
+    host: PoolNeed
+    pools: tuple[PoolNeed, ...]
+
+    @property
+    def demand(self) -> Demand | None:
+        found: Demand | None = None
+        for pool in self.pools:
+            if pool.demand is not None and pool.demand.rate > 0.0:
+                found = pool.demand if found is None else together(found, pool.demand)
+        return found
+
+    @property
+    def least(self) -> int:
+        return max(pool.least for pool in self.pools)
+
+
+def provision(question: Question, solve: Solve, quick: Solve) -> Provision:
+    """The answer. `quick` compares borders, `solve` makes the plan."""
+    alone = [_Group(pool, (pool,)) for pool in question.pools]
+    if not question.elastic:
+        parts = [_planned([group], group.host.stock, question, solve) for group in alone]
+        gaps = [part.gap for part in parts if part.gap is not None]
+        return Provision(
+            {name: n for part in parts for name, n in part.counts.items()},
+            {},
+            sum(part.watts for part in parts),
+            max(gaps) if len(gaps) == len(parts) else None,
+            tuple(name for part in parts for name in part.short),
+        )
+    stock = _together(question.pools)
+    groups = _borders(alone, stock, question, quick)
+    return _planned(groups, stock, question, solve)
+
+
+def _borders(alone: list[_Group], stock: tuple[Stock, ...], question: Question, quick: Solve) -> list[_Group]:
+    """Merge two at a time while it pays; what is merged now stays so unless a split pays as much."""
+    now = _merged_now(alone, question.merged)
+    best = _merge_all(alone, stock, question, quick)
+    if {g.host.name: len(g.pools) for g in now} == {g.host.name: len(g.pools) for g in best}:
+        return now
+    before, after = (_planned(groups, stock, question, quick) for groups in (now, best))
+    if before.short and not after.short:
+        return best
+    return best if after.watts <= (1.0 - WORTH) * before.watts else now
+
+
+def _merge_all(
+    alone: list[_Group], stock: tuple[Stock, ...], question: Question, quick: Solve
+) -> list[_Group]:
+    groups, watts = alone, _cost(alone, stock, question, quick)
+    while True:
+        tried = [
+            [g for g in groups if g not in (host, guest)] + [_Group(host.host, host.pools + guest.pools)]
+            for host, guest in permutations(groups, 2)
+            if all(host.host.takes(pool) for pool in guest.pools)
+        ]
+        costs = [(_cost(each, stock, question, quick), i) for i, each in enumerate(tried)]
+        if not costs or min(costs)[0] > (1.0 - WORTH) * watts:
+            return groups
+        watts, chosen = min(costs)
+        groups = tried[chosen]
+
+
+def _cost(groups: list[_Group], stock: tuple[Stock, ...], question: Question, quick: Solve) -> float:
+    """Watts; what cannot be served costs most."""
+    made = _planned(groups, stock, question, quick)
+    return made.watts if not made.short else 1e9 * (1 + len(made.short)) + made.watts
+
+
+def _merged_now(alone: list[_Group], merged: Mapping[str, str]) -> list[_Group]:
+    by_name = {group.host.name: group.host for group in alone}
+    members: dict[str, tuple[PoolNeed, ...]] = {}
+    for name, pool in by_name.items():
+        host = merged.get(name, name)
+        members[host] = (*members.get(host, ()), pool)
+    return [_Group(by_name[host], pools) for host, pools in members.items()]
+
+
+def _planned(groups: list[_Group], stock: tuple[Stock, ...], question: Question, solve: Solve) -> Provision:
+    """One plan for pools that share `stock`."""
+    merged = {p.name: g.host.name for g in groups for p in g.pools if p is not g.host}
+    busy = {g.host.name: g for g in groups if g.demand is not None}
+    have = sum(each.have for each in stock)
+    options: dict[str, list[Configuration]] = {}
+    demands: dict[str, float] = {}
+    for name, group in busy.items():
+        demand = group.demand
+        assert demand is not None
+        tpot = group.host.objectives.tpot
+        options[name] = [one for each in stock for one in _options(each, demand, tpot, question.rules)]
+        demands[name] = demand.rate
+    fleet = _fleet(stock, sum(g.least for g in busy.values()), question.epoch)
+    found = solve(demands, options, fleet) if busy else Solution(Plan(()), 0.0)
+    counts = {group.host.name: group.least for group in groups}
+    if found.plan is not None:
+        for name in busy:
+            number = sum(n for of, _, n in found.plan.counts if of == name)
+            counts[name] = max(counts[name], number)
+    if found.plan is None or sum(counts.values()) > have:  # everything runs, shared by load
+        return Provision(_by_load(groups, have), merged, _all_watts(stock), None, tuple(busy))
+    idle = sum(max(0, counts[g.host.name]) for g in groups if g.host.name not in busy)
+    watts = found.plan.watts + idle * _idle_watts(stock)
+    return Provision(counts, merged, watts, found.gap, ())
+
+
+def _options(stock: Stock, demand: Demand, tpot: Seconds, rules: PlanRules) -> list[Configuration]:
+    """What stopping it would free is what it costs."""
+    free = stock.stopped_watts * stock.kind.tp
+    return [
+        replace(one, watts=max(LEAST_WATTS, one.watts - free))
+        for one in configurations(stock.kind, demand, tpot, rules)
+    ]
+
+
+def _fleet(stock: tuple[Stock, ...], least: int, epoch: Seconds) -> Fleet:
+    return Fleet(
+        gpus=sum(each.have * each.kind.tp for each in stock),
+        running={each.kind.name: each.up for each in stock},
+        start_joules={each.kind.name: each.start_joules for each in stock},
+        stop_joules={each.kind.name: each.stop_joules for each in stock},
+        epoch=epoch,
+        least=min(least, sum(each.have for each in stock)),
+        most={each.kind.name: each.have for each in stock},
+    )
+
+
+def _together(pools: Sequence[PoolNeed]) -> tuple[Stock, ...]:
+    """The stock of all pools, by kind."""
+    found: dict[str, Stock] = {}
+    for each in (stock for pool in pools for stock in pool.stock):
+        other = found.get(each.kind.name)
+        if other is not None:
+            have = other.have + each.have
+            tokens = (other.session_tokens * other.have + each.session_tokens * each.have) / have
+            each = replace(other, have=have, up=other.up + each.up, session_tokens=tokens)
+        found[each.kind.name] = each
+    return tuple(found.values())
+
+
+def _by_load(groups: Sequence[_Group], have: int) -> dict[str, int]:
+    """All instances, by the tokens that each group is asked for; nobody gets less than its least."""
+    work = {g.host.name: 0.0 if g.demand is None else _work(g.demand) for g in groups}
+    counts = {g.host.name: g.least for g in groups}
+    for _ in range(have - sum(counts.values())):
+        neediest = max(counts, key=lambda name: work[name] / (counts[name] + 0.5))
+        counts[neediest] += 1
+    return counts
+
+
+def _work(demand: Demand) -> float:
+    """Decode steps, prompts as the work they are (400 prompt tokens ~ one step of a sequence)."""
+    return demand.rate * (demand.output_tokens + demand.input_tokens / 400.0)
+
+
+def _idle_watts(stock: Sequence[Stock]) -> float:
+    """Of one instance that runs without work, above what it draws stopped: of the cheapest kind."""
+    return min(max(0.0, s.kind.model.idle_watts - s.stopped_watts) * s.kind.tp for s in stock)
+
+
+def _all_watts(stock: Sequence[Stock]) -> float:
+    """Everything running at its idle watts: the least that it costs."""
+    return sum(s.have * max(0.0, s.kind.model.idle_watts - s.stopped_watts) * s.kind.tp for s in stock)
