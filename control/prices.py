@@ -55,10 +55,6 @@ class PriceRules:
     highest: float = 5.0  # misses come in bursts; a price beyond this is maximum clock for most loads
     highest_slowdown: float = 1e4
 
-    def clamped(self, level: float, highest: float | None = None) -> float:
-        """A logarithm within the bounds."""
-        return min(log(highest or self.highest), max(log(self.lowest), level))
-
 
 class Percentile:
     """A percentile over the last `WINDOW` values."""
@@ -90,24 +86,30 @@ class Percentile:
 class _Share:
     """The price of one share objective: it rests where misses come at the rate allowed."""
 
-    __slots__ = ("_rules", "credit", "level")
+    __slots__ = ("_bottom", "_fall", "_rules", "_top", "credit", "level")
 
     def __init__(self, rules: PriceRules) -> None:
         self._rules = rules
+        self._bottom, self._top = log(rules.lowest), log(rules.highest)
+        self._fall = rules.gain * rules.late
         self.level = 0.0  # logarithm of the price, relative to the start
         self.credit = 1.0  # misses allowed and not made in `memory`, as a share of those allowed
 
     def miss(self, more: float, step: float, budget: float) -> None:
         """`more` misses than the twin; `step` of the logarithm each, `budget` of all requests allowed."""
         self.credit -= more / (self._rules.memory * budget)
-        self.level = self._rules.clamped(self.level + step * more)
+        self._set(self.level + step * more)
 
     def settle(self, allowed: float) -> None:
         """A request ended: down by what balances misses at the rate allowed (1.0: the whole budget)."""
         rules = self._rules
-        self.credit += (1.0 - self.credit) / rules.memory
-        fall = rules.gain * rules.late * allowed
-        self.level = rules.clamped(self.level - fall * (1.0 + rules.haste * max(0.0, self.credit)))
+        self.credit = credit = self.credit + (1.0 - self.credit) / rules.memory
+        haste = 1.0 + rules.haste * credit if credit > 0.0 else 1.0
+        self._set(self.level - self._fall * allowed * haste)
+
+    def _set(self, level: float) -> None:
+        """Within the bounds."""
+        self.level = level if self._bottom < level < self._top else min(self._top, max(self._bottom, level))
 
 
 class _Late(_Share):
@@ -163,7 +165,7 @@ class Prices:
 
     @property
     def slowdown(self) -> float:
-        """Median E2E here over that of the twin; 1.0 while unknown."""
+        """Median E2E here over that of the twin, where `max_slowdown` is promised; 1.0 while unknown."""
         there = self._there.at(0.5)
         return self._here.at(0.5) / there if there > 0.0 else 1.0
 
@@ -181,7 +183,8 @@ class Prices:
             late.judge(here, there, self._seen)
             missed, twin_missed = missed or here > 1.0, twin_missed or there > 1.0
         self._settle(missed, twin_missed)
-        self._compare(flight.last_token - flight.arrived, twinned.e2e)
+        if self._objectives.max_slowdown is not None:
+            self._compare(flight.last_token - flight.arrived, twinned.e2e, self._objectives.max_slowdown)
 
     def _settle(self, missed: bool, twin_missed: bool) -> None:
         """Every price falls a little with each request; attainment moves with the difference."""
@@ -193,15 +196,15 @@ class Prices:
             step = rules.gain * rules.late / rules.attainment
             attainment.miss(float(missed) - float(twin_missed), step, rules.attainment)
 
-    def _compare(self, here: float, there: float) -> None:
+    def _compare(self, here: float, there: float, limit: float) -> None:
+        rules = self._rules
         self._here.add(here)
         self._there.add(there)
-        limit = self._objectives.max_slowdown
-        if limit is not None and len(self._here) >= 50:
-            excess = self.slowdown / (limit - self._rules.slowdown_margin) - 1.0
-            gain = max(self._rules.slowdown_gain, 0.05 / (1.0 + self._seen / 200.0))
+        if len(self._here) >= 50:
+            excess = self.slowdown / (limit - rules.slowdown_margin) - 1.0
+            gain = max(rules.slowdown_gain, 0.05 / (1.0 + self._seen / 200.0))
             level = self._slowdown + gain * excess
-            self._slowdown = self._rules.clamped(level, self._rules.highest_slowdown)
+            self._slowdown = min(log(rules.highest_slowdown), max(log(rules.lowest), level))
 
 
 def _ratios(flight: Flight, twinned: Twinned) -> list[tuple[str, float, float]]:

@@ -178,9 +178,7 @@ def ends_met(stretches: tuple[Stretch, ...], pace: Pace, start: Seconds, guard: 
     """Every E2E deadline kept, decoding from `start`; `share` of the time goes to prompts of others."""
     at: float = start
     for stretch in stretches:
-        at += (
-            stretch.steps * pace.of(stretch.decoding, max(0.0, stretch.context)) * guard / (1.0 - share)
-        )
+        at += stretch.steps * pace.of(stretch.decoding, max(0.0, stretch.context)) * guard / (1.0 - share)
         if at > stretch.due:
             return False
     return True

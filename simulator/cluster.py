@@ -10,6 +10,7 @@ clock-switch latency of the profile, the dwell and one lowering a second.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from math import floor
 
 from control.admission import AdmissionRules, Outcome
 from control.classify import classify, pool_for
@@ -36,6 +37,8 @@ from simulator.workload import Load
 
 RESCALE_FROM = 30.0  # seconds until the load is known well enough to plan on
 MAX_LAGS = 4.0
+KV_NEAR = 0.9  # share of the cache; the governor projects it from a little above on
+IDLE = 60.0  # seconds without work after which nothing that is remembered moves any more
 NEVER = float("inf")
 ONE_POOL = "all"
 ALL_TYPES = frozenset(RequestType(i, o) for i in Size for o in Size)
@@ -104,6 +107,7 @@ class Cluster:
         self._scale = Scale({})
         self._rescale_at = RESCALE_FROM
         self._open = 0
+        self._busy_at = 0.0
 
     def run(self, load: Load) -> Run:
         """Serve the whole load; ends with its last request."""
@@ -118,16 +122,26 @@ class Cluster:
             if arrival <= now:
                 self._arrive(arrived, now)
                 arrived += 1
-            elif moved or tick <= now:
+            elif self._steering.queued and (moved or tick <= now):
                 self._assign(self._steering.assign(Seconds(now)), now)
             if tick <= now:
                 self._tick(now)
-                tick += self._setup.tick
+                tick = self._next_tick(now, arrival if arrival > now else NEVER)
             poll = self._next_poll(now) if self._steering.queued else NEVER
         self._knowledge.pools = self._steering.pools
         self._knowledge.instances = self._sites.count
         end = max((job.finished_at for job in self._jobs if job.finished_at == job.finished_at), default=0.0)
         return self._sites.result(load, self._jobs, end, self._setup.owned_gpus)
+
+    def _next_tick(self, now: float, arrival: float) -> float:
+        """Every tick; after IDLE seconds without work only the last one before the next event."""
+        period = self._setup.tick
+        if self._told:
+            self._busy_at = now
+        if now - self._busy_at < IDLE or arrival == NEVER:
+            return now + period
+        event = min(arrival, self._rescale_at) if self._laws.scaling is not None else arrival
+        return now + period * max(1.0, floor((event - now) / period))
 
     def _next_poll(self, now: float) -> float:
         """When the gateway looks at its queues again; news of a first token takes MAX_LAGS at most."""
@@ -234,9 +248,14 @@ class Cluster:
     def _tick(self, now: float) -> None:
         self._rescale(now)
         for station in self._sites.stations:
-            station.look(now)
+            station.look(now, self._one_by_one(station))
             self._decide(station, now)
         self._sites.note(now)
+
+    def _one_by_one(self, station: Station) -> bool:
+        """Whether the laws will ask how far each request is: E2E objectives, or a cache near its end."""
+        capacity, promised = station.law.limits.kv_capacity, station.law.book.promised
+        return self._setup.objectives.e2e is not None or promised > KV_NEAR * (capacity or 0)
 
     def _decide(self, station: Station, now: float) -> bool:
         """A new clock for one instance; True if it was raised."""

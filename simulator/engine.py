@@ -293,7 +293,7 @@ class Engine(EngineState):
 
     def _finish(self, job: Job) -> None:
         del self._running[job.admission]
-        job.admission = job.last_step = -1
+        job.admission = -1
         job.to_prefill = 0
         job.finished_at = self._time
         self._finished.append(job)

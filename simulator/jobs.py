@@ -20,7 +20,7 @@ class Job:
     admission: int = -1  # rank of the admission that it runs under; -1: not running
     to_prefill: int = 0  # prompt tokens of this admission: the prompt, plus what was generated before
     prefilled: int = 0  # of those, already in the KV cache
-    last_step: int = -1  # number of the step that ends it; -1: not decoding
+    last_step: int = -1  # number of the step that ends it; -1: not decoding yet, or pre-empted
 
 
 class Events(NamedTuple):

@@ -1,5 +1,7 @@
 """Pure: one simulated instance: the exact engine, and what the control laws are told about it."""
 
+from collections.abc import Iterator
+
 from control.state import Flight, Gauges, Instance, Limits, LoadBook
 from joulegate.engine_profile import EngineProfile
 from joulegate.units import MegaHertz, Seconds
@@ -51,6 +53,7 @@ class Station:
         self.changes = 0
         self.residency: dict[int, float] = {}
         self._clock_at = now
+        self._looked = 0  # step of the engine at the last look
         self.quiet_until = float("inf")  # nothing to see before
         self.shared = False  # others use the engine too
 
@@ -79,26 +82,31 @@ class Station:
             if ours is None:
                 continue
             flight = ours[1]
+            looked = job.output_tokens - (job.last_step - self._looked)  # tokens it had at the last look
+            flight.tokens_out = min(float(job.output_tokens), max(flight.tokens_out, float(looked)))
             book.progress(flight, job.output_tokens - flight.tokens_out, Seconds(job.finished_at))
             book.close(flight)
         return events
 
-    def look(self, now: float) -> None:
-        """Tokens that have streamed since the last look, request by request."""
-        step, grown, generated = self.engine.step, 0.0, self.engine.generated
-        for job, flight in self.jobs.values():
-            if flight.first_token is not None:
-                out = job.output_tokens - job.last_step + step if job.last_step >= 0 else generated(job)
-                if out > flight.tokens_out:
-                    grown += out - flight.tokens_out
-                    flight.tokens_out = float(out)
-                    flight.last_token = Seconds(now)
+    def look(self, now: float, one_by_one: bool) -> None:
+        """Tokens that have streamed since the last look; request by request only where somebody asks."""
         book = self.law.book
-        book.context += grown
-        book.held += grown
+        context: float = self.engine.context_tokens
+        if one_by_one or self.shared or book.decoding != self.engine.decoding:
+            context = sum(self._walk(), 0.0)
+        book.held += context - book.context
+        book.context = context
+        self._looked = self.engine.step
         self.law.telemetry_at = Seconds(now)
         if self.shared:
             self.law.gauges = Gauges(self.engine.running, self.engine.waiting, Seconds(now))
+
+    def _walk(self) -> Iterator[float]:
+        """Context of every request that decodes, its tokens counted."""
+        for job, flight in self.jobs.values():
+            if flight.first_token is not None:
+                flight.tokens_out = max(flight.tokens_out, float(self.engine.generated(job)))
+                yield flight.input_tokens + flight.tokens_out
 
     def set_clock(self, clock: MegaHertz | None, now: float) -> bool:
         """What the agent does with a target; None: no ceiling. False: it is in force already."""

@@ -77,6 +77,27 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert one.joules_released == other.joules_released
 
 
+def test_tokens_counted_one_by_one_or_all_at_once_lead_to_the_same_decisions() -> None:
+    never_missed = replace(AIMS, e2e=Seconds(1e9))  # an E2E objective has every request looked at
+    at_once, one_by_one = steered(load(), setup(2)), steered(load(), setup(2, never_missed))
+    assert one_by_one.clock_changes == at_once.clock_changes
+    assert np.allclose(one_by_one.e2e, at_once.e2e, rtol=1e-12, atol=0.0)
+
+
+def test_a_day_and_a_year_without_a_request_are_the_same_to_who_comes_after() -> None:
+    first, year = load(60), 365.0 * 86_400.0
+
+    def with_pause(seconds: float) -> Run:
+        at = np.concatenate([first.at, first.at + seconds])
+        both = (np.tile(first.input, 2), np.tile(first.output, 2))
+        return steered(Load(at, *both, Seconds(float(at[-1]))), setup())
+
+    day, long = with_pause(86_400.0), with_pause(year)  # with a tick every 250 ms this would take hours
+    assert np.allclose(long.e2e, day.e2e, rtol=0.0, atol=0.01)  # floats are coarser after a year
+    idle = profile().power.p_idle_w * (year - 86_400.0)
+    assert long.joules_released - day.joules_released == pytest.approx(idle, rel=1e-9)
+
+
 def test_without_a_gateway_the_run_is_the_engine_alone() -> None:
     arrivals, made = load(100), setup()
     run = run_fixed(arrivals, made, 1200.0)
