@@ -90,7 +90,7 @@ class EngineModel(Protocol):
     def watts(self, batch: Batch, clock: MegaHertz) -> Watts: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # never changed: not frozen, one is made for every request
 class LengthPrediction:
     """Output length of one request before it runs, in tokens."""
 

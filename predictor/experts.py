@@ -7,7 +7,7 @@ how much evidence the finest level has. Only ratios of probabilities matter, so 
 of short and of long against medium. Quantiles are averaged; weight falls with recent pinball loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import exp, log
 
 from predictor.history import Estimate
@@ -23,26 +23,23 @@ Classes = tuple[float, float, float]
 Odds = tuple[float, float]  # log of p(short) / p(medium), of p(long) / p(medium)
 
 
-def odds_of(said: Sequence[Estimate]) -> list[Odds]:
-    """Each expert's log odds, of probabilities raised by FLOOR."""
-    out: list[Odds] = []
-    for short, medium, long, _, _, _ in said:
-        scale = 1.0 / (medium + FLOOR)
-        out.append((log((short + FLOOR) * scale), log((long + FLOOR) * scale)))
-    return out
-
-
-def pooled(weights: Sequence[float], bias: Sequence[float], said: Sequence[Odds]) -> Classes:
-    """The pooled class probabilities; sums to 1."""
+def pooled(
+    weights: Sequence[float], bias: Sequence[float], said: Iterable[Estimate]
+) -> tuple[Classes, list[Odds]]:
+    """(the pooled class probabilities, which sum to 1; each expert's log odds, raised by FLOOR)."""
     middle = bias[1]
     s, ell = bias[0] - middle, bias[2] - middle
-    for w, (short, long) in zip(weights, said, strict=True):
-        s += w * short
-        ell += w * long
+    odds: list[Odds] = []
+    for w, (short, medium, long, _, _, _) in zip(weights, said, strict=True):
+        scale = 1.0 / (medium + FLOOR)
+        of_short, of_long = log((short + FLOOR) * scale), log((long + FLOOR) * scale)
+        s += w * of_short
+        ell += w * of_long
+        odds.append((of_short, of_long))
     s = exp(s if s < LIMIT else LIMIT)
     ell = exp(ell if ell < LIMIT else LIMIT)
     scale = 1.0 / (1.0 + s + ell)
-    return s * scale, scale, ell * scale
+    return (s * scale, scale, ell * scale), odds
 
 
 def learn_pool(
@@ -71,11 +68,11 @@ class QuantilePool:
         self.losses = [0.0] * experts
         self.weights = [1.0 / experts] * experts
 
-    def learn(self, said: Sequence[float], log_tokens: float) -> None:
-        tau = self.tau
-        losses = []
-        for loss, q in zip(self.losses, said, strict=True):
-            miss = log_tokens - q
+    def learn(self, said: Iterable[Estimate], at: int, log_tokens: float) -> None:
+        """`at`: where in an estimate this quantile is."""
+        tau, losses = self.tau, []
+        for expert, loss in zip(said, self.losses, strict=True):
+            miss = log_tokens - expert[at]
             losses.append(PINBALL_DECAY * loss + (tau if miss > 0.0 else tau - 1.0) * miss)
         self.restore(losses)
 

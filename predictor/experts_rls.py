@@ -24,11 +24,13 @@ Inputs = NDArray[np.float64]  # (d,)
 
 
 class LeastSquares:
-    """`weights` is (3, d); `covariance` (d, d), both float64 and owned by this object."""
+    """`covariance` (d, d) above `weights` (3, d) in one float64 matrix: a completion is one step of both."""
 
     def __init__(self, weights: NDArray[np.float64], covariance: NDArray[np.float64], spread: float) -> None:
-        self.weights = weights
-        self.covariance = np.array(covariance)
+        size = len(covariance)
+        self._matrix = np.vstack([covariance, weights])
+        self.covariance = self._matrix[:size]
+        self.weights = self._matrix[size:]
         self.spread = spread  # variance of the log residual
         self._bound = float(np.trace(covariance))
         self._count = 0
@@ -53,18 +55,20 @@ class LeastSquares:
 
     def loosen(self, variance: NDArray[np.float64]) -> None:
         """Forget how sure the weights are, not the weights."""
-        self.covariance = np.diag(variance)
+        self.covariance[:] = np.diag(variance)
 
     def learn(self, x: Inputs, size: int, log_tokens: float) -> None:
-        covariance = self.covariance
-        projected = covariance.dot(x)
-        scale = 1.0 / (FORGET + float(x.dot(projected)))
-        middle, short, long = self.weights.dot(x).tolist()
+        matrix, covariance = self._matrix, self.covariance
+        step = matrix.dot(x)  # the gain, then what was predicted, which becomes what was too much
+        wide = len(x)
+        gain = step[:wide]
+        middle, short, long = step[wide:].tolist()
         missed = log_tokens - middle
-        steps = np.array([[missed * scale], [((size == 0) - short) * scale], [((size == 2) - long) * scale]])
-        self.weights += steps * projected
-        projected *= sqrt(scale)
-        covariance -= projected[:, None].dot(projected[None])  # stays symmetric to the last bit
+        step[wide] = -missed
+        step[wide + 1] = short - (size == 0)
+        step[wide + 2] = long - (size == 2)
+        step *= sqrt(1.0 / (FORGET + float(x.dot(gain))))
+        matrix -= step[:, None].dot(gain[None])  # stays symmetric to the last bit
         self._count += 1
         if self._count % INFLATE_EVERY == 0 and float(covariance.trace()) < self._bound:
             covariance *= FORGET**-INFLATE_EVERY

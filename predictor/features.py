@@ -13,6 +13,7 @@ HEAD = 700  # characters of the message's start that are looked at
 TAIL = 300  # and of its end
 LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz'0123456789") | frozenset(range(128, 256))
 WORDS = bytes(c + 32 if 65 <= c <= 90 else c if c in LETTERS else 32 for c in range(256))  # the rest is space
+FIGURES = bytes(48 if 48 <= c <= 57 or c == 39 else WORDS[c] for c in range(256))  # a digit or ' is 0
 NO_SYMBOLS = bytes(c for c in range(256) if c not in b"{(;=<_")
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -76,9 +77,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "please": ("please", "help", "can", "could", "would"),
     "table": ("table", "format", "json", "csv", "bullet", "points", "output", "input"),
 }
-NINE = ord("9")  # below it, among the first characters of words, are only digits and the apostrophe
 FIRSTS = ("wh", "how", "why", "write", "list", "choose")  # the first groups
-PLACE = {word.encode(): place for place, words in enumerate(GROUPS.values()) for word in words}
+PLACE = {word.encode(): place for place, words in enumerate(GROUPS.values(), 1) for word in words}  # from 1
+EARLY = 12  # words
 NAMES = (
     *("one", "input", "input_squared", "tokens_small", "lines", "ends_question", "ends_colon", "questions"),
     *("symbols", "digits", "numbers", "quotes", "options", "word_length", "tools", "json", "capped", "cap"),
@@ -118,16 +119,15 @@ def numbers_of(query: LengthQuery, text: bytes, words: list[bytes]) -> list[floa
     close = text[-40:].rstrip()[-1:]
     lines, questions, quotes = text.count(b"\n"), text.count(b"?"), text.count(b'"')
     symbols = scale * len(text.translate(None, NO_SYMBOLS))
-    places = list(map(PLACE.get, words))
-    groups = [0.0] * len(GROUPS)
-    for place in places:
-        if place is not None:
-            groups[place] = 1.0 if groups[place] else 0.7
-    first = [0.0] * len(FIRSTS)
-    if places and (place := places[0]) is not None and place < len(first):
+    groups, first = [0.0] * (1 + len(GROUPS)), [0.0] * (1 + len(FIRSTS))
+    for place in filter(None, map(PLACE.get, words)):
+        groups[place] = 1.0 if groups[place] else 0.7
+    if words and (place := PLACE.get(words[0], 0)) < len(first):
         first[place] = 1.0
-    digits = [word[0] <= NINE for word in words]
-    numbers = scale * sum(digits)
+    figures = b" " + text.translate(FIGURES)
+    number = figures.count(b" 0")
+    early = number and len(figures[: figures.find(b" 0")].split()) < EARLY
+    numbers = scale * number
     cap = query.max_tokens
     return [
         1.0,
@@ -140,7 +140,7 @@ def numbers_of(query: LengthQuery, text: bytes, words: list[bytes]) -> list[floa
         questions * 0.25 if questions < 4 else 1.0,
         symbols if symbols < 1.0 else 1.0,
         numbers if numbers < 1.0 else 1.0,
-        1.0 if True in digits[:12] else 0.0,
+        1.0 if early else 0.0,
         quotes / 6.0 if quotes < 6 else 1.0,
         1.0 if b"(A)" in text or (lines and (b"\nA" in text or b"\na)" in text or b"\n1" in text)) else 0.0,
         min(len(text) / (6.0 * len(words) + 6.0), 2.0),
@@ -148,8 +148,8 @@ def numbers_of(query: LengthQuery, text: bytes, words: list[bytes]) -> list[floa
         1.0 if query.json_mode else 0.0,
         0.0 if cap is None else 1.0,
         0.0 if cap is None else log(cap + 1.0) * 0.1,
-        *groups,
-        *first,
+        *groups[1:],
+        *first[1:],
     ]
 
 

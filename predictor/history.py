@@ -16,8 +16,8 @@ from math import log
 from struct import Struct
 from typing import NamedTuple
 
-WEIGHT, SHORT, MEDIUM, LONG, LOG50, LOG90 = range(6)
-ROW_FIELDS = 6
+ROW_FIELDS = 6  # weight, short, medium, long, and two log tokens
+WEIGHT = 0  # where in a row
 ROW = Struct(f"{ROW_FIELDS}f")  # rows are kept packed: 57 bytes each
 MIN_STEP = 0.05  # of a tracked quantile, in log tokens, once a row is old
 MASK = (1 << 60) - 1
@@ -36,6 +36,7 @@ class Level(NamedTuple):
 # What one level says: probabilities of S, M, L, then two quantiles of log tokens, then its own evidence.
 # A plain tuple: making it is a third of the cost of a prediction.
 Estimate = tuple[float, float, float, float, float, float]
+LOG50, LOG90 = 3, 4  # where its quantiles are
 
 LEVELS = (
     Level("model", 0, 2.0, 0.998, True),
@@ -47,9 +48,14 @@ LEVELS = (
     Level("exact", 6, 1.0, 0.95),
     Level("session", 4, 2.0, 0.98),
 )
+Plan = tuple[tuple[int, float], ...]  # parent and strength of each level: what a prediction needs
 VOICES = (2, 4, 5, 7, 8)  # places in the list of estimates that are pooled; the others speak through these
 QUANTILE_VOICES = (4, 7, 8)
 BASE: Estimate = (0.34, 0.33, 0.33, log(150.0), log(600.0), 0.0)
+
+
+def plan_of(levels: Sequence[Level]) -> Plan:
+    return tuple((level.parent, level.strength) for level in levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +77,48 @@ class KeyTable:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def learn(self, key: int, start: Estimate, size: int, log_tokens: float, decay: float) -> None:
-        """Add one observation under `key`; a new row starts at its parent's quantiles (`start`)."""
-        rows = self._rows
-        row = rows.get(key)
-        if row is None:
-            weight = short = medium = long = 0.0
-            log50, log90 = start[3], start[4]
-        else:
-            weight, short, medium, long, log50, log90 = ROW.unpack(row)
-        step = 2.0 / (weight + 2.0)
-        if step < MIN_STEP:
-            step = MIN_STEP
-        rows[key] = ROW.pack(
-            weight * decay + 1.0,
-            short * decay + (size == 0),
-            medium * decay + (size == 1),
-            long * decay + (size == 2),
-            log50 + step * (0.5 if log_tokens > log50 else -0.5),
-            log90 + step * (0.9 if log_tokens > log90 else -0.1),
-        )
-        if row is not None:
-            rows.move_to_end(key)
-        elif len(rows) > self.capacity:
-            rows.popitem(last=False)
+    def learn(
+        self,
+        levels: Sequence[Level],
+        keys: Sequence[int],
+        said: Sequence[Estimate],
+        size: int,
+        log_tokens: float,
+    ) -> None:
+        """One completion into every level it belongs to. `said` is what `estimates` answered before.
+
+        A new row starts at its parent's quantiles.
+        """
+        rows, get, touch = self._rows, self._rows.get, self._rows.move_to_end
+        pack, unpack, capacity = ROW.pack, ROW.unpack, self.capacity
+        is_short, is_medium, is_long = size == 0, size == 1, size == 2
+        for (_, parent, _, decay, eager), key in zip(levels, keys, strict=True):
+            if not key:
+                continue
+            row = get(key)
+            if row is not None:
+                weight, short, medium, long, log50, log90 = unpack(row)
+                step = 2.0 / (weight + 2.0)
+                if step < MIN_STEP:
+                    step = MIN_STEP
+                rows[key] = pack(
+                    weight * decay + 1.0,
+                    short * decay + is_short,
+                    medium * decay + is_medium,
+                    long * decay + is_long,
+                    log50 + (0.5 * step if log_tokens > log50 else -0.5 * step),
+                    log90 + (0.9 * step if log_tokens > log90 else -0.1 * step),
+                )
+                touch(key)
+                continue
+            start = said[parent]
+            if eager or start[5] > 0.0:
+                log50, log90 = start[3], start[4]
+                log50 += 0.5 if log_tokens > log50 else -0.5
+                log90 += 0.9 if log_tokens > log90 else -0.1
+                rows[key] = pack(1.0, is_short, is_medium, is_long, log50, log90)
+                if len(rows) > capacity:
+                    rows.popitem(last=False)
 
     def newest(self, most: int) -> tuple[list[int], list[bytes]]:
         """Keys and packed rows that were learned last, oldest first."""
@@ -126,12 +150,12 @@ class KeyTable:
 
 
 def estimates(
-    table: KeyTable, levels: Sequence[Level], keys: Sequence[int], before: Sequence[Estimate] = (BASE,)
+    table: KeyTable, plan: Plan, keys: Sequence[int], before: Sequence[Estimate] = (BASE,)
 ) -> list[Estimate]:
     """What each level says, after what was said `before`. Key 0: the request has nothing at this level."""
     out = list(before)
     add, get, unpack = out.append, table.get, ROW.unpack
-    for (_, parent, strength, _, _), key in zip(levels, keys, strict=True):
+    for (parent, strength), key in zip(plan, keys, strict=True):
         up = out[parent]
         row = get(key)  # no row has the key 0
         if row is None:
@@ -140,33 +164,18 @@ def estimates(
         s, m, ell, up50, up90, _ = up
         weight, short, medium, long, log50, log90 = unpack(row)
         share = 1.0 / (weight + strength)
-        own = weight * share
+        lean = strength * share
         add(
             (
-                (short + strength * s) * share,
-                (medium + strength * m) * share,
-                (long + strength * ell) * share,
-                up50 + own * (log50 - up50),
-                up90 + own * (log90 - up90),
+                short * share + lean * s,
+                medium * share + lean * m,
+                long * share + lean * ell,
+                log50 + lean * (up50 - log50),
+                log90 + lean * (up90 - log90),
                 weight,
             )
         )
     return out
-
-
-def learn(
-    table: KeyTable,
-    levels: Sequence[Level],
-    keys: Sequence[int],
-    said: Sequence[Estimate],
-    size: int,
-    log_tokens: float,
-) -> None:
-    """One completion into every level it belongs to. `said` is what `estimates` answered before."""
-    for level, key in zip(levels, keys, strict=True):
-        start = said[level.parent]
-        if key and (level.eager or start[5] > 0.0):
-            table.learn(key, start, size, log_tokens, level.decay)
 
 
 def join(*parts: int) -> int:

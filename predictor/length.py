@@ -14,14 +14,18 @@ Lengths are tokens of one choice: with n > 1 divide the usage by n before `obser
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import exp, log
+from operator import itemgetter
 from zlib import crc32
 
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
-from predictor.experts import Classes, Odds, QuantilePool, learn_pool, odds_of, pooled
+from predictor.experts import Classes, Odds, QuantilePool, learn_pool, pooled
 from predictor.experts_rls import Inputs, LeastSquares
 from predictor.history import (
     LEVELS,
+    LOG50,
+    LOG90,
     QUANTILE_VOICES,
     VOICES,
     Estimate,
@@ -29,7 +33,7 @@ from predictor.history import (
     Level,
     estimates,
     join,
-    learn,
+    plan_of,
 )
 from predictor.length_drift import Drift
 from predictor.length_survival import remaining
@@ -41,6 +45,7 @@ TARGET_OVER = 0.1  # share of answers that may exceed q90
 OFFSET_STEP = 0.1  # of the conformal offset, in log tokens
 START_WEIGHT = 1.4  # sum of the pool's weights before anything is learned
 EXACT = 7  # estimate of the finest input length; how often it was seen chooses the weights
+OWNERS = 256  # keys and system prompts whose hashes are at hand
 IN_FLIGHT = 2048  # requests whose thoughts are kept until their answer ends
 
 
@@ -71,6 +76,8 @@ class Thought:
     pool: list[float]  # the weights used
     odds: list[Odds]  # of the voices
     classes: Classes  # pooled
+    middle: float  # log tokens: the median
+    high: float  # and what a tenth of the answers exceed
     inputs: Inputs | None = None  # of the line, where text is read
 
 
@@ -87,6 +94,10 @@ class HistoryPredictor:
         self.models: OrderedDict[str, ModelState] = OrderedDict()
         self.turns: OrderedDict[int, int] = OrderedDict()  # turn -> half-octave of its answer
         self._thoughts: OrderedDict[int, Thought] = OrderedDict()  # by id of the query, which they hold
+        self._plan = plan_of(LEVELS)
+        self._said_by = itemgetter(*self.voices)
+        self._quantiles_by = itemgetter(*self.quantile_voices)
+        self._owner = lru_cache(OWNERS)(owner)
 
     def predict(self, query: LengthQuery) -> LengthPrediction:
         """What is known of the answer's length; what it was made of is kept for `observe`."""
@@ -103,7 +114,7 @@ class HistoryPredictor:
             thought = self.think(query)
         tokens = output_tokens
         if query.max_tokens is not None and tokens >= query.max_tokens:
-            tokens = max(tokens, int(exp(self._quantiles(thought)[0]) - 1.0))
+            tokens = max(tokens, int(exp(thought.middle) - 1.0))
         log_tokens = log(tokens + 1.0)
         self.learn(thought, int(self.cuts.output_size(tokens)), log_tokens)
         if thought.state is self.models.get(query.model):
@@ -126,30 +137,44 @@ class HistoryPredictor:
         """Every expert's opinion."""
         state = self.state_of(query.model)
         keys = self.keys(query, state)
-        said = estimates(self.table, LEVELS, keys)
+        said = estimates(self.table, self._plan, keys)
         weight = said[EXACT][5]
         pool = state.pools[(weight > 0.5) + (weight > 1.5) + (weight > 2.5)]
-        odds = odds_of([said[place] for place in VOICES])
-        return Thought(query, state, keys, said, pool, odds, pooled(pool, state.bias, odds))
+        return self.pool(query, state, keys, said, pool, None)
+
+    def pool(
+        self,
+        query: LengthQuery,
+        state: ModelState,
+        keys: list[int],
+        said: list[Estimate],
+        weights: list[float],
+        inputs: Inputs | None,
+    ) -> Thought:
+        """One opinion out of what was said."""
+        classes, odds = pooled(weights, state.bias, self._said_by(said))
+        middle, high = 0.0, state.offset
+        voices = self._quantiles_by(said)
+        for voice, low, up in zip(voices, state.median.weights, state.high.weights, strict=True):
+            middle += low * voice[3]
+            high += up * voice[4]
+        return Thought(query, state, keys, said, weights, odds, classes, middle, high, inputs)
 
     def answer(self, thought: Thought) -> LengthPrediction:
-        middle, high = self._quantiles(thought)
-        q50, q90 = exp(middle) - 1.0, exp(high) - 1.0
+        q50, q90 = exp(thought.middle) - 1.0, exp(thought.high) - 1.0
         return capped(self.cuts, q50, q90, thought.classes, thought.query.max_tokens)
 
     def learn(self, thought: Thought, size: int, log_tokens: float) -> None:
         """One completion into the pools, the conformal offset, the rows and the watch for swaps."""
         state, said = thought.state, thought.said
         loss = learn_pool(thought.pool, state.bias, thought.odds, thought.classes, size)
-        middle, high = self._quantiles(thought)
-        miss = log_tokens - middle
-        state.offset += OFFSET_STEP * ((log_tokens > high) - TARGET_OVER)
-        voices = [said[place] for place in self.quantile_voices]
-        state.median.learn([voice[3] for voice in voices], log_tokens)
-        state.high.learn([voice[4] for voice in voices], log_tokens)
-        learn(self.table, self.levels, thought.keys, said, size, log_tokens)
+        state.offset += OFFSET_STEP * ((log_tokens > thought.high) - TARGET_OVER)
+        voices = self._quantiles_by(said)
+        state.median.learn(voices, LOG50, log_tokens)
+        state.high.learn(voices, LOG90, log_tokens)
+        self.table.learn(self.levels, thought.keys, said, size, log_tokens)
         state.seen += 1
-        if state.drift.changed(loss, miss):
+        if state.drift.changed(loss, log_tokens - thought.middle):
             self.forget(state)
 
     def forget(self, state: ModelState) -> None:
@@ -189,8 +214,7 @@ class HistoryPredictor:
         Under one owner a key is the owner (well mixed) xor its level and a value below 2^44.
         """
         model = state.root
-        key = join(model, crc32(query.key.encode())) if query.key else 0
-        system = join(key or model, query.system_hash) if query.system_hash else 0
+        key, system = self._owner(model, query.key, query.system_hash)
         who = system or key or model
         octaves = log(query.input_tokens + 1.0) * 1.4426950408889634
         turn = self.turns.get(query.parent) if query.parent else None
@@ -205,17 +229,11 @@ class HistoryPredictor:
             who ^ (7 << 44 | turn) if turn is not None else 0,
         ]
 
-    def _quantiles(self, thought: Thought) -> tuple[float, float]:
-        """Of log tokens: the median, and what a tenth of the answers exceed."""
-        state, said = thought.state, thought.said
-        middle, high = 0.0, state.offset
-        for place, low, up in zip(
-            self.quantile_voices, state.median.weights, state.high.weights, strict=True
-        ):
-            _, _, _, log50, log90, _ = said[place]
-            middle += low * log50
-            high += up * log90
-        return middle, high
+
+def owner(root: int, name: str, system_hash: int) -> tuple[int, int]:
+    """Keys of an API key's rows and of its system prompt's; 0 where there is none."""
+    key = join(root, crc32(name.encode())) if name else 0
+    return key, join(key or root, system_hash) if system_hash else 0
 
 
 def root_of(model: str, swaps: int) -> int:

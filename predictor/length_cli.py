@@ -132,7 +132,7 @@ def _judged(
 ) -> "dict[StreamName, list[Judged]]":
     """Every stream with a predictor of its own."""
     import gc
-    from time import perf_counter
+    from time import thread_time
 
     from rich.console import Console
     from rich.progress import Progress
@@ -150,7 +150,7 @@ def _judged(
                 progress.advance(task, SHOWN_EVERY)
 
         return {
-            name: prequential(counted(samples), make(), cuts, under_cost, perf_counter)
+            name: prequential(counted(samples), make(), cuts, under_cost, thread_time)
             for name, samples in found.items()
         }
 

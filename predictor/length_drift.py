@@ -1,31 +1,42 @@
 """Pure: has a model been swapped behind its name? Page-Hinkley's test on its losses.
 
 E. S. Page, "Continuous inspection schemes", Biometrika 1954: sum what exceeds the running mean by more than a
-slack; a sum far above its own minimum says that the mean has moved.
+slack; a sum far above its own minimum says that the mean has moved. In running standard deviations, so that
+a model whose answers vary wildly does not look like another one every day.
 """
 
 from dataclasses import dataclass, field
+from math import sqrt
 
 WARM = 60  # completions before a change may be called
+MEMORY = 2_000  # completions that mean and deviation are of
+SLACK = 0.25  # deviations
+THRESHOLD = 15.0  # deviations: noise alone reaches it once in tens of thousands of completions
+ODD = 3.0  # deviations: what is further off counts as so much in the deviation
+LEAST = 0.01  # of the variance, in nats or log tokens squared: answers all alike still vary so much
 
 
 @dataclass(slots=True)
 class PageHinkley:
     """One-sided test: has the mean of what it is shown risen?"""
 
-    slack: float
-    threshold: float
     count: int = 0
     mean: float = 0.0
+    variance: float = 1.0
     total: float = 0.0
 
     def risen(self, value: float) -> bool:
         self.count += 1
+        off = value - self.mean
         if self.count > WARM:
-            self.total = max(0.0, self.total + value - self.mean - self.slack)
-        if self.total > self.threshold:
-            return True
-        self.mean += (value - self.mean) / min(self.count, 2_000)
+            self.total = max(0.0, self.total + off / sqrt(self.variance) - SLACK)
+            if self.total > THRESHOLD:
+                return True
+        gain = 1.0 / min(self.count, MEMORY)
+        self.mean += gain * off
+        if self.count > 1:
+            self.variance += gain * (min(off * off, ODD * ODD * self.variance) - self.variance)
+            self.variance = max(self.variance, LEAST)
         return False
 
 
@@ -33,9 +44,9 @@ class PageHinkley:
 class Drift:
     """Three tests: the class log-loss rises; answers become longer, or shorter, than their median said."""
 
-    loss: PageHinkley = field(default_factory=lambda: PageHinkley(0.5, 40.0))
-    longer: PageHinkley = field(default_factory=lambda: PageHinkley(0.5, 40.0))
-    shorter: PageHinkley = field(default_factory=lambda: PageHinkley(0.5, 40.0))
+    loss: PageHinkley = field(default_factory=PageHinkley)
+    longer: PageHinkley = field(default_factory=PageHinkley)
+    shorter: PageHinkley = field(default_factory=PageHinkley)
 
     def changed(self, loss: float, miss: float) -> bool:
         """One completion: log-loss of its class in nats, log tokens above the predicted median."""

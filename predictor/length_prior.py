@@ -7,14 +7,16 @@ its model an answer will be, in log tokens; the usual is learned online: a prior
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from operator import itemgetter
 from zlib import crc32
 
 SLOTS = 1 << 16
 MASK = SLOTS - 1
+HEADS, TAILS = (1, 2, 3, 4), (5, 6, 7)  # what the hashes of words in these places begin from
 SCORES = 2
 ZERO = 128  # the byte of a weight of 0
 FIRST, LAST = 72, 32  # words that are looked at
+PAIRED = 24  # the first of them, whose pairs are
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class TextPrior:
         """(n-gram score, tree score), in log tokens above what is usual for the model."""
         slots = slots_of(words)
         number = len(slots)
-        above = sum(map(self.ngrams.__getitem__, slots)) - ZERO * number
+        above = sum(itemgetter(*slots)(self.ngrams)) - ZERO * number
         score = self.start + self.unit * above * number**-0.5
         return [score, self.trees.value([*numbers, score])]
 
@@ -65,13 +67,18 @@ class TextPrior:
 def slots_of(words: Sequence[bytes]) -> list[int]:
     """Slots of the words, of neighbouring pairs, of the first and last words by place, and of the length.
 
-    A word counts once; a slot may still come twice.
+    A word counts once; a slot may still come twice. A pair's hash is that of its second word begun from that
+    of its first.
     """
-    codes = list(map(crc32, words if len(words) <= FIRST + LAST else [*words[:FIRST], *words[-LAST:]]))
-    slots = [code & MASK for code in set(codes)]
-    slots += [(first * 31 + second) & MASK for first, second in pairwise(codes)]
-    slots += [(code * 7919 + place) & MASK for place, code in enumerate(codes[:4], 1)]
-    slots += [(code * 104729 + place) & MASK for place, code in enumerate(codes[-3:], 1)]
+    read = words if len(words) <= FIRST + LAST else [*words[:FIRST], *words[-LAST:]]
+    codes = list(map(crc32, read))
+    hashes = [
+        *set(codes),
+        *map(crc32, read[1:PAIRED], codes),
+        *map(crc32, read[:4], HEADS),
+        *map(crc32, read[-3:], TAILS),
+    ]
+    slots = [code & MASK for code in hashes]
     number = len(codes)
     slots += (number // 4 * 17 + 4, number // 16 * 17 + 16, number // 64 * 17 + 64)
     return slots

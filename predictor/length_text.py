@@ -5,6 +5,7 @@ and a linear model per model name (`experts_rls`) over the features of the text,
 what the history levels say. Where history alone is decided (DECISIVE) the text is not read.
 """
 
+from array import array
 from dataclasses import dataclass
 from math import exp, log
 
@@ -12,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery
-from predictor.experts import odds_of, pooled
 from predictor.experts_rls import Inputs, LeastSquares
 from predictor.features import NAMES, numbers_of, templates_of, text_of, words_of
-from predictor.history import LEVELS, Estimate, Level, estimates
+from predictor.history import LEVELS, Estimate, Level, estimates, plan_of
 from predictor.length import CAPACITY, EXACT, HistoryPredictor, ModelState, Thought, capped
 from predictor.length_prior import SCORES, TextPrior
 
@@ -26,7 +26,7 @@ TEMPLATES = (
     Level("shape", 1, 1.5, 0.98),
     Level("last_words", 1, 0.7, 0.95),
 )
-FIRST_MARK = 1 + len(LEVELS)
+MARKS = tuple(place << 44 for place in range(1 + len(LEVELS), 1 + len(LEVELS) + len(TEMPLATES)))
 CONTEXT = (4, 5, 11, 12, 13)  # estimates whose difference from the model's own is a feature
 FEATURES = len(NAMES) + SCORES + 2 * len(CONTEXT)
 TEXT_VOICES = (2, 4, 7, 8, 11, 13, 14, 15)
@@ -68,11 +68,12 @@ class TextPredictor(HistoryPredictor):
         self.prior = prior
         self.start = start
         self._log_cuts = (log(cuts.output[0]), log(cuts.output[1]))
+        self._template_plan = plan_of(TEMPLATES)
 
     def predict(self, query: LengthQuery) -> LengthPrediction:
         state = self.state_of(query.model)
         keys = self.keys(query, state)
-        known = estimates(self.table, LEVELS, keys)
+        known = estimates(self.table, self._plan, keys)
         owner, finest = known[OWNER], known[EXACT]
         named = query.key or query.system_hash
         if named and owner[5] >= SETTLED and min(max(owner[:3]), max(finest[:3])) >= DECISIVE:
@@ -83,7 +84,7 @@ class TextPredictor(HistoryPredictor):
     def think(self, query: LengthQuery) -> Thought:
         state = self.state_of(query.model)
         keys = self.keys(query, state)
-        return self._with_text(query, state, keys, estimates(self.table, LEVELS, keys))
+        return self._with_text(query, state, keys, estimates(self.table, self._plan, keys))
 
     def _with_text(
         self, query: LengthQuery, state: ModelState, keys: list[int], known: list[Estimate]
@@ -92,10 +93,9 @@ class TextPredictor(HistoryPredictor):
         reading = self.read(query)
         root = state.root
         marks = [
-            root ^ ((FIRST_MARK + place) << 44 | mark) if mark else 0
-            for place, mark in enumerate(reading.templates)
+            root ^ (level | mark) if mark else 0 for level, mark in zip(MARKS, reading.templates, strict=True)
         ]
-        said = estimates(self.table, TEMPLATES, marks, known)
+        said = estimates(self.table, self._template_plan, marks, known)
         inputs = self._inputs(reading, said)
         line = state.line
         if line is None:
@@ -104,8 +104,7 @@ class TextPredictor(HistoryPredictor):
         seen = state.seen
         phase = (seen > PHASES[0]) + (seen > PHASES[1]) + (seen > PHASES[2])
         pool = state.pools[2 * phase + bool(query.key or query.system_hash)]
-        odds = odds_of([said[place] for place in TEXT_VOICES])
-        return Thought(query, state, keys + marks, said, pool, odds, pooled(pool, state.bias, odds), inputs)
+        return self.pool(query, state, keys + marks, said, pool, inputs)
 
     def learn(self, thought: Thought, size: int, log_tokens: float) -> None:
         if thought.state.line is not None and thought.inputs is not None:
@@ -140,4 +139,4 @@ class TextPredictor(HistoryPredictor):
         for place in CONTEXT:
             level = said[place]
             inputs += (level[0] - short, level[2] - long)
-        return np.array(inputs)
+        return np.frombuffer(array("d", inputs))

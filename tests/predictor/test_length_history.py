@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulegate.domain import Cuts, LengthPrediction, LengthQuery, Size
-from predictor.history import KeyTable
+from predictor.history import BASE, LEVELS, KeyTable
 from predictor.length import HistoryPredictor, chosen_size
 
 CUTS = Cuts()
@@ -124,6 +124,17 @@ def test_steady_traffic_is_never_called_a_swap() -> None:
     assert predictor.models["m"].swaps == 0
 
 
+def test_a_swap_is_noticed_although_every_key_comes_rarely_and_answers_scatter() -> None:
+    rng = random.Random(3)
+    predictor = HistoryPredictor(CUTS)
+    for middle, times in ((5.0, 400), (6.0, 100)):
+        for _ in range(times):
+            query = LengthQuery("m", f"key-{rng.randrange(50)}", rng.randrange(1, 2000))
+            tokens = int(rng.lognormvariate(middle, 0.6)) + 1
+            predictor.observe(query, predictor.predict(query), tokens)
+    assert predictor.models["m"].swaps == 1
+
+
 def test_what_is_left_grows_for_a_request_that_outlives_its_q90() -> None:
     predictor = learned((CHAT, 100), (CHAT, 300), (CHAT, 40))
     prediction = predictor.predict(CHAT)
@@ -161,9 +172,8 @@ def test_under_prediction_can_be_made_costlier() -> None:
 
 def test_the_table_forgets_the_key_learned_longest_ago() -> None:
     table = KeyTable(capacity=2)
-    base = (1 / 3, 1 / 3, 1 / 3, 5.0, 6.0, 0.0)
     for key in (1, 2, 1, 3):
-        table.learn(key, base, 0, 4.0, 0.99)
+        table.learn(LEVELS[:1], [key], [BASE], 0, 4.0)
     assert [table.get(key) is not None for key in (1, 2, 3)] == [True, False, True]
 
 
