@@ -12,17 +12,16 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
 import uvloop
 
 from gpu_agent.access import Client, Known
 from gpu_agent.deadman import Deadman
 from gpu_agent.drivers import driver_for, monotonic, undo_for
-from gpu_agent.edge import Edge
+from gpu_agent.edge import Server
 from gpu_agent.fleet import managed
 from gpu_agent.http_api import Api
 from gpu_agent.lease import Grace
@@ -31,7 +30,7 @@ from gpu_agent.node import Node
 from gpu_agent.state_file import StateFile
 from gpu_agent.watchdog_link import WatchdogLink
 from joulegate.errors import UserError
-from joulegate.settings.agent import AgentSettings, Listen
+from joulegate.settings.agent import AgentSettings, Listen, Tls
 from joulegate.settings.load import read_secret
 from joulegate.units import Seconds
 
@@ -58,27 +57,6 @@ class Companion:
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5.0)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that says when it listens and leaves signals to us: clocks come first when told to stop."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], closing: asyncio.Event) -> None:
-        super().__init__(config)
-        self._ready = ready
-        self._closing = closing
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-    async def main_loop(self) -> None:
-        """uvicorn's own wakes ten times a second to look whether it should exit."""
-        await self._closing.wait()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def run(settings: AgentSettings, companion: Companion | None) -> bool:
@@ -108,27 +86,24 @@ def build(settings: AgentSettings) -> Node:
 
 async def _serve(node: Node, settings: AgentSettings, companion: Companion | None) -> None:
     deadman = Deadman(node)
-    sockets = [_listener(settings.listen)]
+    listener = _listener(settings.listen)
     name = settings.node or socket.gethostname()
     api = Api(node, name, _known(settings.listen), lambda: exposition(node))
-    ready = {"node": name, "address": _address(sockets[0])}
-    server = _Server(
-        _config(api, settings.listen),
-        lambda: log.info("agent ready", extra=ready | _summary(node)),
-        api.closing,
-    )
+    server = Server(api, listener, _tls(settings.listen.tls))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await asyncio.to_thread(_start, node, companion)
         deadman.start()
+        await server.start()
+        log.info("agent ready", extra={"node": name, "address": _address(listener)} | _summary(node))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_housekeeping(node, companion, stop))
             tasks.create_task(sampling(node, stop))
-            tasks.create_task(_until(stop, node, api))
-            await server.serve(sockets)
-            stop.set()
+            await stop.wait()
+            await asyncio.to_thread(node.shut, "the agent stops")  # clocks first, then the clients
+        await server.stop()
     finally:
         node.shut("the agent stops")
         if deadman.is_alive():
@@ -146,13 +121,6 @@ def _start(node: Node, companion: Companion | None) -> None:
     patience = time.monotonic() + COMPANION
     while not node.guarded() and time.monotonic() < patience:
         time.sleep(0.05)
-
-
-async def _until(stop: asyncio.Event, node: Node, api: Api) -> None:
-    """Told to stop: clocks first, then the clients."""
-    await stop.wait()
-    await asyncio.to_thread(node.shut, "the agent stops")
-    api.closing.set()
 
 
 async def _housekeeping(node: Node, companion: Companion | None, stop: asyncio.Event) -> None:
@@ -193,27 +161,16 @@ def _known(listen: Listen) -> Sequence[Known]:
     return known
 
 
-def _config(api: Api, listen: Listen) -> uvicorn.Config:
-    tls = listen.tls
-    return uvicorn.Config(
-        api,
-        loop="none",
-        http=Edge,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level=logging.WARNING,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=1,
-        ssl_certfile=str(tls.cert_file) if tls else None,
-        ssl_keyfile=str(tls.key_file) if tls else None,
-        ssl_ca_certs=str(tls.client_ca_file) if tls and tls.client_ca_file else None,
-        ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca_file else ssl.CERT_NONE,
-    )
+def _tls(tls: Tls | None) -> ssl.SSLContext | None:
+    """With `client_ca_file`, only who shows a certificate of it is let in."""
+    if tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.cert_file, tls.key_file)
+    if tls.client_ca_file is not None:
+        context.load_verify_locations(tls.client_ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def _listener(listen: Listen) -> socket.socket:

@@ -72,9 +72,9 @@ class Inventory:
     persistence: bool | None = None  # whether the driver stays loaded without clients; None: it does not say
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
-    """One GPU at one moment."""
+    """One GPU at one moment. Not frozen, only to be made faster; nobody changes it."""
 
     clock: MegaHertz
     watts: Watts

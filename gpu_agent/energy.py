@@ -7,9 +7,12 @@ from gpu_agent.device import Reading
 from joulegate.units import Joules, Seconds, Watts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Meter:
-    """Joules since the first reading, carried over counter resets and gaps between them."""
+    """Joules since the first reading, carried over counter resets and gaps between them.
+
+    Not frozen, only to be made faster; nobody changes it.
+    """
 
     total: Joules = Joules(0.0)
     counter: Joules | None = None

@@ -1,4 +1,4 @@
-"""Shell: the agent's HTTP face: a plain ASGI app. Messages are in `joulegate.wire`.
+"""Shell: what the agent answers over HTTP. Messages are in `joulegate.wire`.
 
 Driver calls are made on the event loop: the driver runs one at a time anyway, and a thread for each would
 cost as much as all the rest. If one hangs, the watchdog ends us. Only opening the driver has a thread.
@@ -7,49 +7,48 @@ cost as much as all the rest. If one hangs, the watchdog ends us. Only opening t
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qs
 
+import orjson
 from pydantic import ValidationError
 
 from gpu_agent.access import Bucket, Client, Known, identify, take
 from gpu_agent.caps import CapRefused
 from gpu_agent.device import DeviceError, Outdated
+from gpu_agent.edge import Asked, Later, Reply, Stream
 from gpu_agent.lease import Refused
-from gpu_agent.managed import Cause
-from gpu_agent.node import Node, NoLease, UnknownGpu
+from gpu_agent.ledger import NoLease
+from gpu_agent.managed import Cause, Json
+from gpu_agent.node import Node, UnknownGpu
 from joulegate.settings.agent import Scope
 from joulegate.units import Seconds
 from joulegate.wire import (
-    BoostReply,
+    VERSION,
     BoostRequest,
     CapsReply,
     CapsRequest,
     CapState,
-    GpuList,
-    LeaseRefused,
     Message,
     ReleaseReply,
     ReleaseRequest,
-    SyncReply,
     SyncRequest,
     WireError,
 )
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
-MAX_BODY = 64 * 1024  # bytes
 MAX_STREAMS = 8
 RATE, BURST = 100.0, 200.0  # requests a second and client
 HERTZ = (1.0, 20.0)  # of a telemetry stream
 FRESH = Seconds(0.04)  # streams share readings that are younger
 LOOK = 0.002  # seconds between two looks at a clock on its way
 
-AsgiScope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+JSON = b"application/json"
+TEXT = b"text/plain"
+METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class Refusal(Exception):
@@ -57,8 +56,11 @@ class Refusal(Exception):
 
     def __init__(self, status: int, error: str, help: str = "") -> None:  # noqa: A002
         super().__init__(error)
-        self.status = status
-        self.body = WireError(error=error, help=help)
+        self._status = status
+        self._body = WireError(error=error, help=help)
+
+    def reply(self) -> Reply:
+        return Reply(self._status, JSON, _encoded(self._body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,114 +85,108 @@ class Request:
             raise Refusal(403, f"{self.client.name} may not touch {', '.join(forbidden)}")
 
 
-Answer = Callable[[Request], tuple[int, Message]]
+Answer = Callable[[Request], tuple[int, bytes]]
 
 
 class Api:
-    """`closing` ends telemetry streams, so that the server can stop."""
+    """A `Face` over one node. `metrics`: the exposition."""
 
     def __init__(self, node: Node, name: str, known: Sequence[Known], metrics: Callable[[], bytes]) -> None:
-        self.closing = asyncio.Event()
         self._node = node
         self._name = name
         self._known = known
         self._metrics = metrics
-        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._buckets: dict[tuple[str, bool], Bucket] = {}
         self._streams = 0
         self._looks_at: asyncio.TimerHandle | None = None  # clocks on their way
-        self._routes: dict[tuple[str, str], tuple[Scope, Answer]] = {
-            ("POST", "/v1/sync"): ("clocks", self._sync),
-            ("POST", "/v1/boost"): ("boost", self._boost),
-            ("POST", "/v1/caps"): ("caps", self._caps),
-            ("POST", "/v1/release"): ("clocks", self._release),
-            ("GET", "/v1/gpus"): ("read", self._list),
+        self._renewal = (b"", SyncRequest(holder="nobody"))  # the newest: mostly it comes again as it is
+        self._routes: dict[tuple[bytes, str], tuple[Scope, Answer]] = {
+            (b"POST", "/v1/sync"): ("clocks", self._sync),
+            (b"POST", "/v1/boost"): ("boost", self._boost),
+            (b"POST", "/v1/caps"): ("caps", self._caps),
+            (b"POST", "/v1/release"): ("clocks", self._release),
+            (b"GET", "/v1/gpus"): ("read", self._list),
         }
 
-    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
+    def answer(self, asked: Asked) -> Reply | Later | Stream:
         try:
-            await self._answer(scope, receive, send)
+            return self._answer(asked)
         except Refusal as refusal:
-            await _reply(send, refusal.status, refusal.body)
+            return refusal.reply()
 
-    async def _answer(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        method, path = scope["method"], scope["path"]
-        if (method, path) == ("GET", "/healthz"):
-            await _send(send, 200, b"text/plain", b"ok\n")
-            return
-        headers = dict(scope["headers"])
-        client = self._admit(path, headers)
-        if (method, path) == ("GET", "/metrics"):
+    def _answer(self, asked: Asked) -> Reply | Later | Stream:
+        """Raises Refusal."""
+        place = asked.method, asked.path
+        if place == (b"GET", "/healthz"):
+            return Reply(200, TEXT, b"ok\n")
+        client = self._admit(asked)
+        if place == (b"GET", "/metrics"):
             _require(client, "read")
-            await _send(send, 200, b"text/plain; version=0.0.4; charset=utf-8", self._metrics())
-            return
-        if (method, path) == ("GET", "/v1/telemetry"):
+            return Reply(200, METRICS, self._metrics())
+        if place == (b"GET", "/v1/telemetry"):
             _require(client, "read")
-            await self._stream(_hertz(scope["query_string"]), receive, send)
-            return
-        route = self._routes.get((method, path))
+            return self._stream(_hertz(asked.query))
+        route = self._routes.get(place)
         if route is None:
-            raise Refusal(404, f"no such route: {method} {path}")
+            raise Refusal(404, f"no such route: {asked.method.decode('latin-1')} {asked.path}")
         needed, answer = route
         _require(client, needed)
-        received = Seconds(time.monotonic())
-        body = await _body(headers, receive) if method == "POST" else b""
-        request = Request(client, body, received)
-        if path == "/v1/release":
-            status, message = await asyncio.to_thread(_guarded, answer, request)
-        else:
-            status, message = _guarded(answer, request)
-        await _reply(send, status, message)
+        if asked.method == b"POST":
+            _require_json(asked.headers)
+        request = Request(client, asked.body, asked.received)
+        if asked.path == "/v1/release":
+            return _in_a_thread(answer, request)
+        return _guarded(answer, request)
 
-    def _admit(self, path: str, headers: dict[bytes, bytes]) -> Client:
-        client = identify(self._known, headers.get(b"authorization", b""))
+    def _admit(self, asked: Asked) -> Client:
+        client = identify(self._known, asked.headers.get(b"authorization", b""))
         if client is None:
             raise Refusal(401, "unknown token", "send 'authorization: Bearer TOKEN'")
         now = Seconds(time.monotonic())
-        key = (
-            client.name,
-            "boost" if path == "/v1/boost" else "",
-        )  # a raise never waits behind other requests
+        key = client.name, asked.path == "/v1/boost"  # a raise never waits behind other requests
         bucket, allowed = take(self._buckets.get(key, Bucket(BURST, now)), RATE, BURST, now)
         self._buckets[key] = bucket
         if not allowed:
             raise Refusal(429, f"more than {RATE:.0f} requests a second")
         return client
 
-    def _sync(self, request: Request) -> tuple[int, Message]:
-        wanted = request.parse(SyncRequest)
+    def _sync(self, request: Request) -> tuple[int, bytes]:
+        """A `wire.SyncReply` or `wire.LeaseRefused`."""
+        body, wanted = self._renewal
+        if body != request.body:
+            wanted = request.parse(SyncRequest)
+            self._renewal = request.body, wanted
         request.must_own(tuple(wanted.targets))
         outcome = self._node.sync(wanted, request.client.name, request.received)
         if self._looks_at is None:
             self._look_for_arrivals()
         self._node.observe()
-        gpus = self._node.states()
-        now = time.monotonic()
         if isinstance(outcome, Refused):
-            return 409, LeaseRefused(
-                holder=outcome.holder, retry_in_s=float(outcome.retry_in), message=outcome.message, gpus=gpus
-            )
-        return 200, SyncReply(
-            lease=outcome.token,
-            expires_in_s=max(0.0, outcome.expires - now),
-            restarts=self._node.restarts,
-            gpus=gpus,
-        )
+            left = float(outcome.retry_in)
+            why = {"holder": outcome.holder, "retry_in_s": left, "message": outcome.message}
+            return 409, self._with_gpus(why)
+        left = max(0.0, outcome.expires - time.monotonic())
+        granted = {"lease": outcome.token, "expires_in_s": left, "restarts": self._node.restarts}
+        return 200, self._with_gpus(granted)
+
+    def _with_gpus(self, fields: Json) -> bytes:
+        """A message of ours with every GPU's state."""
+        return orjson.dumps({"version": VERSION, **fields, "gpus": self._node.pictures()})
 
     def _look_for_arrivals(self) -> None:
         self._looks_at = None
         if self._node.look():
             self._looks_at = asyncio.get_running_loop().call_later(LOOK, self._look_for_arrivals)
 
-    def _boost(self, request: Request) -> tuple[int, Message]:
+    def _boost(self, request: Request) -> tuple[int, bytes]:
+        """A `wire.BoostReply`."""
         wanted = request.parse(BoostRequest)
         request.must_own(tuple(wanted.floors))
         self._node.boost(wanted, request.client.name, request.received)
         self._node.observe()
-        return 200, BoostReply(gpus=self._node.states())
+        return 200, self._with_gpus({})
 
-    def _caps(self, request: Request) -> tuple[int, Message]:
+    def _caps(self, request: Request) -> tuple[int, bytes]:
         wanted = request.parse(CapsRequest)
         request.must_own(tuple(wanted.caps))
         try:
@@ -200,47 +196,48 @@ class Api:
         states = {
             uuid: CapState(cap_w=cap.set, wanted_w=cap.wanted, fault=cap.fault) for uuid, cap in caps.items()
         }
-        return 200, CapsReply(epoch=self._node.caps.epoch, caps=states)
+        return 200, _encoded(CapsReply(epoch=self._node.caps.epoch, caps=states))
 
-    def _release(self, request: Request) -> tuple[int, Message]:
+    def _release(self, request: Request) -> tuple[int, bytes]:
         wanted = request.parse(ReleaseRequest)
         request.must_own(tuple(self._node.gpus))
         cause = Cause(f"{request.client.name}/{wanted.holder}", "release")
-        return 200, ReleaseReply(released=self._node.release(wanted.resume, cause))
+        return 200, _encoded(ReleaseReply(released=self._node.release(wanted.resume, cause)))
 
-    def _list(self, _: Request) -> tuple[int, Message]:
+    def _list(self, _: Request) -> tuple[int, bytes]:
+        """A `wire.GpuList`."""
         self._node.observe()
-        return 200, self._gpu_list()
+        infos = [info.model_dump(mode="json") for info in self._node.infos()]
+        return 200, self._with_gpus({"node": self._name, "infos": infos})
 
-    def _gpu_list(self, infos: bool = True) -> GpuList:
-        return GpuList(node=self._name, infos=self._node.infos() if infos else (), gpus=self._node.states())
-
-    async def _stream(self, hertz: float, receive: Receive, send: Send) -> None:
+    def _stream(self, hertz: float) -> Stream:
         """Server-sent events until the client leaves; the GPUs are read only while somebody listens."""
         if self._streams >= MAX_STREAMS:
             raise Refusal(429, f"there are {MAX_STREAMS} telemetry streams already")
+        return self._events(hertz)
+
+    async def _events(self, hertz: float) -> AsyncGenerator[bytes, None]:
         self._streams += 1
-        ends = [asyncio.ensure_future(_left(receive)), asyncio.ensure_future(self.closing.wait())]
         try:
-            await send(_start(200, b"text/event-stream", [(b"cache-control", b"no-store")]))
             while True:
                 self._node.observe(FRESH)
-                event = b"data: " + self._gpu_list(infos=False).model_dump_json().encode() + b"\n\n"
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-                done, _ = await asyncio.wait(ends, timeout=1.0 / hertz, return_when=asyncio.FIRST_COMPLETED)
-                if done:
-                    break
-            await send({"type": "http.response.body", "body": b""})
+                yield b"data: " + self._with_gpus({"node": self._name}) + b"\n\n"
+                await asyncio.sleep(1.0 / hertz)
         finally:
             self._streams -= 1
-            for end in ends:
-                end.cancel()
 
 
-def _guarded(answer: Answer, request: Request) -> tuple[int, Message]:
+async def _in_a_thread(answer: Answer, request: Request) -> Reply:
+    try:
+        return await asyncio.to_thread(_guarded, answer, request)
+    except Refusal as refusal:
+        return refusal.reply()
+
+
+def _guarded(answer: Answer, request: Request) -> Reply:
     """What the node may raise, as refusals."""
     try:
-        return answer(request)
+        status, body = answer(request)
     except UnknownGpu as error:
         raise Refusal(400, str(error), "GET /v1/gpus lists them") from error
     except NoLease as error:
@@ -249,6 +246,7 @@ def _guarded(answer: Answer, request: Request) -> tuple[int, Message]:
         raise Refusal(503, str(error), "the agent starts again, with the new driver's library") from error
     except DeviceError as error:
         raise Refusal(503, str(error)) from error
+    return Reply(status, JSON, body)
 
 
 def _require(client: Client, scope: Scope) -> None:
@@ -256,46 +254,18 @@ def _require(client: Client, scope: Scope) -> None:
         raise Refusal(403, f"{client.name} lacks the scope {scope!r}")
 
 
-def _hertz(query: bytes) -> float:
+def _hertz(query: str) -> float:
     try:
-        return min(HERTZ[1], max(HERTZ[0], float(parse_qs(query.decode("latin-1")).get("hz", ["1"])[0])))
+        return min(HERTZ[1], max(HERTZ[0], float(parse_qs(query).get("hz", ["1"])[0])))
     except ValueError as error:
         raise Refusal(400, "hz: not a number") from error
 
 
-async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    # JSON only: a web page cannot send that to a loopback port without being asked first.
-    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+def _require_json(headers: Mapping[bytes, bytes]) -> None:
+    """A web page cannot send that to a loopback port without being asked first."""
+    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != JSON:
         raise Refusal(415, "content-type must be application/json")
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refusal(400, "the body is cut short")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            raise Refusal(413, f"a body may have {MAX_BODY} bytes")
-    return body
 
 
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _reply(send: Send, status: int, message: Message | WireError) -> None:
-    await _send(send, status, b"application/json", message.model_dump_json().encode())
-
-
-async def _send(send: Send, status: int, content_type: bytes, body: bytes) -> None:
-    await send(_start(status, content_type, [(b"content-length", str(len(body)).encode())]))
-    await send({"type": "http.response.body", "body": body})
-
-
-def _start(status: int, content_type: bytes, headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
-    return {
-        "type": "http.response.start",
-        "status": status,
-        "headers": [(b"content-type", content_type), *headers],
-    }
+def _encoded(message: Message) -> bytes:
+    return message.model_dump_json().encode()

@@ -3,17 +3,20 @@
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gpu_agent import arrival, ceilings, energy, guard, site_state, thermal
 from gpu_agent.ceilings import Ceiling, Limits, Plan, level
 from gpu_agent.device import Broken, Denied, DeviceError, Driver, Inventory, Reading, Unsupported
 from gpu_agent.guard import Event, Guard, State
 from gpu_agent.processes import foreign
-from joulegate.units import MegaHertz, Seconds
+from joulegate.units import MegaHertz, Seconds, Watts
 from joulegate.wire import GpuInfo, GpuState
 
 log = logging.getLogger(__name__)
 audit = logging.getLogger("joulegate.audit")
+Json = dict[str, Any]
+NOTHING_READ = Reading(MegaHertz(0), Watts(0.0), None, 0.0, (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,11 @@ class ManagedGpu:
     def held(self) -> bool:
         """Whether a ceiling other than the site's own may stand."""
         return self.plan.unsure or self.plan.applied != self.limits.site_lock
+
+    @property
+    def steady(self) -> bool:
+        """Whether it has nothing to write, however much time passes, and follows what it is told."""
+        return self.plan is self._content and (self.plan.target is None or self.accepts)
 
     def aim(self, target: Ceiling) -> None:
         if target != self.plan.target:
@@ -189,23 +197,27 @@ class ManagedGpu:
 
     def state(self) -> GpuState:
         """For the wire. While `fault` is set, the figures are the last ones read, or zeros."""
-        reading, meter = self._reading, self._meter
-        return GpuState(
-            uuid=self.uuid,
-            index=self.info.index,
-            name=self.info.name,
-            clock_mhz=reading.clock if reading else 0,
-            ceiling_mhz=self.plan.applied,
-            power_w=float(reading.watts) if reading else 0.0,
-            energy_j=float(meter.total),
-            energy_source=meter.source,
-            temperature_c=reading.celsius if reading else 0.0,
-            reasons=reading.reasons if reading else (),
-            processes=reading.processes if reading else (),
-            fault=self._complaint(),
-            actuation_s=self._arrivals.slowest,
-            observed_at_s=float(meter.at or 0.0),
-        )
+        return GpuState(**self.picture())
+
+    def picture(self) -> Json:
+        """The same as plain values: ten times a second, checking our own figures costs what reading does."""
+        reading, meter = self._reading or NOTHING_READ, self._meter
+        return {
+            "uuid": self.uuid,
+            "index": self.info.index,
+            "name": self.info.name,
+            "clock_mhz": reading.clock,
+            "ceiling_mhz": self.plan.applied,
+            "power_w": float(reading.watts),
+            "energy_j": float(meter.total),
+            "energy_source": meter.source,
+            "temperature_c": reading.celsius,
+            "reasons": reading.reasons,
+            "processes": reading.processes,
+            "fault": self._complaint(),
+            "actuation_s": self._arrivals.slowest,
+            "observed_at_s": float(meter.at or 0.0),
+        }
 
     def wire_info(self) -> GpuInfo:
         why = self.why_not_writable

@@ -9,8 +9,7 @@ site's state, after a jitter drawn for each lease.
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 
 from gpu_agent import lease as leases
@@ -20,8 +19,9 @@ from gpu_agent.device import Broken, DeviceError, Driver, Outdated
 from gpu_agent.groups import Groups, regrouped
 from gpu_agent.guard import Event
 from gpu_agent.lease import Grace, Granted, Lease, Refused
-from gpu_agent.managed import Cause, ManagedGpu
-from gpu_agent.state_file import Memory, StateFile
+from gpu_agent.ledger import Ledger, NoLease
+from gpu_agent.managed import Cause, Json, ManagedGpu
+from gpu_agent.state_file import StateFile
 from gpu_agent.watchdog_link import Link
 from joulegate.units import MegaHertz, Seconds, Watts
 from joulegate.wire import BoostRequest, CapsRequest, GpuInfo, GpuState, SyncRequest
@@ -32,10 +32,6 @@ RETRY = Seconds(0.2)  # between two tries to restore a GPU whose write failed
 
 class UnknownGpu(Exception):
     """A request names GPUs this agent does not have."""
-
-
-class NoLease(Exception):
-    """No lease is granted: the disk does not take its token, or the agent stops."""
 
 
 class Node:
@@ -59,14 +55,14 @@ class Node:
         self.caps = CapKeeper(driver, [gpu.info for gpu in gpus], memory)
         self._driver = driver
         self._link = link
-        self._memory = memory
-        self._token = memory.memory.token if memory else 0
+        self._ledger = Ledger(memory)
         self._grace = grace
         self._rng = rng
         self._clock = clock
         self._jitter = Seconds(0.0)
         self._groups = Groups()
         self._grouped: list[list[ManagedGpu]] = []  # the same, looked up
+        self._standing: frozenset[str] = frozenset()  # GPUs that watchdog and disk know of
         self._wakes_at = inf
         self._retry_at = -inf
         self._observed_at = -inf
@@ -74,7 +70,7 @@ class Node:
 
     @property
     def restarts(self) -> int:
-        return self._memory.memory.restarts if self._memory else 0
+        return self._ledger.restarts
 
     def sync(self, request: SyncRequest, who: str, received: Seconds) -> Lease | Refused:
         """Raises UnknownGpu, NoLease. A refused request still raises what it asks to raise."""
@@ -83,9 +79,8 @@ class Node:
             self._known(request.targets)
             if self._closed:
                 raise NoLease("the agent stops")
-            answer = leases.ask(
-                self.lease, request.holder, request.lease, Seconds(request.ttl_s), received, self._token + 1
-            )
+            ttl, token = Seconds(request.ttl_s), self._ledger.token + 1
+            answer = leases.ask(self.lease, request.holder, request.lease, ttl, received, token)
             if isinstance(answer, Refused):
                 self._raise(request, cause)
                 return answer
@@ -151,7 +146,7 @@ class Node:
                 self._restore_all(Cause("agent", why))
             self.lease, self._closed = None, True
             if not self._held():
-                self._forget_locked()
+                self._ledger.forget(self.gpus)
                 self._link.disarm()
                 self._link.close()  # still armed otherwise: then the watchdog takes over when we are gone
 
@@ -172,6 +167,11 @@ class Node:
     def states(self) -> tuple[GpuState, ...]:
         with self.changed:
             return tuple(gpu.state() for gpu in self.gpus.values())
+
+    def pictures(self) -> list[Json]:
+        """The states, as plain values."""
+        with self.changed:
+            return [gpu.picture() for gpu in self.gpus.values()]
 
     def infos(self) -> tuple[GpuInfo, ...]:
         with self.changed:
@@ -209,37 +209,34 @@ class Node:
         with self.changed:
             if self._held() and self._link.gone():
                 self.fail_up("the watchdog has gone")
-            if self._memory is not None and not self.released and self._link.gone():
+            if not self._ledger.watches_only and not self.released and self._link.gone():
                 self._link.arm(None, ())
             if self.lease is None and not self._held():
-                self._forget_locked()
+                self._ledger.forget(self.gpus)
             if not self.released:
                 self.caps.uphold(Cause("agent", "found changed"))
 
     def guarded(self) -> bool:
         """Whether the watchdog stands ready; connects to it if need be."""
         with self.changed:
-            if self._memory is None or self.lease is not None:
+            if self._ledger.watches_only or self.lease is not None:
                 return True
             return self._link.arm(None, ())
 
     def recover(self) -> None:
         """At start: bring left-over locks, and the site's own lock, to the site's state."""
-        if self._memory is None:
+        if self._ledger.watches_only:
             return
-        left = self._memory.memory.locked
+        left = self._ledger.locked
         if left:
             log.warning("clock locks of an earlier run", extra={"gpus": sorted(left)})
         with self.changed:
             for gpu in self.gpus.values():
                 if gpu.why_not_writable is None and (gpu.uuid in left or gpu.limits.site_lock is not None):
                     gpu.fail_up(Cause("agent", "start"))
-            try:
-                self._save(replace(self._memory.memory, restarts=self._memory.memory.restarts + 1))
-            except NoLease as error:  # no lease will be granted either; watching goes on
-                log.error("state not saved", extra={"why": str(error)})
+            self._ledger.restarted()
             if not self._held():
-                self._forget_locked()
+                self._ledger.forget(self.gpus)
 
     def _known(self, uuids: Iterable[str]) -> None:
         unknown = sorted(set(uuids) - self.gpus.keys())
@@ -248,9 +245,7 @@ class Node:
 
     def _begin(self, granted: Granted, cause: Cause) -> None:
         """A new lease: its token goes to disk first; what the one before wanted is gone."""
-        if self._memory is not None:
-            self._save(replace(self._memory.memory, token=granted.lease.token))
-        self._token = granted.lease.token
+        self._ledger.grant(granted.lease.token)
         self._jitter = Seconds(self._rng() * self._grace.jitter)
         self._groups, self._grouped = Groups(), []
         for gpu in self.gpus.values():
@@ -276,39 +271,51 @@ class Node:
     def _actuate(self, cause: Cause, atomic: frozenset[str]) -> None:
         """Bring every GPU to what is wanted. A failed write among `atomic` takes all of those up."""
         groups = self._grouped
+        if self._standing and all(gpu.steady for group in groups for gpu in group):
+            self._guarded(self._standing)
+            return
         for group in groups:
             if any(gpu.plan.target is not None and not gpu.accepts for gpu in group):
                 for gpu in group:
                     gpu.release_target(Cause(cause.who, "a GPU of the group cannot follow"))
-        lowering = {gpu.uuid for group in groups for gpu in group if gpu.plan.target is not None}
-        if not lowering and not self._held():
+        held = self._held() | {gpu.uuid for group in groups for gpu in group if gpu.plan.target is not None}
+        if not held:
+            self._standing = frozenset()
             self._link.disarm()
             return
-        if not self._guarded(lowering):
+        if not self._guarded(frozenset(held)):
             return
         failed = {gpu.uuid for group in groups if not self._apply(group, cause) for gpu in group}
+        if self._held() != held:  # some went up: next time there are fewer to guard
+            self._standing = frozenset()
         if failed & atomic:
             for uuid in atomic:
                 self.gpus[uuid].release_target(Cause(cause.who, "a GPU of the request failed"))
 
-    def _guarded(self, lowering: Collection[str]) -> bool:
+    def _guarded(self, held: frozenset[str]) -> bool:
         """Before anything is lowered: the watchdog has the deadline, the disk has the names."""
         assert self.lease is not None
-        held = self._held() | set(lowering)
         deadline = Seconds(self.lease.expires + self._jitter + self._grace.watchdog)
-        problem = "" if self._link.arm(deadline, held) else self._link.problem
-        if not problem and self._memory is not None and not held <= self._memory.memory.locked:
+        renewed = held is self._standing and self._link.renew(deadline, held)
+        problem = "" if renewed or self._link.arm(deadline, held) else self._link.problem
+        if not problem:
             try:
-                self._save(replace(self._memory.memory, locked=self._memory.memory.locked | held))
+                self._ledger.lock(held)
             except NoLease as error:
                 problem = str(error)
+        if problem or held is not self._standing:
+            self._tell(problem, held)
+        return not problem
+
+    def _tell(self, problem: str, held: frozenset[str]) -> None:
+        """Note what is guarded now; on a problem nothing is, and all goes up."""
+        self._standing = frozenset() if problem else held
         if problem:
             self.fail_up(problem)
         for gpu in self.gpus.values():
             gpu.hindrance = problem if gpu.uuid in held else ""
             if problem:
                 gpu.release_target(Cause("agent", problem))
-        return not problem
 
     def _apply(self, group: Sequence[ManagedGpu], cause: Cause) -> bool:
         """Up at once; down all together or, if one may not yet, not at all. One failure takes all up."""
@@ -373,21 +380,6 @@ class Node:
     def _note_all(self, event: Event) -> None:
         for gpu in self.gpus.values():
             gpu.note(event, "the driver is handed over" if event is Event.RELEASED else "")
-
-    def _forget_locked(self) -> None:
-        if self._memory is not None and self._memory.memory.locked & self.gpus.keys():
-            absent = self._memory.memory.locked - self.gpus.keys()  # a lost GPU may come back locked
-            try:
-                self._save(replace(self._memory.memory, locked=absent))
-            except NoLease as error:
-                log.warning("state not saved", extra={"why": str(error)})
-
-    def _save(self, memory: Memory) -> None:
-        assert self._memory is not None
-        try:
-            self._memory.save(memory)
-        except OSError as error:
-            raise NoLease(f"the state file cannot be written: {error.strerror or error}") from error
 
     def _wake_by(self, when: Seconds) -> None:
         if when < self._wakes_at:

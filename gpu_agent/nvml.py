@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Handle = Any  # pynvml has no types; a handle is an opaque pointer
 SLOW = 1.0  # seconds between two readings of what changes slowly
-POWER = 0.25  # and of power, where a counter counts the energy: the costliest of the calls
+BRISK = 0.25  # of reasons; and of power, where a counter counts the energy: the costliest of the calls
 
 ERRORS: dict[int, type[DeviceError]] = {
     pynvml.NVML_ERROR_NO_PERMISSION: Denied,
@@ -57,8 +57,9 @@ class _Kept:
     slow_at: float = -inf
     celsius: float = 0.0
     processes: tuple[int, ...] = ()
-    power_at: float = -inf
+    brisk_at: float = -inf
     watts: Watts = Watts(0.0)
+    reasons: tuple[str, ...] = ()
 
 
 class NvmlDriver:
@@ -107,19 +108,19 @@ class NvmlDriver:
         if kept is None:
             kept = self._kept[uuid] = _Kept()
         counter = _energy(handle)
-        if counter is None or now - kept.power_at >= POWER:
-            kept.watts, kept.power_at = _power(handle), now
+        brisk = now - kept.brisk_at >= BRISK
+        if brisk or counter is None:
+            kept.watts = _power(handle)
+        if brisk:
+            kept.reasons, kept.brisk_at = _reasons(handle), now
         if now - kept.slow_at >= SLOW:
             kept.celsius = _offered(0.0, lambda: float(_call("temperature", _temperature, handle)))
             kept.processes = _offered((), lambda: _processes(handle))
             kept.slow_at = now
-        return Reading(self.clock(uuid), kept.watts, counter, kept.celsius, _reasons(handle), kept.processes)
+        return Reading(_clock(handle), kept.watts, counter, kept.celsius, kept.reasons, kept.processes)
 
     def clock(self, uuid: str) -> MegaHertz:
-        try:
-            return MegaHertz(pynvml.nvmlDeviceGetClockInfo(self._handle(uuid), pynvml.NVML_CLOCK_SM))
-        except pynvml.NVMLError as error:
-            raise _meaning("clock", error) from error
+        return _clock(self._handle(uuid))
 
     def lock(self, uuid: str, low: MegaHertz, high: MegaHertz) -> None:
         _call(f"{uuid}: lock clocks", pynvml.nvmlDeviceSetGpuLockedClocks, self._handle(uuid), low, high)
@@ -192,6 +193,13 @@ def _obstacle(uuid: str, handle: Handle, lists_clocks: bool) -> str | None:
     if mode == pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU:
         return "the GPU is virtual: its host sets the clocks"
     return None if lists_clocks else "the driver does not list this GPU's clocks"
+
+
+def _clock(handle: Handle) -> MegaHertz:
+    try:
+        return MegaHertz(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
+    except pynvml.NVMLError as error:
+        raise _meaning("clock", error) from error
 
 
 def _power(handle: Handle) -> Watts:

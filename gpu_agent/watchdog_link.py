@@ -12,6 +12,7 @@ only ever kill the process that sent it. Each packet states everything the watch
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterable
 from math import inf
@@ -22,6 +23,7 @@ from joulegate.units import Seconds
 
 MAX_PACKET = 16 * 1024
 SULK = 1.0  # seconds for which a watchdog that did not answer is not waited for again
+SILENT = "the watchdog does not answer"
 
 
 class Link(Protocol):
@@ -30,6 +32,8 @@ class Link(Protocol):
     problem: str
 
     def arm(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool = True) -> bool: ...
+
+    def renew(self, deadline: Seconds, gpus: Iterable[str]) -> bool: ...
 
     def disarm(self) -> None: ...
 
@@ -46,41 +50,58 @@ class WatchdogLink:
         self._ack_within = ack_within
         self._socket: socket.socket | None = None
         self._seq = 0
+        self._answered = 0  # the newest packet that was
         self._silent_until = -inf
         self.problem = "not connected to the watchdog yet"
 
     def arm(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool = True) -> bool:
         """Tell the watchdog; True once it has confirmed. `problem` says why not."""
-        if time.monotonic() < self._silent_until or not self._connected():
+        if time.monotonic() < self._silent_until:
+            self.problem = SILENT
+            return False
+        if not self._connected():
             return False
         try:
             self._send(deadline, gpus, hold)
-            self.problem = self._answer()
-        except TimeoutError:  # late is not gone: the socket stays, and with it what we tell it next
-            self.problem = "the watchdog does not answer"
+            while self._answered < self._seq:
+                self._receive()
+        except BlockingIOError:  # late is not gone: the socket stays, and with it what we tell it next
+            self.problem = SILENT
             self._silent_until = time.monotonic() + SULK
         except OSError as error:
             self.problem = f"the watchdog has gone: {error}"
             self.close()
         return not self.problem
 
+    def renew(self, deadline: Seconds, gpus: Iterable[str]) -> bool:
+        """Move a deadline on without waiting, where the one before was confirmed; False: `arm` is needed.
+
+        So a watchdog that has stopped is noticed one renewal later.
+        """
+        if self.gone() or self._answered < self._seq or self.problem:
+            return False
+        try:
+            self._send(deadline, gpus, True, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
+
     def disarm(self) -> None:
         """Nothing is locked any more. Does not wait: the dead-man thread uses it."""
         if self._socket is None:
             return
-        self._socket.setblocking(False)
         try:
-            self._send(None, (), True)
+            self._send(None, (), True, socket.MSG_DONTWAIT)
         except OSError as error:
             self.problem = f"the watchdog does not read: {error}"
 
     def gone(self) -> bool:
-        """Whether the watchdog has closed its end."""
+        """Whether the watchdog has closed its end. Takes in its answers so far."""
         if self._socket is None:
             return True
-        self._socket.setblocking(False)
         try:
-            return self._socket.recv(1, socket.MSG_PEEK) == b""
+            while True:
+                self._receive(socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
@@ -92,11 +113,14 @@ class WatchdogLink:
             self._socket = None
 
     def _connected(self) -> bool:
-        if self._socket is not None and not self.gone():
+        if not self.gone():
             return True
         self.close()
         fresh = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fresh.settimeout(self._ack_within)
+        # The kernel's own time limit: one call for each packet, where Python's needs a poll before it.
+        limit = struct.pack("ll", int(self._ack_within), int(self._ack_within % 1.0 * 1e6))
+        fresh.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        fresh.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             fresh.connect(str(self._path))
             pidfd = os.pidfd_open(os.getpid())
@@ -111,9 +135,9 @@ class WatchdogLink:
         self._socket = fresh
         return True
 
-    def _send(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool) -> None:
+    def _send(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool, flags: int = 0) -> None:
         assert self._socket is not None
-        self._socket.send(self._packet(deadline, gpus, hold))
+        self._socket.send(self._packet(deadline, gpus, hold), flags)
 
     def _packet(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool) -> bytes:
         self._seq += 1
@@ -121,14 +145,11 @@ class WatchdogLink:
             {"seq": self._seq, "deadline": deadline, "gpus": sorted(gpus), "hold": hold}
         ).encode()
 
-    def _answer(self) -> str:
-        """What hinders the watchdog, empty if nothing; answers to earlier packets are skipped."""
+    def _receive(self, flags: int = 0) -> None:
+        """One answer: `problem` is what hinders the watchdog, empty if nothing does. Raises OSError."""
         assert self._socket is not None
-        self._socket.settimeout(self._ack_within)
-        while True:
-            packet = self._socket.recv(MAX_PACKET)
-            if not packet:
-                raise ConnectionResetError("it has gone")
-            answer = json.loads(packet)
-            if answer["seq"] == self._seq:
-                return str(answer["why"])
+        packet = self._socket.recv(MAX_PACKET, flags)
+        if not packet:
+            raise ConnectionResetError("it has gone")
+        answer = json.loads(packet)
+        self._answered, self.problem = answer["seq"], str(answer["why"])

@@ -47,6 +47,9 @@ class StandingWatchdog:
         self.deadline, self.gpus, self.holds_driver = deadline, frozenset(gpus), hold
         return True
 
+    def renew(self, deadline: Seconds, gpus: Iterable[str]) -> bool:
+        return not self.problem and self.arm(deadline, gpus)
+
     def disarm(self) -> None:
         self.deadline, self.gpus = None, frozenset()
 

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.agent_host import AgentHost
 from benchmarks.lease_holder import UnixConnection
 from gpu_agent.edge import MAX_CONNECTIONS
-from joulegate.wire import GpuList, SyncReply, WireError
+from joulegate.wire import BoostReply, GpuList, LeaseRefused, SyncReply, WireError
 
 ADMIN, READER, PARTIAL = "s3cret-admin", "s3cret-reader", "s3cret-partial"
 
@@ -77,7 +77,7 @@ def test_sync_answers_with_the_lease_and_every_gpu(host: AgentHost) -> None:
     assert [gpu.ceiling_mhz for gpu in reply.gpus] == [900, None]
     status, body = ask(host, "/v1/sync", {"holder": "b"})
     assert status == 409
-    assert json.loads(body)["holder"] == "a"
+    assert LeaseRefused.model_validate_json(body).holder == "a"
     host.wait_for(lambda: host.ceilings() == [None, None], "restore")
 
 
@@ -118,6 +118,34 @@ def test_statuses(host: AgentHost, path: str, body: object, token: str, expected
     assert status == expected, answer
     if expected >= 400:
         assert WireError.model_validate_json(answer).error
+
+
+def test_a_boost_answers_with_every_gpu(host: AgentHost) -> None:
+    status, body = ask(host, "/v1/boost", {"holder": "b", "floors": {"GPU-1": 900}})
+    assert status == 200
+    assert [gpu.uuid for gpu in BoostReply.model_validate_json(body).gpus] == ["GPU-0", "GPU-1"]
+
+
+def test_requests_sent_ahead_are_answered_in_turn(host: AgentHost) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20.0)
+        client.connect(str(host.folder / "agent.sock"))
+        client.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n" * 2 + b"GET /nothing HTTP/1.0\r\n\r\n")
+        received = b""
+        while chunk := client.recv(4096):
+            received += chunk
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+    assert received.rpartition(b"HTTP/1.1 ")[2].startswith(b"401")  # and closed, as HTTP/1.0 means
+
+
+def test_a_client_that_takes_no_answers_is_dropped(host: AgentHost) -> None:
+    many = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n" * 100_000
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20.0)
+        client.connect(str(host.folder / "agent.sock"))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            client.sendall(many)
+    assert ask(host, "/healthz")[0] == 200
 
 
 def test_a_web_page_cannot_post_without_asking(host: AgentHost) -> None:

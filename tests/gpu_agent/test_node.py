@@ -9,8 +9,9 @@ import pytest
 
 from gpu_agent.agent import SAMPLE, sampling
 from gpu_agent.lease import Lease, Refused
+from gpu_agent.ledger import NoLease
 from gpu_agent.managed import Cause
-from gpu_agent.node import Node, NoLease, UnknownGpu
+from gpu_agent.node import Node, UnknownGpu
 from gpu_agent.plant import GpuSpec, Plant
 from gpu_agent.plant_layout import Call, NvmlReturn
 from gpu_agent.state_file import read
