@@ -24,7 +24,7 @@ from predictor.length import HistoryPredictor
 from predictor.physics import PhysicsModel
 from router.fleet import InstanceStatus
 from router.holdback_meter import HoldbackMeter
-from router.learned import build_predictor
+from router.learned import build_predictor, restore_models
 from router.limits import UpstreamLimits
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Endpoint, Engine
@@ -42,7 +42,9 @@ def build_fleet(settings: settings_of.Gateway) -> Fleet:
         model = _model(settings, section, predictor)
         models[model.name] = model
         models.update(dict.fromkeys((*section.aliases, *section.adapters), model))
-    return Fleet(models)
+    fleet = Fleet(models)
+    restore_models(settings, [member for _, _, member in fleet.members()])
+    return fleet
 
 
 def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> PoolRules:

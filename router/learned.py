@@ -1,17 +1,22 @@
-"""Shell: the length predictor of a gateway, and what it learned, over a restart.
+"""Shell: what a gateway learned, over a restart: output lengths, and engines that were learned anew.
 
-What was learned is written when the gateway stops. A file that cannot be read is set aside, not overwritten,
-and the gateway starts from its prior: history is relearned within a few hundred requests.
+Lengths are written when the gateway stops. A file that cannot be read is set aside, not overwritten, and the
+gateway starts from its prior: history is relearned within a few hundred requests. An engine's model is
+written when it was learned, under a name made of the instance and its profile: another profile finds none.
 """
 
+import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
+from predictor.latency_artifact import load as load_models
 from predictor.length import HistoryPredictor
 from predictor.length_store import factory, save_learned
 from predictor.length_text import TextPredictor
+from router.pools import Member
 
 log = logging.getLogger(__name__)
 
@@ -41,3 +46,30 @@ def save_predictor(settings: settings_of.Gateway, predictor: object) -> None:
         save_learned(state, predictor)
     except UserError as error:
         log.error("learned lengths are lost", extra={"file": str(state), "problem": error.message})
+
+
+def restore_models(settings: settings_of.Gateway, members: Iterable[Member]) -> None:
+    """Serve with the models that were learned anew before, if the settings name their folder."""
+    folder = settings.predictor.models_dir
+    if folder is None:
+        return
+    sections = {section.name: section for _, section in settings.instances()}
+    for member in members:
+        profile = sections[member.law.name].profile
+        if profile is None:
+            continue
+        refits = member.speed.refits
+        made_of = member.law.name.encode() + b"\0" + profile.read_bytes()
+        refits.kept = folder / f"{hashlib.sha256(made_of).hexdigest()[:16]}.npz"
+        if refits.kept.exists():
+            _restore(member, refits.kept)
+
+
+def _restore(member: Member, path: Path) -> None:
+    try:
+        (model,) = load_models(path)
+    except (UserError, ValueError) as error:
+        log.warning("a learned model is passed over", extra={"file": str(path), "problem": str(error)})
+        return
+    member.speed.adopt(member.law, model)
+    member.speed.refits.restored = True

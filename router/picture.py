@@ -195,7 +195,8 @@ def _source(member: Member) -> str:
         return "none yet"
     if not member.speed.profiled:
         return "learned"
-    return "refitted" if member.speed.refits.done else "profile"
+    refits = member.speed.refits
+    return "refitted" if refits.done or refits.restored else "profile"
 
 
 def _agent(name: str, view: AgentView, now: Seconds) -> Json:

@@ -1,13 +1,15 @@
 """Shell: an engine that is no longer what its model learned is learned anew, beside the requests.
 
 One refit at a time, whatever the fleet: samples go into a CSV, `predictor.refit_child` learns from it at the
-lowest priority in a process of its own, its model is loaded in a thread and swapped in whole. When any of
-that fails the old model stays, corrected as before, and `/admin/fleet`, a metric and the log say so.
+lowest priority in a process of its own, its model is loaded in a thread, swapped in whole, and kept in
+`predictor.models_dir`. When any of that fails the old model stays, corrected as before, and `/admin/fleet`, a
+metric and the log say so.
 """
 
 import asyncio
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -90,8 +92,10 @@ async def _learned(member: Member, child: Sequence[str]) -> EngineModel:
         with tempfile.TemporaryDirectory(prefix="joulegate-refit-") as folder:
             data, out = Path(folder) / "samples.csv", Path(folder) / "model.npz"
             await asyncio.to_thread(_write, data, engine, lessons)
-            await _run([*child, str(data), str(out), *clocks])
+            await _run([*child, str(data), str(out), *clocks], Path(folder) / "said")
             (model,) = await asyncio.to_thread(load, out)
+            if member.speed.refits.kept is not None:
+                await asyncio.to_thread(_keep, out, member.speed.refits.kept)
     except OSError as error:
         raise RefitFailed(str(error)) from error
     except UserError as error:
@@ -103,16 +107,31 @@ def _write(path: Path, engine: Engine, lessons: Callable[[], list[Row]]) -> None
     path.write_text(as_csv(engine, lessons()), encoding="utf-8")
 
 
-async def _run(words: Sequence[str]) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **ONE_THREAD},
-    )
+def _keep(model: Path, place: Path) -> None:
+    """For the next start. A model that cannot be kept is served all the same."""
+    part = place.with_suffix(".part")
     try:
-        _, said = await asyncio.wait_for(process.communicate(), PATIENCE)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model, part)
+        part.replace(place)
+    except OSError as error:
+        log.error(
+            "a learned model will not outlive the gateway", extra={"file": str(place), "problem": str(error)}
+        )
+
+
+async def _run(words: Sequence[str], said: Path) -> None:
+    """What it says goes to a file: a pipe may still be open when a cancelled task has ended."""
+    with said.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, **ONE_THREAD},
+        )
+    try:
+        await asyncio.wait_for(process.wait(), PATIENCE)
     except TimeoutError as error:
         raise RefitFailed(f"not done after {PATIENCE:.0f} s") from error
     finally:
@@ -120,5 +139,8 @@ async def _run(words: Sequence[str]) -> None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        last = said.decode(errors="replace").strip().rpartition("\n")[2]
-        raise RefitFailed(last or f"the child ended with {process.returncode}")
+        raise RefitFailed(_last_line(said) or f"the child ended with {process.returncode}")
+
+
+def _last_line(path: Path) -> str:
+    return path.read_text(errors="replace").strip().rpartition("\n")[2]

@@ -8,6 +8,7 @@ without a profile keeps samples until a model can be learned from them, and stay
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from control.state import Instance
 from joulegate.domain import Batch, EngineModel
@@ -24,10 +25,7 @@ LEAST_EVENTS = 8  # of a window, to learn from it
 FIRST_WINDOWS = 40  # of an instance without a profile, before anything is learned: ten seconds of traffic
 RELEARN = 5.0  # seconds between two models of it
 STEADY = 0.25  # of the batch: how far it may have moved within a window that is remembered
-ERROR_RATIOS = (
-    0.02,
-    0.25,
-)  # of the model as the governor is told: windows of live traffic are noisy themselves
+ERROR_RATIOS = (0.02, 0.25)  # of the model, as the governor is told: windows of live traffic are noisy
 OUTSIDE_GAIN = 0.02  # of an observation, in the share that lies outside what the model was trained on
 LONGEST_CONTEXT = 100_000.0  # tokens read per step that a refit covers where the engine's capacity is unknown
 
@@ -52,6 +50,8 @@ class Refits:
     failed: int = 0
     problem: str = ""  # of the last one; empty: none
     at: Seconds = Seconds(0.0)  # of the last one, or when counting began
+    kept: Path | None = None  # where its model is written
+    restored: bool = False  # the model of an earlier one was found there
 
 
 class Speed:

@@ -258,13 +258,16 @@ class Control(Section):
 
 
 class Predictor(Section):
-    """Output length."""
+    """What is learned: output lengths, and engines that have changed."""
 
     use_max_tokens: bool = Field(default=True, description="Take max_tokens as a cap on the prediction.")
     prior: Literal["auto", "none"] | InputFile = Field(
         default="auto", description="Text prior: shipped, none, a file."
     )
-    state_file: LocalPath | None = Field(default=None, description="Keeps what was learned over a restart.")
+    state_file: LocalPath | None = Field(default=None, description="Keeps learned lengths over a restart.")
+    models_dir: LocalPath | None = Field(
+        default=None, description="Keeps models of engines that were learned anew over a restart."
+    )
 
     def faults(self) -> Iterator[Fault]:
         if self.state_file is not None and self.prior == "none":

@@ -28,10 +28,10 @@ WINDOW = 0.25
 SLOWER = 1.3
 
 
-def fleet_of_one() -> tuple[Fleet, Member]:
-    instance = {"name": "a", "url": "http://127.0.0.1:1", "profile": str(PROFILE)}
+def fleet_of_one(profile: Path = PROFILE, **predictor: str) -> tuple[Fleet, Member]:
+    instance = {"name": "a", "url": "http://127.0.0.1:1", "profile": str(profile)}
     models = [{"name": "m", "pools": [{"name": "all", "instances": [instance]}]}]
-    fleet = build_fleet(Gateway.model_validate({"version": 1, "models": models}))
+    fleet = build_fleet(Gateway.model_validate({"version": 1, "models": models, "predictor": predictor}))
     [(_, _, member)] = fleet.members()
     member.law.telemetry_at = Seconds(0.0)
     return fleet, member
@@ -67,8 +67,8 @@ def drive(member: Member, slower: float) -> float:
     return now
 
 
-async def test_a_drifting_engine_is_learned_anew_and_its_correction_starts_over() -> None:
-    fleet, member = fleet_of_one()
+async def test_a_drifting_engine_is_learned_anew_and_its_correction_starts_over(tmp_path: Path) -> None:
+    fleet, member = fleet_of_one(models_dir=str(tmp_path / "models"))
     now = drive(member, SLOWER)
     assert member.speed.drifting.value == "slower"
     assert member.law.correction == pytest.approx(SLOWER, rel=0.05)
@@ -88,6 +88,19 @@ async def test_a_drifting_engine_is_learned_anew_and_its_correction_starts_over(
         assert member.law.model.watts(batch, clock) == pytest.approx(TRUTH.watts(batch, clock), rel=0.1)
     await refitter.look()
     assert member.speed.refits.done == 1, "all is well now"
+
+    _, again = fleet_of_one(models_dir=str(tmp_path / "models"))
+    assert again.speed.refits.restored, "after a restart it is there"
+    assert again.law.model is not None
+    assert again.law.model.iteration_time(batch, TOP) == member.law.model.iteration_time(batch, TOP)
+    other = tmp_path / "other.json"
+    other.write_text(PROFILE.read_text() + "\n")
+    _, changed = fleet_of_one(other, models_dir=str(tmp_path / "models"))
+    assert isinstance(changed.law.model, PhysicsModel), "another profile is another engine"
+    (kept,) = (tmp_path / "models").iterdir()
+    kept.write_bytes(b"PK, and then nothing")
+    _, damaged = fleet_of_one(models_dir=str(tmp_path / "models"))
+    assert isinstance(damaged.law.model, PhysicsModel)
 
 
 async def test_an_engine_as_it_was_learned_is_left_alone() -> None:
