@@ -61,9 +61,14 @@ class Node:
     async def run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._rules.period)
+                await asyncio.wait_for(self._changed.wait(), self._pause())
             self._changed.clear()
             await self.act()
+
+    def _pause(self) -> float:
+        """Seconds until the next look: a period, or less where another's lease ends before."""
+        left = self.agent.view.held_until - self._clock()
+        return min(self._rules.period, left) if left > 0.0 else self._rules.period
 
     async def act(self) -> None:
         """One round trip: set what is wanted, see what is."""

@@ -15,6 +15,7 @@ class AgentView:
     seen: Seconds = Seconds(float("-inf"))
     lease: int | None = None
     lease_until: Seconds = Seconds(float("-inf"))
+    held_until: Seconds = Seconds(float("-inf"))  # by another gateway, as the agent said last
     restarts: int | None = None
     up: bool = False
     problem: str = "not asked yet"

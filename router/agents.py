@@ -115,7 +115,7 @@ class Agent:
         await self._client.close()
 
     def _refused(self, refusal: LeaseRefused, now: Seconds) -> bool:
-        self.view.lease = None
+        self.view.lease, self.view.held_until = None, Seconds(now + refusal.retry_in_s)
         self._seen(refusal.gpus, now)
         self.view.problem = f"lease held by {refusal.holder}, {refusal.retry_in_s:.1f} s left"
         return False

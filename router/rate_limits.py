@@ -6,17 +6,23 @@ then, and a key in debt waits until its bucket has filled up again.
 
 Replicas tell each other what a key has used. Each keeps a whole bucket and takes out of it what the others
 let in, so that together they keep the limit whichever of them a client talks to; what two let in between two
-exchanges is a debt to both. Requests at a time: each takes its part of what the others leave free. While the
-store is away each keeps to 1/R of every limit.
+exchanges is a debt to both. While the store is away each keeps to 1/R of every limit.
+
+Requests at a time are never more than the limit: a replica first claims room, then looks at what the others
+claim, and uses its claim only if all of them together fit. Whoever looks later sees both, so two that claim
+the same place at once do not both get it. What is free is shared out evenly; who needs more claims one more
+now and then, by lot, and where the claims do not fit who has room to spare gives it up.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 from joulegate.units import Seconds
 from router.errors import RateLimited
 
 BURST = 15.0  # seconds' worth of a limit that may be used at once
+PRESSED = 1.0  # seconds after a request that found no more room in which it is not given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ class KeyLimits:
 class KeyUse:
     """What one replica has let in for a key since it started."""
 
-    room: int = 0  # requests at a time that it may let in now
+    room: int = 0  # requests at a time that it claims
     requests: int = 0
     tokens: int = 0
 
@@ -67,20 +73,33 @@ class Bucket:
 
 
 class _Account:
-    __slots__ = ("limits", "replicas", "requests", "room", "running", "sent", "tokens", "used")
+    __slots__ = (
+        "claimed",
+        "limits",
+        "pressed",
+        "replicas",
+        "requests",
+        "room",
+        "running",
+        "sent",
+        "tokens",
+        "used",
+    )
 
     def __init__(self, limits: KeyLimits, now: Seconds) -> None:
         self.limits = limits
         self.requests = None if limits.rpm is None else Bucket(limits.rpm, now)
         self.tokens = None if limits.tpm is None else Bucket(limits.tpm, now)
-        self.room = limits.concurrency  # requests at a time here, until the next exchange
+        self.room = self.claimed = limits.concurrency or 0  # requests at a time here, until the next exchange
+        self.pressed = float("-inf")  # when there was no room last
         self.running = self.sent = self.used = 0
         self.replicas: dict[str, KeyUse] = {}  # as heard last
 
     def check(self, now: Seconds) -> None:
         """Raises RateLimited with the time to wait."""
         limits = self.limits
-        if self.room is not None and self.running >= self.room:
+        if limits.concurrency is not None and self.running >= self.room:
+            self.pressed = now
             raise RateLimited(f"this key may run {limits.concurrency} requests at a time", retry_after=1.0)
         if self.requests is not None and (wait := self.requests.wait(1.0, now)) > 0.0:
             raise RateLimited(f"this key may send {limits.rpm} requests a minute", retry_after=wait)
@@ -101,25 +120,45 @@ class _Account:
                 self.requests.take(use.requests - before.requests)
             if self.tokens is not None:
                 self.tokens.take(use.tokens - before.tokens)
+        strangers = not self.replicas and others
         self.replicas = dict(others)
-        if self.limits.concurrency is not None:
-            free = self.limits.concurrency - self.running - sum(use.room for use in others.values())
-            self.room = max(0, self.running + max(min(1, free), free // (len(others) + 1)))
+        limit = self.limits.concurrency
+        if limit is not None and self.claimed + self._others() <= limit:
+            self.room = self.claimed
+        elif strangers:
+            self.room = min(self.room, self.running)  # one of us came just now, and knew nothing of the other
 
-    def tell(self) -> KeyUse:
-        return KeyUse(self.room or 0, self.sent, self.used)
+    def tell(self, lucky: bool, now: Seconds) -> KeyUse:
+        """Claim what may be needed until the next exchange. `lucky`: it is our turn to claim one more."""
+        limit, running = self.limits.concurrency, self.running
+        if limit is not None:
+            others = self._others()
+            free, pressed = limit - running - others, now - self.pressed < PRESSED
+            claim = running + max(0, free) // (len(self.replicas) + 1) + (lucky and free > 0)
+            if pressed or self.claimed + others <= limit:
+                claim = max(claim, self.room)
+            if pressed and lucky:
+                claim = max(claim, running + 1)
+            self.claimed = claim
+            self.room = min(self.room, claim)
+        return KeyUse(self.claimed, self.sent, self.used)
+
+    def _others(self) -> int:
+        return sum(use.room for use in self.replicas.values())
 
     def alone(self, replicas: int, now: Seconds) -> None:
         for bucket in self.buckets():
             bucket.fill_at(1.0 / replicas, now)
         if self.limits.concurrency is not None:
-            self.room = max(1, self.limits.concurrency // replicas)
+            self.room = self.claimed = max(1, self.limits.concurrency // replicas)
 
 
 class RateLimits:
     """The limits of every key that has one, in one process."""
 
-    def __init__(self, limits: Mapping[str, KeyLimits], now: Seconds) -> None:
+    def __init__(self, limits: Mapping[str, KeyLimits], now: Seconds, replica: str = "") -> None:
+        self._replica = replica
+        self._told = 0  # exchanges
         self._accounts = {name: _Account(each, now) for name, each in limits.items()}
 
     def change(self, limits: Mapping[str, KeyLimits], now: Seconds) -> None:
@@ -159,9 +198,11 @@ class RateLimits:
         if account.tokens is not None:
             account.tokens.take(float(tokens))
 
-    def tell(self) -> dict[str, KeyUse]:
+    def tell(self, replicas: int, now: Seconds) -> dict[str, KeyUse]:
         """What the other replicas are told now."""
-        return {name: account.tell() for name, account in self._accounts.items()}
+        self._told += 1
+        lucky = crc32(f"{self._replica}{self._told}".encode()) % replicas == 0
+        return {name: account.tell(lucky, now) for name, account in self._accounts.items()}
 
     def hear(self, others: Mapping[str, Mapping[str, KeyUse]], now: Seconds) -> None:
         """What each of the other replicas has let in, by its name."""

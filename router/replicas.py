@@ -22,7 +22,7 @@ from router.store import Store, StoreDown
 log = logging.getLogger(__name__)
 PERIOD = 0.1  # seconds between two exchanges of load
 AT_MOST_EVERY = 0.02  # seconds, however often load steps up
-LEAD_EVERY = 5  # exchanges; the lead lives three times as long in the store
+LEAD_EVERY = 5  # exchanges between two renewals; the lead lives three times as long in the store
 
 
 class Replicas:
@@ -75,10 +75,10 @@ class Replicas:
         """Exchange loads; now and then take or renew the lead."""
         try:
             now = Seconds(self._clock())
-            await self._store.publish(encode(self._books, self._limits.tell(), self._proofs.tell(), now))
+            await self._store.publish(self._news(now))
             others = await self._store.peers()
             self._heard = self._clock()
-            if self._exchanges % LEAD_EVERY == 0:
+            if not self.leads or self._exchanges % LEAD_EVERY == 0:
                 self._set_leads(await self._store.lead())
             self._exchanges += 1
         except StoreDown as error:
@@ -108,6 +108,9 @@ class Replicas:
         except StoreDown as error:
             log.warning("lead not resigned: it runs out", extra={"problem": str(error)})
         await self._store.close()
+
+    def _news(self, now: Seconds) -> bytes:
+        return encode(self._books, self._limits.tell(self.count, now), self._proofs.tell(), now)
 
     def _decoded(self, messages: Mapping[str, bytes]) -> dict[str, News]:
         news = {}
