@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 
 from control.lifecycle import Patience
+from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
-from joulegate.settings.plan import Plan, Scale
+from joulegate.settings.plan import Kubernetes, Plan, Scale
 from joulegate.units import Seconds
 from router.actuators import Actuator
 from router.command import Command, environment
@@ -19,10 +20,11 @@ Reach = Callable[[Member], ControlClient]  # a client for an instance
 def build_scaled(settings: settings_of.Gateway, fleet: Fleet, reach: Reach) -> dict[str, Scaled]:
     """By instance: those that somebody knows how to stop and start. Raises UserError."""
     members = {member.law.name: member for _, _, member in fleet.members()}
+    build = Actuators(reach, settings.health.path)
     return {
         name: Scaled(
             member=members[name],
-            actuator=_actuator(scale, reach(members[name]), settings.health.path),
+            actuator=build.actuator(scale, members[name]),
             client=reach(members[name]),
             patience=_patience(settings.plan, scale),
             limits=Limits(scale.stop_s, scale.start_s),
@@ -46,11 +48,39 @@ def _patience(plan: Plan, scale: Scale) -> Patience:
     )
 
 
-def _actuator(scale: Scale, client: ControlClient, health: str) -> Actuator:
-    if scale.command is not None:
-        command = scale.command
-        patience = scale.start_s, scale.stop_s
-        return Command(client, health, command.start, command.stop, patience, environment(command.pass_env))
-    if scale.vllm_sleep is not None:
-        return VllmSleep(client, scale.vllm_sleep.level, max(scale.start_s, scale.stop_s))
-    raise NotImplementedError("kubernetes")
+class Actuators:
+    """Makes them; instances of one workload share what watches it."""
+
+    def __init__(self, reach: Reach, health: str) -> None:
+        self._reach = reach
+        self._health = health
+        self._workloads: dict[Kubernetes, object] = {}
+
+    def actuator(self, scale: Scale, member: Member) -> Actuator:
+        if scale.command is not None:
+            command = scale.command
+            return Command(
+                self._reach(member),
+                self._health,
+                command.start,
+                command.stop,
+                (scale.start_s, scale.stop_s),
+                environment(command.pass_env),
+            )
+        if scale.vllm_sleep is not None:
+            patience = max(scale.start_s, scale.stop_s)
+            return VllmSleep(self._reach(member), scale.vllm_sleep.level, patience)
+        assert scale.kubernetes is not None, "the settings see to it that one of them is given"
+        return self._replica(scale.kubernetes)
+
+    def _replica(self, section: Kubernetes) -> Actuator:
+        try:
+            from router.kubernetes_scale import KubernetesReplica, Workload
+        except ImportError as error:
+            raise UserError(
+                "scaling through Kubernetes needs its client", "pip install 'joulegate[k8s]'"
+            ) from error
+        shared = section.model_copy(update={"replica": 0})
+        workload = self._workloads.setdefault(shared, Workload(shared))
+        assert isinstance(workload, Workload)
+        return KubernetesReplica(workload, section.replica)

@@ -62,7 +62,7 @@ class Command:
         await run(self._stop, self._patience[1], self._environment)
 
     async def close(self) -> None:
-        await self._client.close()
+        return None
 
 
 def environment(names: Sequence[str]) -> dict[str, str]:

@@ -68,7 +68,7 @@ class Runtime:
         self.condition = Condition(reloaded_at=time.time())
         self.keys = build_keys(settings)
         books = {member.law.name: member.law.book for _, _, member in self.fleet.members()}
-        limits = RateLimits(key_limits(settings), Seconds(time.monotonic()))
+        limits = RateLimits(key_limits(settings), Seconds(time.monotonic()), self.name)
         store = self._store()
         proofs = Proofs([member for _, _, member in self.fleet.members()])
         self.replicas = Replicas(store, books, limits, proofs, self.condition, time.monotonic, self._share)
@@ -151,6 +151,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(node.release() for node in self.nodes.values()))
+        await self.scaler.close()
         await self.replicas.close()
         save_predictor(self.settings, next(self.fleet.unique()).predictor)  # one serves every model
         await self._stack.aclose()

@@ -124,6 +124,10 @@ class Scaler:
             for pool in model.pools.values():
                 self._pool(model, pool, 1 if pool.name in needed else 0)
 
+    async def close(self) -> None:
+        """After `run` has ended."""
+        await asyncio.gather(*(each.actuator.close() for each in self.scaled.values()))
+
     # -- what should run
 
     def _needed(self, model: Model) -> set[str]:
