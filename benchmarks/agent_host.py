@@ -18,7 +18,8 @@ from joulegate.units import MegaHertz, Seconds
 
 CLOCKS = tuple(MegaHertz(clock) for clock in range(210, 1981, 15))
 START_SECONDS = 60.0
-NICE = {"agent": -5, "watchdog": -10, "holder": 0}
+NICE = {"agent": -10, "watchdog": -20, "holder": 0}
+SHARE = {"agent": -7, "watchdog": -10}  # the units' CPUWeight, in nice levels of the kernel's session groups
 
 
 class AgentHost:
@@ -144,16 +145,22 @@ class AgentHost:
         log: IO[bytes] = self.log
         given = {"STATE_DIRECTORY": str(self.folder / "state")}  # as systemd does
         process = subprocess.Popen(
-            [*words, *options], stderr=log, env=os.environ | given | (environment or {})
+            [*words, *options],
+            stderr=log,
+            env=os.environ | given | (environment or {}),
+            start_new_session=True,  # as a unit: its priority counts against other sessions too
         )
         prioritise(process, command)
         return process
 
 
 def prioritise(process: subprocess.Popen[bytes], what: str) -> None:
-    """As the units do, where this user may; whatever the priority of this process is."""
+    """As the units do, where this user and kernel let us; whatever the priority of this process is."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, process.pid, NICE[what])
+    with contextlib.suppress(OSError):
+        if what in SHARE:
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(SHARE[what]))
 
 
 def end(process: subprocess.Popen[bytes] | None, number: int) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import shutil
 import signal
@@ -28,6 +27,7 @@ from gpu_agent.lease import Grace
 from gpu_agent.metrics import exposition
 from gpu_agent.node import Node
 from gpu_agent.state_file import StateFile
+from gpu_agent.unix_socket import bound
 from gpu_agent.watchdog_link import WatchdogLink
 from joulegate.errors import UserError
 from joulegate.settings.agent import AgentSettings, Listen, Tls
@@ -190,30 +190,11 @@ def _listener(listen: Listen) -> socket.socket:
 
 
 def _unix(path: Path, mode: int, group: str | None) -> socket.socket:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_socket():
-        _refuse_second(path)
-        path.unlink()
-    fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        fresh.bind(str(path))
-    finally:
-        os.umask(mask)
+    fresh = bound(path, socket.SOCK_STREAM, "agent", "listen.unix")
     if group is not None:
         shutil.chown(path, group=group)
     path.chmod(mode)
     return fresh
-
-
-def _refuse_second(path: Path) -> None:
-    """The claim on state_dir keeps a second agent away only where both may write."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return
-    raise UserError(f"another agent listens on {path}", "stop it, or set 'listen.unix'")
 
 
 def _address(listener: socket.socket) -> str:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from gpu_agent.device import Broken, DeviceError, Driver, Outdated
 from gpu_agent.state_file import claimant, read
+from gpu_agent.unix_socket import bound
 from gpu_agent.watchdog_link import MAX_PACKET
 from joulegate.errors import UserError
 from joulegate.units import Seconds
@@ -325,33 +326,15 @@ class Watchdog:
 
 
 def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """Raises UserError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_socket():
-            _refuse_second(path)
-            path.unlink()
-        mask = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        listener.listen(8)
+        listener = bound(path, socket.SOCK_SEQPACKET, "watchdog", "watchdog.socket")
     except OSError as error:
-        listener.close()
         raise UserError(
             f"cannot listen on {path}: {error.strerror or error}", "set 'watchdog.socket'"
         ) from error
+    listener.listen(8)
     return listener
-
-
-def _refuse_second(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return
-    raise UserError(f"another watchdog listens on {path}", "stop it, or set 'watchdog.socket'")
 
 
 def _read_back(driver: Driver, uuid: str) -> str:
