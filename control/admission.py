@@ -314,7 +314,8 @@ def alone(flight: Flight, instance: Instance) -> float:
         return 0.0
     book = instance.book
     load = Load(book.decoding, book.context, flight.uncached_tokens, instance.limits.chunk_budget)
-    return Pace(model, load, model.clocks[-1], instance.correction).prompts(flight.uncached_tokens)
+    top = model.clocks[-1]
+    return Pace(model, load, top, instance.factor(top)).prompts(flight.uncached_tokens)
 
 
 def backlog(queue: PoolQueue, instances: Sequence[Instance]) -> Seconds:
@@ -328,7 +329,8 @@ def backlog(queue: PoolQueue, instances: Sequence[Instance]) -> Seconds:
         if i.model is not None:
             chunk = i.limits.chunk_budget
             load = Load(i.book.decoding, i.book.context, queue.tokens, chunk)
-            rates.append(chunk / Pace(i.model, load, i.model.clocks[-1], i.correction).iteration(chunk))
+            top = i.model.clocks[-1]
+            rates.append(chunk / Pace(i.model, load, top, i.factor(top)).iteration(chunk))
     if not rates:
         return Seconds(max(1.0 + 0.1 * len(queue), paced))
     return Seconds(max(1.0, queue.tokens / sum(rates), paced))

@@ -161,7 +161,7 @@ class _Case:
     def pace(self, clock: MegaHertz) -> Pace:
         found = self.paces.get(clock)
         if found is None:
-            found = self.paces[clock] = Pace(self.model, self.load, clock, self.instance.correction)
+            found = self.paces[clock] = Pace(self.model, self.load, clock, self.instance.factor(clock))
         return found
 
 
@@ -197,10 +197,10 @@ def _case(
     peers = (instance.peer_prompts,) if instance.peer_prompts is not None else ()
     due = dues((*peers, *book.prompts.values(), *outlook.queued), chunk)
     load = Load(running, context, due.tokens, chunk)
-    fastest = Pace(model, load, model.clocks[-1], instance.correction)
+    fastest = Pace(model, load, model.clocks[-1], instance.factor(model.clocks[-1]))
     clock = instance.clock if instance.clock is not None else model.clocks[-1]
     started = min(now, book.served_at) if book.prompts else now
-    current = fastest if clock == model.clocks[-1] else Pace(model, load, clock, instance.correction)
+    current = fastest if clock == model.clocks[-1] else Pace(model, load, clock, instance.factor(clock))
     if not book.prompts:
         started += 0.5 * current.step  # the iteration that is under way, half of it on average
     elif due.tokens > chunk:

@@ -6,6 +6,7 @@ gateway feeds it from the bytes it relays, the simulator from its engine: the la
 difference. What is not known is None, never a guess: a model, limits, gauges, the time an agent was heard.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -195,6 +196,17 @@ class Room:
 NO_ROOM = Room(decoding=0, prompt_tokens=0.0, at=Seconds(0.0))
 
 
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Observed / predicted iteration time by band of clocks: a lower band's is never smaller."""
+
+    borders: tuple[float, ...]  # MHz, between two bands
+    factors: tuple[float, ...]  # one more
+
+    def at(self, clock: float) -> float:
+        return self.factors[bisect_right(self.borders, clock)]
+
+
 @dataclass(slots=True, eq=False)
 class Instance:
     """One engine as the laws see it. The shell replaces fields as news comes in; the laws only read."""
@@ -213,7 +225,8 @@ class Instance:
     prompt_window: float = 2048.0  # it gets no more prompts while it holds so many prompt tokens
     prompt_rate: float = 0.0  # prompt tokens per second it takes in at its clock
     slots: int = 16  # sequences it may hold, as learned (admission.learned_slots)
-    correction: float = 1.0  # observed / predicted iteration time, smoothed
+    correction: float = 1.0  # observed / predicted iteration time at its clock, smoothed
+    bands: Bands | None = None  # the same at every clock; None: it is `correction` at all of them
     model_error: float = 0.05  # relative, of the corrected model: 95 % of iterations stay below
     clock: MegaHertz | None = None  # ceiling in force; None: driver default
     telemetry_at: Seconds | None = None  # when the agent was last heard
@@ -221,6 +234,10 @@ class Instance:
     at_max: Room = NO_ROOM  # headroom at maximum clock
     tp: int = 1  # GPUs
     sessions: Mapping[str, int] = field(default_factory=dict)  # session -> tokens of it in the prefix cache
+
+    def factor(self, clock: float) -> float:
+        """What the model's seconds are multiplied by at `clock`."""
+        return self.correction if self.bands is None else self.bands.at(clock)
 
 
 @dataclass(frozen=True, slots=True)

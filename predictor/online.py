@@ -49,9 +49,10 @@ class Correction:
         self.settings = settings
         low, high = float(min(clocks)), float(max(clocks))
         width = (high - low) / settings.bands
-        self._borders = [low + width * i for i in range(1, settings.bands)] if width else []
+        steps = range(1, settings.bands) if width else ()
+        self.borders = tuple(low + width * step for step in steps)  # MHz, between two bands
         self._shared = 0.0
-        self._offsets = [0.0] * (len(self._borders) + 1)
+        self._offsets = [0.0] * (len(self.borders) + 1)
         self._factors = [1.0] * len(self._offsets)
         self._error = settings.first_error
         self._surprises = 0  # in a row, upwards
@@ -62,9 +63,14 @@ class Correction:
         """Relative error that 95 % of observations stay under, after correction: the governor's kappa."""
         return self._error
 
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Of every band, the lowest clocks first."""
+        return tuple(self._factors)
+
     def factor(self, clock: float) -> float:
         """What to multiply the model's seconds by at `clock` MHz; within [lowest, highest]."""
-        return self._factors[bisect_right(self._borders, clock)]
+        return self._factors[bisect_right(self.borders, clock)]
 
     def observe(self, predicted: Seconds, observed: Seconds, clock: float) -> None:
         """Learn from one pair: what the model said, uncorrected, and what happened, at `clock` MHz.
@@ -74,7 +80,7 @@ class Correction:
         if not (isfinite(predicted) and isfinite(observed) and predicted > 0.0 and observed > 0.0):
             raise ValueError(f"predicted {predicted} s, observed {observed} s: both must be positive")
         settings = self.settings
-        band = bisect_right(self._borders, clock)
+        band = bisect_right(self.borders, clock)
         self._learn_error(abs(observed / (predicted * self._factors[band]) - 1.0))
         limit = log(settings.outlier_ratio)
         ratio = min(limit, max(-limit, log(observed / predicted)))

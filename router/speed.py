@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from control.state import Instance
+from control.state import Bands, Instance
 from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz, Seconds, Watts
 from predictor.latency_data import Row
@@ -97,6 +97,7 @@ class Speed:
         if self.correction is not None:
             low, high = ERROR_RATIOS
             law.correction = self.correction.factor(clock)
+            law.bands = Bands(self.correction.borders, self.correction.factors)
             law.model_error = min(high, max(low, self.correction.error_p95))
 
     def lessons(self, law: Instance) -> Callable[[], list[Row]]:
@@ -112,6 +113,7 @@ class Speed:
     def adopt(self, law: Instance, model: EngineModel) -> None:
         """Serve with `model`, which has learned what the correction knew."""
         law.model = model
+        law.correction, law.bands = 1.0, None
         self.correction = _correction_of(model)
         self.drift.reset()
         self.drifting = Drift.NONE

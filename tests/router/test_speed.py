@@ -91,6 +91,20 @@ def test_a_window_in_which_the_clock_changed_teaches_nothing() -> None:
     assert rig.law.correction == 1.0
 
 
+def test_what_is_learned_at_low_clocks_is_kept_for_low_clocks() -> None:
+    rig = Rig(TRUTH)
+    rig.load(16, 500)
+    low = TRUTH.clocks[0]
+    for _ in range(12):
+        rig.law.clock, rig.slower = low, 1.3
+        rig.windows(16)
+        rig.law.clock, rig.slower = TOP, 1.0
+        rig.windows(16)
+    assert rig.law.factor(TOP) == pytest.approx(1.0, abs=0.08)
+    assert rig.law.factor(low) > rig.law.factor(TOP) + 0.1
+    assert rig.law.factor(TOP) == rig.law.correction, "it is at its highest clock"
+
+
 def test_steady_traffic_of_one_kind_is_enough_to_learn_from() -> None:
     rig = Rig(None)
     rig.speed.knows_clocks(TRUTH.clocks)
