@@ -154,3 +154,42 @@ def says(data: bytes) -> Script:
         await line.send(data)
 
     return script
+
+
+def dies_after(data: bytes, seconds: float = 0.0) -> Script:
+    """Resets the connection; `seconds`: after the client has had time to read."""
+
+    async def script(line: Line, _: Received) -> None:
+        await line.send(data)
+        await asyncio.sleep(seconds)
+        line.reset()
+
+    return script
+
+
+def closes_after(data: bytes) -> Script:
+    async def script(line: Line, _: Received) -> None:
+        await line.send(data)
+        line.writer.close()
+
+    return script
+
+
+def hangs_after(data: bytes) -> Script:
+    async def script(line: Line, _: Received) -> None:
+        await line.send(data)
+        await line.closed()
+
+    return script
+
+
+def later(first: bytes, second: bytes) -> Script:
+    """Two reads, then silence."""
+
+    async def script(line: Line, _: Received) -> None:
+        await line.send(first)
+        await asyncio.sleep(0.05)
+        await line.send(second)
+        await line.closed()
+
+    return script

@@ -24,7 +24,9 @@ from tests.fakes.engine import (
     Script,
     answer,
     chunk,
+    dies_after,
     event,
+    hangs_after,
     says,
 )
 from tests.faults.rig import SILENCE, TOP, Answer, Pending, Site, body, until
@@ -32,6 +34,7 @@ from tests.faults.rig import SILENCE, TOP, Answer, Pending, Site, body, until
 HELD = "under control"
 NONE = "none are set there"
 CHAT = "/v1/chat"
+READ = 0.05  # seconds in which the gateway reads what came before a reset
 BEGUN = STREAM_HEAD + chunk(ROLE) + chunk(event("a"))
 ERROR_EVENT = b'data: {"error": {"message": "boom", "type": "InternalServerError", "code": 500}}\n\n'
 Seen = tuple[str, str]  # what the client saw, what the clocks did
@@ -41,23 +44,6 @@ Seen = tuple[str, str]  # what the client saw, what the clocks did
 class Case:
     fault: str
     happen: Callable[[Site], Seen]
-
-
-def resets(after: bytes) -> Script:
-    async def script(line: Line, _: Received) -> None:
-        await line.send(after)
-        await asyncio.sleep(0.05)
-        line.reset()
-
-    return script
-
-
-def hangs(after: bytes) -> Script:
-    async def script(line: Line, _: Received) -> None:
-        await line.send(after)
-        await line.closed()
-
-    return script
 
 
 def controlled(site: Site) -> str:
@@ -102,26 +88,26 @@ def ends_in_an_error_event(site: Site, script: Script) -> Seen:
 
 
 def reset_before_the_head(site: Site) -> Seen:
-    return served_elsewhere(site, resets(b""))
+    return served_elsewhere(site, dies_after(b""))
 
 
 def reset_mid_stream(site: Site) -> Seen:
-    return ends_in_an_error_event(site, resets(BEGUN))
+    return ends_in_an_error_event(site, dies_after(BEGUN, READ))
 
 
 def hang_before_the_head(site: Site) -> Seen:
-    found, count = asked(site, hangs(b""))
+    found, count = asked(site, hangs_after(b""))
     assert (found.status, found.code, count) == (504, "instance_silent", 1), found
     return f"504 `instance_silent` after {found.seconds:.1f} s (limit {SILENCE} s)", controlled(site)
 
 
 def hang_mid_stream(site: Site) -> Seen:
-    return ends_in_an_error_event(site, hangs(BEGUN))
+    return ends_in_an_error_event(site, hangs_after(BEGUN))
 
 
 def truncated(site: Site) -> Seen:
     head = STREAM_HEAD.replace(b"text/event-stream; charset=utf-8", b"application/json")
-    found, count = asked(site, resets(head + chunk(b'{"choices":[')))
+    found, count = asked(site, dies_after(head + chunk(b'{"choices":['), READ))
     assert (found.status, found.cut, count) == (200, True, 1), found
     return "200 whose body is cut, and seen to be cut; not sent again", controlled(site)
 

@@ -7,6 +7,7 @@ Keeps what reached something new in tests/fuzz/corpus. Exit status 1: an input b
 seconds or took 2 GiB; it lies in the folder that is named.
 """
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ def main() -> None:
     names = names or list(SEEDS)
     folder = Path(tempfile.mkdtemp(prefix="joulegate-fuzz-"))
     broken = [name for name in names if not run(name, int(seconds) // len(names), folder)]
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    sys.stderr.write(f"{(spent.ru_utime + spent.ru_stime) / 60:.1f} CPU minutes\n")
     if broken:
         sys.exit(f"error: {', '.join(broken)}: see {folder}")
 

@@ -65,6 +65,18 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
             b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
         )
     ),
+    "client": tuple(
+        bytes([how]) + data
+        for how in (0, 3)
+        for data in (
+            b"GET /x?y=z HTTP/1.1\r\nHost: a:1\r\n\r\n",
+            b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello",
+            b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\n"
+            b"X: y\r\n\r\n",
+            b"GET http://a/x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            b"HEAD / HTTP/1.0\r\n\r\nOPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+        )
+    ),
     "metrics": (PAGE,),
     "sync": (
         SyncRequest(holder="a", lease=3, targets={"GPU-1": 900, "GPU-2": None}, groups=(("GPU-1",),))

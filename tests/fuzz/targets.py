@@ -6,22 +6,22 @@ A target takes one input. It raises only where a promise is broken; its own erro
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from joulegate import wire
 from joulegate.units import Seconds
-from router.connection import Connection
 from router.dialects import DIALECTS, Tap, dialect_of
 from router.engine_metrics import read_gauges
-from router.errors import GatewayError, UpstreamError
+from router.errors import GatewayError
 from router.head import RequestHead
 from router.intake import understand
-from router.limits import UpstreamLimits
 from router.ports import Caller, Engine
 from router.replica_load import decode, total
 from router.sse import Cutter, events
-from tests.fakes.recorder import Recorder
+from tests.fakes.edge import hello
+from tests.fakes.recorder import fed_connection, fed_guard
 
 Target = Callable[[bytes], None]
 ROUTES = sorted(DIALECTS)
@@ -63,30 +63,23 @@ def tapped(pieces: list[bytes], route: int, flags: int) -> tuple[object, ...]:
 
 def head(data: bytes) -> None:
     """An answer, or an UpstreamError; nothing doubtful is handed on."""
-    asyncio.run(answered(cut(data[1:], data[0] if data else 0)))
+    asyncio.run(fed_connection(cut(data[1:], data[0] if data else 0)))
 
 
-async def answered(pieces: list[bytes]) -> None:
-    connection = Connection(asyncio.get_running_loop(), UpstreamLimits())
-    transport = Recorder()
-    connection.connection_made(transport)
-    connection.send([b"GET / HTTP/1.1\r\n\r\n"], head_only=False)
-    asked = asyncio.create_task(connection.answered(with_body=False))
-    for piece in pieces:
-        if transport.ended:
-            break
-        connection.data_received(piece)
-        await asyncio.sleep(0)
-    connection.connection_lost(None)
-    try:
-        await asked
-        await connection.read(1 << 20)
-    except UpstreamError:
-        return
-    assert 200 <= connection.status < 1000
-    names = {name for name, _ in connection.head.headers}
-    assert not names & {b"content-length", b"transfer-encoding", b"connection", b"upgrade"}
-    assert not any(c in value for _, value in connection.head.headers for c in b"\r\n\0")
+def client(data: bytes) -> None:
+    """A client's connection: at most one answer a request, and it is closed after a refusal."""
+    asked = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal asked
+        asked += 1
+        assert scope["raw_path"][:1] == b"/"
+        assert [name for name, _ in scope["headers"]].count(b"host") <= 1
+        await hello(scope, receive, send)
+
+    written = asyncio.run(fed_guard(app, cut(data[1:], data[0] if data else 0)))
+    assert written.count(b"HTTP/1.1 ") - written.count(b"HTTP/1.1 100 Continue") <= asked + 1
+    assert b'{"error"' not in written or b"connection: close" in written
 
 
 def metrics(data: bytes) -> None:
@@ -128,6 +121,7 @@ def request(data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     "sse": sse,
     "head": head,
+    "client": client,
     "metrics": metrics,
     "sync": sync,
     "request": request,

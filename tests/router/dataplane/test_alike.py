@@ -3,17 +3,15 @@
 import asyncio
 from typing import Any
 
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from uvicorn.server import ServerState
 
 from router.connection import Connection
 from router.errors import UpstreamError
-from router.guard import Guard, Warden
+from router.guard import Guard
 from router.head import outline
-from router.limits import EdgeLimits, UpstreamLimits
-from tests.fakes.recorder import Recorder
+from router.limits import UpstreamLimits
+from tests.fakes.recorder import Recorder, fed_guard
 
 HEAD = b"POST /v1/x?y=z HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nX-Y: %b\r\n\r\n%b"
 REPLY = b"HTTP/1.1 200 OK\r\ndate: %b\r\ncontent-length: %d\r\nvary: Origin\r\n\r\n%b"
@@ -82,22 +80,7 @@ async def served(kind: type[Guard], reads: list[bytes]) -> tuple[bytes, list[obj
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
-    config.load()
-    limits = EdgeLimits()
-    guard = kind(config, ServerState(), {}, limits=limits, warden=Warden(limits))
-    transport = Recorder()
-    guard.connection_made(transport)
-    for read in reads:
-        if transport.ended:
-            break
-        guard.data_received(read)
-        for _ in range(6):
-            await asyncio.sleep(0)
-    written = transport.written
-    guard.connection_lost(None)
-    while guard.tasks:  # noqa: ASYNC110 - uvicorn tells nobody when a task ends
-        await asyncio.sleep(0)
+    written = await fed_guard(app, reads, kind)
     return written, asked
 
 

@@ -19,7 +19,11 @@ from tests.fakes.engine import (
     Script,
     answer,
     chunk,
+    closes_after,
+    dies_after,
     event,
+    hangs_after,
+    later,
     says,
 )
 from tests.fakes.gate import FakeGate
@@ -37,42 +41,6 @@ async def ask(it: Edge, body: bytes = ASK, path: str = "/v1/chat/completions") -
     head, _, rest = (await it.raw(post(body, path))).partition(b"\r\n\r\n")
     await asyncio.wait_for(it.settled(), 5)
     return head, rest
-
-
-def dies_after(data: bytes) -> Script:
-    async def script(line: Line, _: Received) -> None:
-        await line.send(data)
-        line.reset()
-
-    return script
-
-
-def closes_after(data: bytes) -> Script:
-    async def script(line: Line, _: Received) -> None:
-        await line.send(data)
-        line.writer.close()
-
-    return script
-
-
-def hangs_after(data: bytes) -> Script:
-    async def script(line: Line, _: Received) -> None:
-        await line.send(data)
-        await line.closed()
-
-    return script
-
-
-def later(first: bytes, second: bytes) -> Script:
-    """Two reads, then silence."""
-
-    async def script(line: Line, _: Received) -> None:
-        await line.send(first)
-        await asyncio.sleep(0.05)
-        await line.send(second)
-        await line.closed()
-
-    return script
 
 
 BEFORE_FIRST_BYTE = [

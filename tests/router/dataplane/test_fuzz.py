@@ -3,18 +3,14 @@
 import asyncio
 from typing import Any
 
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from uvicorn.server import ServerState
 
 from router.connection import Connection
-from router.errors import UpstreamError
-from router.guard import Guard, Warden
-from router.limits import EdgeLimits, UpstreamLimits
+from router.limits import UpstreamLimits
 from tests.fakes.edge import hello
 from tests.fakes.engine import LAST_CHUNK, STREAM_HEAD, answer, chunk, event
-from tests.fakes.recorder import Recorder
+from tests.fakes.recorder import Recorder, fed_connection, fed_guard
 
 REQUESTS = [
     b"GET /x?y=z HTTP/1.1\r\nHost: a:1\r\n\r\n",
@@ -59,8 +55,9 @@ def mangled(draw: st.DrawFn, seeds: list[bytes]) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-async def feed_guard(pieces: list[bytes]) -> tuple[bytes, int]:
-    """What the client gets, and how often the app was called."""
+@settings(max_examples=300, deadline=None)
+@given(mangled(REQUESTS))
+async def test_whatever_a_client_sends_is_answered_once_each(pieces: list[bytes]) -> None:
     called = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -69,63 +66,17 @@ async def feed_guard(pieces: list[bytes]) -> tuple[bytes, int]:
         assert [name for name, _ in scope["headers"]].count(b"host") <= 1
         await hello(scope, receive, send)
 
-    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
-    config.load()
-    limits = EdgeLimits()
-    guard = Guard(config, ServerState(), {}, limits=limits, warden=Warden(limits))
-    transport = Recorder()
-    guard.connection_made(transport)
-    for piece in pieces:
-        if transport.ended:
-            break
-        guard.data_received(piece)
-        for _ in range(4):
-            await asyncio.sleep(0)
-    written = transport.written
-    guard.connection_lost(None)
-    while guard.tasks:  # noqa: ASYNC110 - uvicorn tells nobody when a task ends
-        await asyncio.sleep(0)
-    return written, called
-
-
-@settings(max_examples=300, deadline=None)
-@given(mangled(REQUESTS))
-async def test_whatever_a_client_sends_is_answered_once_each(pieces: list[bytes]) -> None:
-    written, called = await feed_guard(pieces)
+    written = await fed_guard(app, pieces)
     answers = written.count(b"HTTP/1.1 ") - written.count(b"HTTP/1.1 100 Continue")
     assert answers <= called + 1
     if b'{"error"' in written:
         assert b"connection: close" in written
 
 
-async def feed_connection(pieces: list[bytes]) -> None:
-    loop = asyncio.get_running_loop()
-    connection = Connection(loop, UpstreamLimits())
-    transport = Recorder()
-    connection.connection_made(transport)
-    connection.send([b"GET / HTTP/1.1\r\n\r\n"], head_only=False)
-    asked = asyncio.create_task(connection.answered(with_body=False))
-    for piece in pieces:
-        if transport.ended:
-            break
-        connection.data_received(piece)
-        await asyncio.sleep(0)
-    connection.connection_lost(None)
-    try:
-        await asked
-        await connection.read(1 << 20)
-    except UpstreamError:
-        return
-    assert 200 <= connection.status < 1000
-    assert not any(b"\r" in value or b"\n" in value for _, value in connection.head.headers)
-    names = {name for name, _ in connection.head.headers}
-    assert not names & {b"content-length", b"transfer-encoding", b"connection"}
-
-
 @settings(max_examples=300, deadline=None)
 @given(mangled(ANSWERS))
 async def test_whatever_an_instance_sends_is_an_answer_or_an_upstream_error(pieces: list[bytes]) -> None:
-    await feed_connection(pieces)
+    await fed_connection(pieces)
 
 
 async def test_an_answer_cut_at_every_byte_is_the_same() -> None:
