@@ -86,6 +86,7 @@ TABLE: Mapping[tuple[Phase, Event], tuple[Phase, Act | None]] = {
     (P.STARTING, E.BROKE): (P.STOPPED, None),
     (P.CHECKING, E.DONE): (P.SERVING, None),
     (P.CHECKING, E.BROKE): (P.STOPPED, None),
+    (P.FAILED, E.SEEN_RUNNING): (P.CHECKING, Act.CHECK),
     (P.FAILED, E.AGAIN): (P.STOPPED, None),
 }
 # What is looked for in each phase, the first that is true counts.
@@ -97,7 +98,7 @@ HEARD: Mapping[Phase, tuple[Event, ...]] = {
     P.STOPPED: (E.HOPELESS, E.SEEN_RUNNING, E.WANTED),
     P.STARTING: (E.DONE, E.BROKE),
     P.CHECKING: (E.DONE, E.BROKE),
-    P.FAILED: (E.AGAIN,),
+    P.FAILED: (E.SEEN_RUNNING, E.AGAIN),
 }
 FAILURES: Mapping[tuple[Phase, Event], Act] = {
     (P.DRAINING, E.TOO_LONG): Act.STOP,
@@ -163,11 +164,11 @@ def step(life: Life, facts: Facts, patience: Patience, now: Seconds) -> tuple[Li
 
 
 def _true(life: Life, facts: Facts, patience: Patience, now: Seconds) -> dict[Event, bool]:
-    """What can be said now."""
+    """What can be said now. One that did not start and runs after all has changed: that is news at once."""
     rested = now >= life.not_before
     may_move = facts.may_move and rested
     return {
-        E.SEEN_RUNNING: facts.seen is Seen.RUNNING and (rested or life.phase is P.UNSEEN),
+        E.SEEN_RUNNING: facts.seen is Seen.RUNNING and (rested or life.failed is Act.START),
         E.SEEN_STOPPED: facts.seen is Seen.STOPPED,
         E.WANTED: facts.wanted and (may_move or life.phase is P.DRAINING),
         E.UNWANTED: may_move and not facts.wanted,

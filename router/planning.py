@@ -150,7 +150,8 @@ class Planning:
         planned, now = self.models[model.name], Seconds(self._clock())
         laws = [member.law for member in pool.members]
         up = sum(law.ready for law in laws)
-        present = desired_replicas(laws, len(pool.queue)) if up else 0
+        busy = len(pool.queue) > 0 or any(law.book.running for law in laws)
+        present = desired_replicas(laws, len(pool.queue)) if busy else 0
         asked = up if planned.plan is None else planned.plan.counts.get(pool.name, up)
         calm = planned.calm.setdefault(pool.name, Calm(self.rules.calm))
         count = calm.settle(max(asked, present, self._least(model, pool)), now)
