@@ -28,6 +28,7 @@ from router.head import RequestHead
 from router.intake import Call, message, understand
 from router.ports import Caller, Ending, Report
 from router.rate_limits import RateLimits
+from router.responses import Makers
 from router.tally import Tally
 
 PROFILE = str(ROOT / "configs/profiles/h100_llama-3.1-8b_tp1.json")
@@ -50,7 +51,9 @@ def fleet_gate(instances: int) -> FleetGate:
         model.steering.tick(member.law, now)
     rng = random.Random(0).randrange
     limits = RateLimits({}, now)
-    return FleetGate(fleet, Accounts(fleet, Tally()), limits, 0.1, rng, time.monotonic, lambda: None)
+    return FleetGate(
+        fleet, Accounts(fleet, Tally()), limits, Makers(), 0.1, rng, time.monotonic, lambda: None
+    )
 
 
 def a_call() -> Call:

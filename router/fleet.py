@@ -37,7 +37,6 @@ class Signal(Enum):
     PROBE_FAILED = "probe failed"
     REQUEST_SUCCEEDED = "request succeeded"
     REQUEST_FAILED = "request failed"
-    UNREACHABLE = "unreachable"  # connect refused: nobody listens
 
     __hash__ = object.__hash__  # Enum's own is Python, and every request asks for it
 
@@ -48,20 +47,16 @@ TRANSITIONS: dict[tuple[Health, Signal], Health] = {
     (H.UNKNOWN, S.PROBE_FAILED): H.DOWN,
     (H.UNKNOWN, S.REQUEST_SUCCEEDED): H.UP,
     (H.UNKNOWN, S.REQUEST_FAILED): H.SUSPECT,
-    (H.UNKNOWN, S.UNREACHABLE): H.DOWN,
     (H.UP, S.PROBE_FAILED): H.SUSPECT,
     (H.UP, S.REQUEST_FAILED): H.SUSPECT,
-    (H.UP, S.UNREACHABLE): H.DOWN,
     (H.SUSPECT, S.PROBE_PASSED): H.UP,
     (H.SUSPECT, S.PROBE_FAILED): H.DOWN,
     (H.SUSPECT, S.REQUEST_SUCCEEDED): H.UP,
     (H.SUSPECT, S.REQUEST_FAILED): H.DOWN,
-    (H.SUSPECT, S.UNREACHABLE): H.DOWN,
     (H.DOWN, S.PROBE_PASSED): H.PROBATION,
     (H.PROBATION, S.PROBE_FAILED): H.DOWN,
     (H.PROBATION, S.REQUEST_SUCCEEDED): H.UP,
     (H.PROBATION, S.REQUEST_FAILED): H.DOWN,
-    (H.PROBATION, S.UNREACHABLE): H.DOWN,
 }
 
 

@@ -35,6 +35,7 @@ class FleetGate:
         fleet: Fleet,
         accounts: Accounts,
         limits: RateLimits,
+        makers: Makers,
         retry_budget: float,
         rng: Rng,
         clock: Callable[[], float],
@@ -50,26 +51,31 @@ class FleetGate:
         self._serial = 0
         self._waiting: dict[str, Ticket] = {}  # by flight
         self._deaths = Deaths()
-        self._makers = Makers()
+        self._makers = makers
         self._timers: dict[str, asyncio.TimerHandle] = {}  # by model
 
     def admit(self, request: RelayRequest) -> "Admission":
         return Admission(self, request)
 
     def again(self, slot: object, report: Report) -> "Admission | None":
-        if not isinstance(slot, Ticket) or slot.trip is None:
+        if not isinstance(slot, Ticket) or slot.member is None:
             return None
-        pool, now = slot.trip.pool, self._now()
-        if pool.retries < 1.0 or self._deaths.suspects(slot.request.fingerprint, now):
+        request, failed, now = slot.request, slot.member.law.name, self._now()
+        model = self._model(request) if slot.trip is None else slot.trip.model
+        pool = model.pools[slot.member.law.pool] if slot.trip is None else slot.trip.pool
+        if pool.retries < 1.0 or self._deaths.suspects(request.fingerprint, now):
             return None
-        if self._maker(slot.request, slot.trip.model) is not None:
+        if self._maker(request, model) is not None:
             return None  # no other could answer it
-        failed = "" if slot.member is None else slot.member.law.name
-        if not self._alive(slot.trip.model, pool, now, failed):
+        if slot.trip is None:
+            able = bool(_able(model, request, failed, now))
+        else:
+            able = self._alive(model, pool, now, failed)
+        if not able:
             return None
         pool.retries -= 1.0
         pool.tally.retried += 1
-        return Admission(self, slot.request, failed)
+        return Admission(self, request, failed)
 
     def models(self) -> Sequence[ModelCard]:
         return [
@@ -89,11 +95,11 @@ class FleetGate:
             raise PoolDown("this request took two instances down; it is not sent again now", retry_after=60.0)
         model = self._model(request)
         if not request.generative:
-            return self._enter_plain(request, model, now)
+            return self._enter_plain(request, model, now, avoid)
         trip = self._trip(request, model)
         trip.flight.avoid = avoid
         pool = trip.pool
-        pool.retries = min(MAX_RETRIES, pool.retries + self._retry_budget)
+        self._earn(pool)
         ticket = Ticket(self, request, trip)
         if (maker := self._maker(request, model)) is not None:
             self._go_on(ticket, trip, maker, now)
@@ -252,19 +258,22 @@ class FleetGate:
         """The instance that made the response `request` is about, if that is known."""
         return model.members.get(self._makers.of(request.response)) if request.response else None
 
-    def _enter_plain(self, request: RelayRequest, model: Model, now: Seconds) -> Ticket:
+    def _earn(self, pool: Pool) -> None:
+        """A request came: its pool may repeat a share of one more."""
+        pool.retries = min(MAX_RETRIES, pool.retries + self._retry_budget)
+
+    def _enter_plain(self, request: RelayRequest, model: Model, now: Seconds, avoid: str) -> Ticket:
         """What produces no tokens is not queued: it goes to the instance with the fewest requests.
 
         What is about a response goes to its maker, in rotation or not: others would say that it is gone.
         """
         maker = self._maker(request, model)
-        able = (
-            [maker] if maker is not None else [m for m in model.members.values() if _takes(m, request, now)]
-        )
+        able = [maker] if maker is not None else _able(model, request, avoid, now)
         if not able:
             raise PoolDown(f"no instance of {model.name} can take this request now", retry_after=1.0)
         ticket = Ticket(self, request, None)
         member = min(able, key=lambda m: (m.open, self._rng(1 << 16)))
+        self._earn(model.pools[member.law.pool])
         member.open += 1
         ticket.grant(member)
         return ticket
@@ -349,9 +358,15 @@ class Admission:
             self._gate.limits.done(self._request.caller.name, self._ticket.tokens)
 
 
-def _takes(member: Member, request: RelayRequest, now: Seconds) -> bool:
-    """Whether `member` may get a request that produces no tokens."""
-    return member.status.may_take(member.open, now) and request.engine in (None, member.endpoint.engine)
+def _able(model: Model, request: RelayRequest, avoid: str, now: Seconds) -> list[Member]:
+    """Who may get a request that produces no tokens."""
+    return [
+        member
+        for member in model.members.values()
+        if member.status.may_take(member.open, now)
+        and request.engine in (None, member.endpoint.engine)
+        and member.law.name != avoid
+    ]
 
 
 def _longest(model: Model) -> int | None:

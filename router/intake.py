@@ -11,6 +11,18 @@ from router.head import ENERGY, SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, RequestHea
 from router.ports import Caller, Endpoint, Engine, RelayRequest
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS"})
+COMPUTED = frozenset(  # from their body alone: asked twice they say the same, and nothing is kept
+    {
+        "/tokenize",
+        "/detokenize",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/score",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/v1/messages/count_tokens",
+    }
+)
 BODYLESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
@@ -29,7 +41,8 @@ class Call:
     @property
     def repeatable(self) -> bool:
         """Nothing is lost but an answer if it runs twice."""
-        return self.request.generative or self.request.method in IDEMPOTENT
+        request = self.request
+        return request.generative or request.method in IDEMPOTENT or request.route in COMPUTED
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from router.observe import Condition
 from router.proofs import Proofs
 from router.rate_limits import RateLimits
 from router.replica_load import NO_LOAD, News, PeerLoad, decode, encode, total
+from router.responses import Makers
 from router.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Replicas:
         books: Mapping[str, LoadBook],
         limits: RateLimits,
         proofs: Proofs,
+        makers: Makers,
         condition: Condition,
         clock: Callable[[], float],
         on_count: Callable[[int], None],
@@ -45,6 +47,7 @@ class Replicas:
         self._books = books
         self._limits = limits
         self._proofs = proofs
+        self._makers = makers
         self._condition = condition
         self._clock = clock
         self._on_count = on_count
@@ -78,6 +81,7 @@ class Replicas:
             await self._store.publish(self._news(now))
             others = await self._store.peers()
             self._heard = self._clock()
+            self._makers.hear(await self._store.made(self._makers.tell()))
             if not self.leads or self._exchanges % LEAD_EVERY == 0:
                 self._set_leads(await self._store.lead())
             self._exchanges += 1

@@ -47,6 +47,7 @@ from router.proving import Prover
 from router.rate_limits import KeyLimits, RateLimits
 from router.refit import Refitter
 from router.replicas import Replicas
+from router.responses import Makers
 from router.scaler import Scaler
 from router.store import MemoryStore, RedisStore, Store
 from router.tally import Tally
@@ -71,7 +72,10 @@ class Runtime:
         limits = RateLimits(key_limits(settings), Seconds(time.monotonic()), self.name)
         store = self._store()
         proofs = Proofs([member for _, _, member in self.fleet.members()])
-        self.replicas = Replicas(store, books, limits, proofs, self.condition, time.monotonic, self._share)
+        makers = Makers()
+        self.replicas = Replicas(
+            store, books, limits, proofs, makers, self.condition, time.monotonic, self._share
+        )
         predictor = next(self.fleet.unique()).predictor  # one serves every model
         self._learned = LearnedShare(store, predictor, random.Random().random)
         self.agents = {section.name: self._agent(section) for section in settings.agents}
@@ -80,6 +84,7 @@ class Runtime:
             self.fleet,
             accounts,
             limits,
+            makers,
             settings.retry.budget_pct / 100.0,
             random.Random().randrange,
             time.monotonic,

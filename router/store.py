@@ -5,7 +5,7 @@ replica's load to the others. The agents' own leases and tokens are what clocks 
 or split Redis costs efficiency (each replica acts on its own load and its 1/R share), never an objective.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from redis import asyncio as redis
@@ -14,6 +14,9 @@ from redis.exceptions import RedisError
 LEADER_TTL_MS = 1500
 TOLD_TTL_MS = 600_000
 REPLICA_TTL_MS = 1000
+MADE_TTL = 3600  # seconds after the last response
+MOST_MADE = 20_000  # responses that are remembered
+MOST_READ = 5000  # of them in one call
 TIMEOUT = 0.25  # seconds; no call of a request waits for Redis, but the loop that does must not hang
 
 # Renew if it is ours, take it if nobody has it. One round trip, atomic.
@@ -57,6 +60,10 @@ class Store(Protocol):
         """What another living replica left, each in turn; None where there is nothing."""
         ...
 
+    async def made(self, responses: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """Tell which instance made which response; what all have told since the last call."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -81,6 +88,9 @@ class MemoryStore:
     async def told(self) -> bytes | None:
         return None
 
+    async def made(self, responses: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        return ()
+
     async def close(self) -> None:
         return None
 
@@ -94,6 +104,7 @@ class RedisStore:
         )
         self._prefix = f"joulegate:{cluster}:"
         self._replica = replica
+        self._read = "0-0"  # how far the list of responses was read
         self._turn = 0  # of the replicas that are asked what they have learned
         self._lead = self._redis.register_script(LEAD)
         self._resign = self._redis.register_script(RESIGN)
@@ -136,6 +147,24 @@ class RedisStore:
         except RedisError as error:
             raise StoreDown(f"told: {error}") from error
         return found if isinstance(found, bytes) else None
+
+    async def made(self, responses: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        key = f"{self._prefix}made"
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for pair in responses:
+                    pipe.xadd(key, {b"made": "\n".join(pair)}, maxlen=MOST_MADE)
+                if responses:
+                    pipe.expire(key, MADE_TTL)
+                pipe.xread({key: self._read}, count=MOST_READ)
+                *_, found = await pipe.execute()
+        except RedisError as error:
+            raise StoreDown(f"made: {error}") from error
+        entries = [entry for _, some in found for entry in some]
+        if entries:
+            self._read = entries[-1][0].decode()
+        pairs = [str(fields.get(b"made", b""), "utf-8", "replace").partition("\n") for _, fields in entries]
+        return [(response, instance) for response, _, instance in pairs]
 
     async def _others(self) -> list[str]:
         names = await self._redis.zrange(f"{self._prefix}replicas", 0, 63)

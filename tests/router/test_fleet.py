@@ -25,7 +25,6 @@ def run(health: Health, *signals: Signal) -> Health:
         pytest.param(
             Health.UP, [Signal.REQUEST_FAILED, Signal.REQUEST_SUCCEEDED], Health.UP, id="a success forgives"
         ),
-        pytest.param(Health.UP, [Signal.UNREACHABLE], Health.DOWN, id="nobody listens: down at once"),
         pytest.param(Health.DOWN, [Signal.REQUEST_SUCCEEDED], Health.DOWN, id="old answers do not revive"),
         pytest.param(Health.DOWN, [Signal.PROBE_PASSED], Health.PROBATION, id="half-open after a probe"),
         pytest.param(
@@ -66,8 +65,8 @@ def test_an_instance_taken_out_says_why(flag: str) -> None:
 
 
 def test_a_failure_is_remembered_until_it_is_up_again() -> None:
-    instance = status()
-    instance.signal(Signal.UNREACHABLE, NOW, "connection refused")
+    instance = status(Health.SUSPECT)
+    instance.signal(Signal.REQUEST_FAILED, NOW, "connection refused")
     assert "connection refused" in instance.why_not(NOW)
     instance.signal(Signal.PROBE_PASSED, NOW)
     instance.signal(Signal.REQUEST_SUCCEEDED, NOW)

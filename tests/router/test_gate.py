@@ -23,6 +23,7 @@ from router.holdback_meter import HoldbackMeter
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Caller, Ending, Endpoint, Engine, RelayRequest, Report
 from router.rate_limits import KeyLimits, RateLimits
+from router.responses import Makers
 from router.speed import Speed
 from router.tally import Tally
 
@@ -50,7 +51,9 @@ class House:
         self.fleet = Fleet({"m": model, "alias": model})
         self.accounts = Accounts(self.fleet, Tally())
         limits = RateLimits({"k": KeyLimits(concurrency=1)}, Seconds(self.now))
-        self.gate = FleetGate(self.fleet, self.accounts, limits, 0.1, rng, lambda: self.now, self.wake)
+        self.gate = FleetGate(
+            self.fleet, self.accounts, limits, Makers(), 0.1, rng, lambda: self.now, self.wake
+        )
 
     def wake(self) -> None:
         self.woken += 1
@@ -305,6 +308,25 @@ async def test_a_second_attempt_goes_to_another_instance_or_nowhere() -> None:
     async with house.gate.admit(house.request()) as slot:
         slot.close(DOWN)
     assert house.gate.again(slot, DOWN) is None
+    assert house.open == [0, 0]
+
+
+async def test_what_produces_no_tokens_is_tried_once_more_under_the_same_rules() -> None:
+    house = House()
+    request = house.request(generative=False)
+    house.pool.retries = 1.0
+    for expected in (True, False):
+        async with house.gate.admit(request) as slot:
+            slot.close(DOWN)
+        again = house.gate.again(slot, DOWN)
+        assert (again is not None) is expected, "the budget is spent"
+        if again is not None:
+            async with again as second:
+                assert second.endpoint.name != slot.endpoint.name
+                second.close(OK)
+    house.pool.retries = 1.0
+    house.members[1].status.health = house.members[0].status.health = Health.DOWN
+    assert house.gate.again(slot, DOWN) is None, "there is no other"
     assert house.open == [0, 0]
 
 

@@ -23,6 +23,7 @@ from router.proofs import Proofs
 from router.rate_limits import KeyLimits, KeyUse, RateLimits
 from router.replica_load import NO_LOAD, PeerLoad, decode, encode, total
 from router.replicas import Replicas
+from router.responses import Makers
 from router.store import MemoryStore, RedisStore
 
 NO_LIMITS = RateLimits({}, Seconds(0.0))
@@ -81,12 +82,14 @@ class Ring:
         condition: Condition | None = None,
         limits: RateLimits | None = None,
         members: Sequence[Member] = (),
+        makers: Makers | None = None,
     ) -> Replicas:
         found = Replicas(
             RedisStore(self.url, self.cluster, name, timeout=10.0),  # a busy machine is not a lost store
             books,
             limits or RateLimits({}, Seconds(0.0)),
             Proofs(members),
+            Makers() if makers is None else makers,
             condition or Condition(),
             lambda: self.clock(),
             lambda count: self.counts.__setitem__(name, count),
@@ -152,7 +155,7 @@ async def test_each_sees_the_others_load_and_how_many_share(ring: Ring) -> None:
 async def test_what_is_due_at_anothers_comes_nearer_between_two_exchanges() -> None:
     store = MemoryStore()
     now = 10.0
-    replica = Replicas(store, {}, NO_LIMITS, Proofs([]), Condition(), lambda: now, lambda _: None)
+    replica = Replicas(store, {}, NO_LIMITS, Proofs([]), Makers(), Condition(), lambda: now, lambda _: None)
     await replica.tick()
     replica.peers = {"a": PeerLoad(1, 1, 100, 0.0, 0.4)}
     assert replica.load("a").due_in == pytest.approx(0.3), "it may have been sent a period ago"
@@ -186,7 +189,7 @@ async def test_a_step_up_is_told_at_once(ring: Ring) -> None:
 async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unknown() -> None:
     condition = Condition()
     store = RedisStore("redis://127.0.0.1:1/0", "c", "one")
-    replica = Replicas(store, {}, NO_LIMITS, Proofs([]), condition, time.monotonic, lambda _: None)
+    replica = Replicas(store, {}, NO_LIMITS, Proofs([]), Makers(), condition, time.monotonic, lambda _: None)
     replica.leads, replica.peers = True, {"a": PeerLoad(3)}
     await replica.tick()
     assert replica.leads
@@ -195,8 +198,25 @@ async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unkno
     await replica.close()
 
 
+async def test_what_one_replicas_engines_made_the_others_know_and_who_comes_later_too(ring: Ring) -> None:
+    first, second, third = Makers(), Makers(), Makers()
+    one, two = ring.replica("one", {}, makers=first), ring.replica("two", {}, makers=second)
+    first.made("resp_1", "i0")
+    second.made("resp_2", "i1")
+    for _ in range(2):
+        await one.tick()
+        await two.tick()
+    late = ring.replica("late", {}, makers=third)
+    await late.tick()
+    for makers in (first, second, third):
+        assert (makers.of("resp_1"), makers.of("resp_2")) == ("i0", "i1")
+    assert not first.tell()
+
+
 async def test_alone_it_leads() -> None:
-    replica = Replicas(MemoryStore(), {}, NO_LIMITS, Proofs([]), Condition(), time.monotonic, lambda _: None)
+    replica = Replicas(
+        MemoryStore(), {}, NO_LIMITS, Proofs([]), Makers(), Condition(), time.monotonic, lambda _: None
+    )
     await replica.tick()
     assert replica.leads
     assert replica.count == 1

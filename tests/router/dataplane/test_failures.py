@@ -154,6 +154,17 @@ async def test_a_request_that_may_not_run_twice_goes_elsewhere_only_if_it_was_no
             assert head.startswith(b"HTTP/1.1 502 ")
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/tokenize", "/v1/audio/transcriptions"])
+async def test_what_is_computed_from_its_body_alone_is_tried_elsewhere(path: str) -> None:
+    async with FakeEngine(closes_after(b"")) as bad, FakeEngine(says(GOOD)) as good:
+        gate = FakeGate(bad.endpoint("bad"), good.endpoint("good"), retries=1)
+        async with edge(gate) as it:
+            head, _ = await ask(it, b"{}", path)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"x-joulegate-instance: good" in head
+    assert [report.ending for report in gate.reports] == [Ending.UPSTREAM_DOWN, Ending.OK]
+
+
 # after the first byte
 
 

@@ -117,7 +117,7 @@ async def site(*pools: str) -> AsyncIterator[Site]:
             member.status.signal(Signal.REQUEST_SUCCEEDED, now)
             member.refresh(now)
         rng, limits = random.Random(5).randrange, RateLimits({}, now)
-        gate = FleetGate(fleet, Accounts(fleet, Tally()), limits, 0.1, rng, time.monotonic, lambda: None)
+        gate = FleetGate(fleet, Accounts(fleet, Tally()), limits, Makers(), 0.1, rng, time.monotonic, print)
         yield Site(await stack.enter_async_context(edge(Front(gate))), gate, keepers)
 
 
