@@ -23,6 +23,7 @@ from router.reload import Reloader
 from router.runtime import Runtime
 
 LOOPBACK = {"127.0.0.1", "::1"}
+SPOKEN_FOR = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "origin"}
 Json = dict[str, Any]
 UNREADY: dict[int | str, Json] = {503: {"description": "No instance takes requests."}}
 NOT_FOUND: dict[int | str, Json] = {404: {"description": "Nothing has that name."}}
@@ -55,7 +56,14 @@ def build_app(runtime: Runtime, reloader: Reloader) -> FastAPI:
         yield
         await runtime.stop()
 
-    app = FastAPI(title="Joulegate", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Joulegate",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.include_router(_probes(runtime))
     app.include_router(_admin(runtime, reloader))
     return app
@@ -96,7 +104,7 @@ def _admin(runtime: Runtime, reloader: Reloader) -> APIRouter:
         if runtime.keys.has_admin:
             if not runtime.keys.is_admin(request.headers.raw):
                 raise HTTPException(401, "this needs the admin key")
-        elif request.client is None or request.client.host not in LOOPBACK or _forwarded(request):
+        elif not from_here(request):
             raise HTTPException(403, "without an admin key, /admin answers this machine only")
 
     routes = APIRouter(prefix="/admin", dependencies=[Depends(may)])
@@ -105,9 +113,15 @@ def _admin(runtime: Runtime, reloader: Reloader) -> APIRouter:
     return routes
 
 
-def _forwarded(request: Request) -> bool:
-    """A proxy on this machine asks for somebody elsewhere."""
-    return any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip", "via"))
+def from_here(request: Request) -> bool:
+    """Somebody on this machine asks: no proxy for another, no page in a browser.
+
+    A page from elsewhere is known by its `Origin`, or by the name that was made to mean this machine.
+    """
+    if request.client is None or request.client.host not in LOOPBACK:
+        return False
+    spoken_for = any(name in SPOKEN_FOR or name.startswith("x-forwarded") for name in request.headers)
+    return not spoken_for and request.url.hostname in {*LOOPBACK, "localhost"}
 
 
 def _looks(routes: APIRouter, runtime: Runtime) -> None:

@@ -83,7 +83,10 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         now = Seconds(time.monotonic())
-        client: ClientExchange = scope["extensions"][EXTENSION]
+        extensions = scope.get("extensions")
+        if extensions is None:
+            return  # the client left before its turn came
+        client: ClientExchange = extensions[EXTENSION]
         client.own()
         self._served += 1
         sent_id = safe_id(client.head.fields.get(b"x-request-id")) or f"{self._process}{self._served:016x}"

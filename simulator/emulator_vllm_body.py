@@ -7,6 +7,7 @@ import orjson
 
 from simulator.emulator_text import chat_text, text_tokens
 
+MOST_CHOICES = 16_384  # as vLLM's VLLM_MAX_N_SEQUENCES
 Body = Mapping[str, object]
 MAX_LOGPROBS = 20
 
@@ -148,6 +149,8 @@ def _ask(body: Body, chat: bool, prompts: tuple[Prompt, ...], max_model_len: int
     n = _integer(body, "n") or 1 if body.get("n") != 0 else 0
     if n < 1:
         raise _bad(f"n must be at least 1, got {n}.", None)
+    if n > MOST_CHOICES:
+        raise _bad(f"n must be at most {MOST_CHOICES}, got {n}.", None)
     _check_sampling(body)
     longest, shortest = _limits(body, chat, max(prompt.tokens for prompt in prompts), max_model_len)
     return Ask(

@@ -48,8 +48,8 @@ class Recorder(asyncio.Transport):
     def resume_reading(self) -> None: ...
 
 
-async def fed_guard(app: App, reads: Sequence[bytes], kind: type[Guard] = Guard) -> bytes:
-    """What a client gets that sends `reads` over one connection."""
+async def fed_guard(app: App, reads: Sequence[bytes], kind: type[Guard] = Guard, turns: int = TURNS) -> bytes:
+    """What a client gets that sends `reads` over one connection; `turns` of the loop after each."""
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
     config.load()
     limits = EdgeLimits()
@@ -60,7 +60,7 @@ async def fed_guard(app: App, reads: Sequence[bytes], kind: type[Guard] = Guard)
         if transport.ended:
             break
         guard.data_received(read)
-        for _ in range(TURNS):
+        for _ in range(turns):
             await asyncio.sleep(0)
     written = transport.written
     guard.connection_lost(None)

@@ -6,11 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
+from router.keys import Keys
 from router.limits import EdgeLimits, RelayLimits, UpstreamLimits
 from router.ports import Ending, Endpoint, Engine
-from tests.fakes.edge import Edge, edge, post
+from router.relay import Entry, Relay
+from router.upstream import UpstreamPool
+from tests.fakes.edge import Edge, edge, hello, post
 from tests.fakes.engine import STREAM_HEAD, FakeEngine, Line, Received, Script, answer, chunk, event, says
 from tests.fakes.gate import FakeGate
+from tests.fakes.recorder import fed_guard
 
 ASK = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 ASK_STREAM = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hello"}]}'
@@ -214,3 +218,11 @@ async def test_a_body_over_the_limit_is_refused_before_it_arrives() -> None:
         writer.close()
         await clean(it)
     assert gate.requests == []
+
+
+async def test_a_client_that_is_gone_before_its_turn_is_not_served(caplog: pytest.LogCaptureFixture) -> None:
+    gate, pool = FakeGate(), UpstreamPool(UpstreamLimits())
+    relay = Relay(gate, pool, Keys(), RelayLimits(), lambda error: pytest.fail(str(error)))
+    written = await fed_guard(Entry(relay, hello), [post(ASK)], turns=0)
+    assert (written, gate.requests, caplog.records) == (b"", [], [])
+    await pool.aclose()

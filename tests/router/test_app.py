@@ -1,0 +1,43 @@
+"""Who may administrate a gateway that has no admin key."""
+
+import pytest
+from starlette.requests import Request
+
+from router.app import from_here
+
+
+def asks(host: str = "127.0.0.1:8080", client: str = "127.0.0.1", **headers: str) -> Request:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request(
+        {
+            "type": "http",
+            "scheme": "http",
+            "path": "/admin/fleet",
+            "query_string": b"",
+            "server": ("127.0.0.1", 8080),
+            "client": (client, 1234),
+            "headers": [(b"host", host.encode()), *pairs],
+        }
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost", "[::1]:8080"])
+def test_this_machine_by_any_of_its_names(host: str) -> None:
+    assert from_here(asks(host))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(asks(client="10.0.0.7"), id="another machine"),
+        pytest.param(asks("evil.example"), id="a name made to mean this machine"),
+        pytest.param(asks("127.0.0.1.evil.example"), id="a name that begins like it"),
+        pytest.param(asks(origin="http://evil.example"), id="a page in a browser here"),
+        pytest.param(asks(x_forwarded_for="10.0.0.7"), id="a proxy here"),
+        pytest.param(asks(x_forwarded_host="x"), id="a proxy that names the host"),
+        pytest.param(asks(forwarded="for=10.0.0.7"), id="a proxy of RFC 7239"),
+        pytest.param(asks(cf_connecting_ip="10.0.0.7"), id="a tunnel"),
+    ],
+)
+def test_nobody_else(request_: Request) -> None:
+    assert not from_here(request_)
