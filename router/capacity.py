@@ -23,9 +23,12 @@ def used_ratio(instances: Sequence[Instance], queued: int) -> float:
 
 
 def desired_replicas(instances: Sequence[Instance], queued: int) -> int:
-    """Instances of this kind that would run the present load at FULL; at least one."""
+    """Instances of this kind that would run the present load at FULL; at least one.
+
+    One too while none is ready: what its load asks for is seen once one serves.
+    """
     ready = sum(i.ready for i in instances)
-    return max(1, ceil(max(1, ready) * used_ratio(instances, queued) / FULL - 1e-9))
+    return max(1, ceil(ready * used_ratio(instances, queued) / FULL - 1e-9))
 
 
 def _capacity(instance: Instance) -> int:
