@@ -27,10 +27,30 @@ SPOKEN_FOR = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", 
 Json = dict[str, Any]
 UNREADY: dict[int | str, Json] = {503: {"description": "No instance takes requests."}}
 NOT_FOUND: dict[int | str, Json] = {404: {"description": "Nothing has that name."}}
+UNREADABLE: dict[int | str, Json] = {400: {"description": "The body is not text."}}
+INSTANCE = "$response.body#/models/0/pools/0/instances/0/name"
+POOL = "$response.body#/models/0/pools/0/name"
+# what one answer says is what another question asks for: for clients and tests that read the OpenAPI page
+OF_FLEET: dict[int | str, Json] = {
+    200: {
+        "links": {
+            "drain": {"operationId": "drain", "requestBody": {"instance": INSTANCE}},
+            "resume": {"operationId": "drain", "requestBody": {"instance": INSTANCE, "resume": True}},
+            "pause": {"operationId": "pause", "requestBody": {"pool": POOL}},
+        }
+    }
+}
+OF_REQUESTS: dict[int | str, Json] = {
+    200: {
+        "links": {
+            "one": {"operationId": "request", "parameters": {"wanted": "$response.body#/requests/0/id"}}
+        }
+    }
+}
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class PauseBody(Body):
@@ -84,8 +104,8 @@ def _probes(runtime: Runtime) -> APIRouter:
         response.status_code = 503 if why else 200
         return {"status": why or "ok", "store": "up" if runtime.condition.store_up else "down"}
 
-    @routes.get("/health", responses=UNREADY)
-    @routes.head("/health", responses=UNREADY)
+    @routes.get("/health", responses=UNREADY, response_class=Response)
+    @routes.head("/health", responses=UNREADY, response_class=Response)
     async def health() -> Response:
         """As vLLM answers it: clients that are pointed at an engine ask for this."""
         return Response(status_code=503 if runtime.ready else 200)
@@ -125,7 +145,7 @@ def from_here(request: Request) -> bool:
 
 
 def _looks(routes: APIRouter, runtime: Runtime) -> None:
-    @routes.get("/fleet")
+    @routes.get("/fleet", responses=OF_FLEET)
     async def fleet() -> Json:
         views = {name: agent.view for name, agent in runtime.agents.items()}
         picture = fleet_picture(runtime.fleet, views, Seconds(time.monotonic()))
@@ -150,20 +170,20 @@ def _looks(routes: APIRouter, runtime: Runtime) -> None:
     async def energy() -> Json:
         return energy_picture(runtime.fleet, runtime.tally)
 
-    @routes.get("/requests/{wanted}", responses=NOT_FOUND)
+    @routes.get("/requests/{wanted}", responses=NOT_FOUND, operation_id="request")
     async def one_request(wanted: str) -> Json:
         found = request(runtime.fleet, wanted)
         if found is None:
             raise HTTPException(404, "no such request among the latest")
         return found
 
-    @routes.get("/requests")
+    @routes.get("/requests", responses=OF_REQUESTS)
     async def latest_requests(last: Annotated[int, Query(ge=1, le=1000)] = 50) -> Json:
         return {"requests": requests(runtime.fleet, last)}
 
 
 def _acts(routes: APIRouter, runtime: Runtime, reloader: Reloader) -> None:
-    @routes.post("/pause", responses=NOT_FOUND)
+    @routes.post("/pause", responses=NOT_FOUND | UNREADABLE, operation_id="pause")
     async def pause(body: PauseBody) -> Json:
         """Clocks go back to default, requests go on; `resume` takes it back."""
         pools = _named(runtime, body)
@@ -172,7 +192,7 @@ def _acts(routes: APIRouter, runtime: Runtime, reloader: Reloader) -> None:
         runtime.tick.wake()
         return {"pools": [{"pool": pool.name, "paused": pool.paused} for pool in pools]}
 
-    @routes.post("/drain", responses=NOT_FOUND)
+    @routes.post("/drain", responses=NOT_FOUND | UNREADABLE, operation_id="drain")
     async def drain(body: DrainBody) -> Json:
         """Send an instance no new requests; `resume` takes it back."""
         member = _member(runtime, body.instance)

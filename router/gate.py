@@ -287,7 +287,8 @@ class FleetGate:
             found = models[0] if len(models) == 1 else None
         if found is None:
             known = ", ".join(sorted(self.fleet.models))
-            raise NoSuchModel(f"The model `{wanted}` does not exist. Known here: {known}", param="model")
+            why = f"The model `{wanted[:200]}` does not exist" if wanted else "The request names no model"
+            raise NoSuchModel(f"{why}. Known here: {known}", param="model")
         return found
 
     def _alive(self, model: Model, pool: Pool, now: Seconds, avoid: str) -> bool:

@@ -204,6 +204,8 @@ class Guard(HttpToolsProtocol):
         if head.headers != headers or head.method != method or head.version != version:
             fields = check_request_head(method, version, headers, self.limits.header_bytes)
             head = self.head = RequestHead(method, version, headers, fields)
+        if len(self.url) > self.limits.header_bytes:
+            raise HeadTooLarge("the request target is too long")
         if self.url[:1] != b"/":
             check_target(self.url, head.fields.get(b"host"))
         if parser.should_upgrade():

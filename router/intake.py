@@ -23,6 +23,7 @@ COMPUTED = frozenset(  # from their body alone: asked twice they say the same, a
         "/v1/messages/count_tokens",
     }
 )
+MAX_SESSION = 256  # bytes of a session's name: many are remembered
 BODYLESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
@@ -84,7 +85,7 @@ def understand(
         arrived=now,
         ttft=objective(fields, b"x-slo-ttft-ms", caller.min_ttft),
         tpot=objective(fields, b"x-slo-tpot-ms", caller.min_tpot),
-        session=session.decode("latin-1") if session else "",
+        session=session[:MAX_SESSION].decode("latin-1") if session else "",
         method=method,
         engine=Engine.TGI if route in TGI_ONLY else None,
         response=responses.referred(route, parsed.previous) if route.startswith(responses.ROUTE) else "",

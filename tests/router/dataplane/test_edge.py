@@ -90,6 +90,7 @@ TE = b"transfer-encoding: chunked"
         pytest.param(400, line(b"GET file:///v1/models HTTP/1.1", HOST), id="URL of a file"),
         pytest.param(431, line(GET, HOST, *[b"a: b"] * 200), id="many fields"),
         pytest.param(431, line(GET, HOST, b"a: " + b"b" * 66_000), id="large field"),
+        pytest.param(431, line(b"GET /v1/" + b"a" * 66_000 + b" HTTP/1.1", HOST), id="long target"),
         pytest.param(431, line(GET, HOST, *[b"a: " + b"b" * 1000] * 70), id="large head"),
         pytest.param(400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
         pytest.param(400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2 preface"),
