@@ -84,7 +84,7 @@ def run(seconds: float) -> dict[str, float]:
         folder = Path(name)
         build_library(folder)
         host = AgentHost(folder / "node", GPUS, {"device": {"kind": "nvml"}})
-        environment = {"LD_LIBRARY_PATH": str(folder), "JOULEGATE_PLANT": str(host.folder / "plant")}
+        environment = {"LD_LIBRARY_PATH": str(folder), "JOULEGATE_PLANT": str(host.plant_file)}
         try:
             host.start_watchdog(environment)
             host.start_agent(environment=environment)

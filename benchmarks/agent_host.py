@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,8 +29,12 @@ class AgentHost:
     def __init__(self, folder: Path, gpus: int, settings: dict[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        # A driver is no file: on a disk, writes to its memory would wait for the disk's journal.
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        self._memory = tempfile.TemporaryDirectory(prefix="joulegate-plant-", dir=memory)
+        self.plant_file = Path(self._memory.name) / "plant"
         self.plant = Plant.create(
-            folder / "plant",
+            self.plant_file,
             [
                 GpuSpec(uuid=f"GPU-{i}", pci=f"00000000:{i:02X}:00.0", clocks=CLOCKS, settle=Seconds(0.005))
                 for i in range(gpus)
@@ -45,7 +50,7 @@ class AgentHost:
         document = {
             "version": 1,
             "node": folder.name,
-            "device": {"kind": "emulated", "plant": str(folder / "plant")},
+            "device": {"kind": "emulated", "plant": str(self.plant_file)},
             "allow_writes": True,
             "listen": {"unix": str(folder / "agent.sock")},
             "watchdog": {"socket": str(folder / "watchdog.sock")},
@@ -115,6 +120,7 @@ class AgentHost:
         for process in (self.holder, self.agent, self.watchdog):
             end(process, signal.SIGKILL)
         self.log.close()
+        self._memory.cleanup()
 
     def _ready(self) -> bool:
         if self.agent is not None and self.agent.poll() is not None:

@@ -100,6 +100,9 @@ GAUGES: Mapping[str, Declared] = {
     "joulegate_plan_up": Declared("1 if the last plan could be made.", ("model",)),
     "joulegate_running_requests": Declared("Requests at an instance.", INSTANCE),
     "joulegate_instance_up": Declared("1 if requests may be sent to the instance.", INSTANCE),
+    "joulegate_instance_proven": Declared(
+        "1 if the instance was seen to work on its GPUs: before that its clocks are not lowered.", INSTANCE
+    ),
     "joulegate_model_error_ratio": Declared(
         "Relative error that 95 % of iterations stay below, as the governor allows for it.", INSTANCE
     ),
@@ -297,6 +300,8 @@ def _member_gauges(model: Model, pool: Pool, member: Member) -> Iterator[tuple[s
     labels = (model.name, pool.name, member.law.name)
     yield "joulegate_running_requests", labels, member.open
     yield "joulegate_instance_up", labels, float(member.law.ready)
+    if pool.sets_clocks:
+        yield "joulegate_instance_proven", labels, float(member.proven)
     yield "joulegate_gpu_clock_target_hertz", labels, (member.target or 0) * 1e6
     if member.law.model is not None:
         yield "joulegate_model_error_ratio", labels, member.law.model_error

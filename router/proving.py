@@ -2,7 +2,8 @@
 the energy counters of its node's GPUs.
 
 One instance of a node at a time. The window in which one is asked is the idle window of the next, so a node
-of eight takes about four seconds.
+of eight takes about four seconds. What was proven before this gateway started holds on, while everything is
+as it was (`router.proof_file`).
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from router.fleet import Health
 from router.http_client import ControlClient, Unreachable
 from router.pools import Member
 from router.ports import Engine
+from router.proof_file import ProofFile
 
 log = logging.getLogger(__name__)
 WINDOW = 0.35  # seconds; energy counters move every 20 to 100 ms
@@ -40,12 +42,14 @@ class Prover:
         members: Sequence[Member],
         askers: Mapping[str, ControlClient],
         needed: Callable[[Member], bool],
+        kept: ProofFile,
         clock: Callable[[], float],
     ) -> None:
         self._agent = agent
         self._members = members
         self._askers = askers
         self._needed = needed
+        self._kept = kept
         self._clock = clock
 
     async def run(self) -> None:
@@ -53,6 +57,8 @@ class Prover:
             for member in self._members:
                 if member.status.health is Health.DOWN and member.proof.state is not Standing.UNPROVEN:
                     member.proof = Proof(why="it was down, and may run elsewhere now")
+                    self._kept.forget(member)
+                self._recall(member)
             if any(self._due(member) for member in self._members):
                 await self.round()
             await asyncio.sleep(PAUSE)
@@ -72,7 +78,17 @@ class Prover:
                 others = frozenset(gpu for gpus in busy for gpu in gpus) - set(member.gpus)
                 member.proof = judge(frozenset(member.gpus), before, during, others, member.proof, now)
                 self._say(member)
+                if member.proven:
+                    self._kept.keep(member, self._agent.view.gpus)
             before, idle = during, self._idle()
+
+    def _recall(self, member: Member) -> None:
+        """A proof from before this gateway started."""
+        untried = member.proof.tries == 0 and self._due(member)
+        if untried and self._kept.holds(member, self._agent.view.gpus):
+            why = "seen before this gateway started; the same processes are on the same GPUs"
+            member.proof = Proof(Standing.PROVEN, why, Seconds(self._clock()))
+            self._say(member)
 
     def _due(self, member: Member) -> bool:
         proof = member.proof

@@ -42,6 +42,7 @@ from router.ports import Caller, Endpoint
 from router.power import Named, PowerKeeper, PowerRules
 from router.power_tick import PowerTick
 from router.prober import Prober
+from router.proof_file import ProofFile
 from router.proofs import Proofs
 from router.proving import Prover
 from router.rate_limits import KeyLimits, RateLimits
@@ -72,6 +73,7 @@ class Runtime:
         limits = RateLimits(key_limits(settings), Seconds(time.monotonic()), self.name)
         store = self._store()
         proofs = Proofs([member for _, _, member in self.fleet.members()])
+        self._proof_file = ProofFile(settings.control.proofs_file)
         makers = Makers()
         self.replicas = Replicas(
             store, books, limits, proofs, makers, self.condition, time.monotonic, self._share
@@ -253,7 +255,7 @@ class Runtime:
             lowers = pools[member.law.name].sets_clocks or self.power.keeper.rules.enforce
             return lowers and self.replicas.leads
 
-        return Prover(node.agent, node.members, askers, needed, time.monotonic)
+        return Prover(node.agent, node.members, askers, needed, self._proof_file, time.monotonic)
 
     def _engine(self, endpoint: Endpoint) -> ControlClient:
         scheme = "https" if endpoint.tls else "http"

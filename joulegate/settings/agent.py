@@ -151,7 +151,7 @@ class Watchdog(Section):
         description="Longest wait for it; then clocks go up and stay there.",
     )
     grace_ms: float = Field(
-        default=250.0, ge=10.0, le=5000.0, description="What the agent may be late before it is killed."
+        default=200.0, ge=10.0, le=5000.0, description="What the agent may be late before it is killed."
     )
 
 
@@ -169,7 +169,7 @@ class AgentSettings(File):
         "other is only watched. Empty: any.",
     )
     restore_jitter_ms: float = Field(
-        default=400.0, ge=0.0, le=10_000.0, description="Clocks go back up to so long after a lease ran out."
+        default=300.0, ge=0.0, le=10_000.0, description="Clocks go back up to so long after a lease ran out."
     )
     listen: Listen = Field(default_factory=lambda: Listen(unix=Path("/run/joulegate/agent.sock")))
     watchdog: Watchdog = Field(default_factory=Watchdog)

@@ -244,6 +244,9 @@ class Control(Section):
         default="probe",
         description="probe: clocks are set once an instance is seen to work on its GPUs; trust: at once.",
     )
+    proofs_file: LocalPath | None = Field(
+        default=None, description="Keeps which instance runs on which GPUs over a restart."
+    )
     refit_interval_s: Positive | None = Field(
         default=300, description="Least time between two refits of an instance that drifts; null: never."
     )
