@@ -62,11 +62,12 @@ class PoolNeed:
     demand: Demand | None
     least: int  # instances that stay warm
     stock: tuple[Stock, ...]
+    terms: tuple[object, ...] = ()  # what else pools must have in common to be one
 
     def takes(self, other: "PoolNeed") -> bool:
         """Whether `other` may be merged into this one."""
         larger = self.reach[0] >= other.reach[0] and self.reach[1] >= other.reach[1]
-        return larger and self.objectives == other.objectives
+        return larger and (self.objectives, self.terms) == (other.objectives, other.terms)
 
 
 @dataclass(frozen=True, slots=True)

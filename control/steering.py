@@ -24,11 +24,12 @@ from control.admission import (
     layout,
     place,
     refuse,
+    takes_prompts,
 )
 from control.arrivals import Arrivals
 from control.floor import Demand, cheapest, going_price, settle
 from control.governor import Decision, GovernorRules, Memory, Outlook, choose
-from control.pick import Rng, fits
+from control.pick import Rng, fits, pick
 from control.prices import PriceRules, Prices
 from control.state import Flight, Instance, PoolRules
 from control.twin import Twin
@@ -132,6 +133,12 @@ class Steering:
         del self.steered[name]
         self._lay_out()
 
+    def relabel(self, rules: Sequence[PoolRules]) -> None:
+        """Instances have changed pools, or pools what they serve; requests stay where they are."""
+        for each in rules:
+            self.pools[each.name].queue.rules = each
+        self._lay_out()
+
     def _lay_out(self) -> None:
         instances = [s.instance for s in self.steered.values()]
         self._places = layout(self.queues, instances)
@@ -164,7 +171,8 @@ class Steering:
         """A request for `pool`; what it and others are granted or refused."""
         state = self._arrived(flight, pool, now)
         if not self.queued and now - flight.arrived < TIMELY * flight.ttft:  # as `assign`, for one alone
-            grant = place(flight, self._places[pool], self._rng, now, self.share)
+            grant = self._at_home(flight, now) if flight.session else None
+            grant = grant or place(flight, self._places[pool], self._rng, now, self.share)
             if grant is not None:
                 return Outcome(grants=(grant,))
         if why := state.queue.refusal(flight, self.admission):
@@ -179,6 +187,15 @@ class Steering:
             return Outcome()
         instance.book.send(flight, now)
         return Outcome(grants=(Grant(flight, instance, "no other can"),))
+
+    def _at_home(self, flight: Flight, now: Seconds) -> Grant | None:
+        """Where most of the session is cached, whatever pool that is in by now, while objectives hold there."""
+        homes = (s.instance for s in self.steered.values() if flight.session in s.instance.sessions)
+        found = pick(flight, [home for home in homes if takes_prompts(home, now)], self._rng, self.share)
+        if found is None or found.reason != "session":
+            return None
+        found.instance.book.send(flight, now)
+        return Grant(flight, found.instance, found.reason)
 
     def assign(self, now: Seconds) -> Outcome:
         """Work off the queues; call it whenever room may have come free."""

@@ -140,6 +140,14 @@ class FleetGate:
                 trip.pool.queue.remove(trip.flight)
                 ticket.refuse(_pool_down(trip.model, trip.pool, now))
 
+    def rehome(self, guest: Pool, host: Pool) -> None:
+        """What waits in `guest` waits in `host` from now on: they are one pool."""
+        for ticket in self._waiting.values():
+            if ticket.trip is not None and ticket.trip.pool is guest:
+                guest.queue.remove(ticket.trip.flight)
+                host.queue.push(ticket.trip.flight, ticket.trip.model.steering.admission)
+                ticket.trip.pool = host
+
     def sent(self, ticket: Ticket, now: Seconds) -> None:
         """The request is on its way to the instance."""
         if ticket.trip is not None:

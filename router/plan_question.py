@@ -50,7 +50,8 @@ def question_for(
     """`bias`: output tokens that came over those predicted. Pools without a latency model are left out."""
     needs = []
     for pool in model.pools.values():
-        stock = _stock(pool.members, living)
+        members = [member for member in model.members.values() if member.home == pool.name]
+        stock = _stock(members, living)
         if stock is not None:
             needs.append(
                 PoolNeed(
@@ -58,8 +59,9 @@ def question_for(
                     pool.home.reach,
                     pool.home.objectives,
                     _demand([peak[kind] for kind in pool.home.types], bias, terms.epoch),
-                    min(least(model, pool), len(pool.members)),
+                    min(least(model, pool), len(members)),
                     stock,
+                    (pool.mode, pool.static_clock, pool.home.shed, pool.power_priority),
                 )
             )
     merged = {name: pool.host for name, pool in model.pools.items() if pool.host}

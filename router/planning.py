@@ -18,6 +18,8 @@ from control.turnout import Calm
 from joulegate.units import Seconds
 from predictor.forecast import LoadForecast
 from router.capacity import desired_replicas
+from router.elastic import arrange
+from router.gate import FleetGate
 from router.load_meter import PARTS
 from router.plan_question import TYPES, length_bias, question_for
 from router.pools import Fleet, Model, Pool
@@ -68,6 +70,7 @@ class Planning:
         rules: PlanRules,
         least: Callable[[Model, Pool], int],
         scaler: Scaler,
+        gate: FleetGate,
         leads: Callable[[], bool],
         replicas: Callable[[], int],
         clock: Callable[[], float],
@@ -81,6 +84,7 @@ class Planning:
         self._fleet = fleet
         self._least = least
         self._scaler = scaler
+        self._gate = gate
         self._leads = leads
         self._replicas = replicas
         self._clock = clock
@@ -143,7 +147,18 @@ class Planning:
             log.error("no new plan", extra={"model": model.name, "problem": planned.problem})
         else:
             log.info("plan", extra={"model": model.name, "counts": dict(planned.plan.counts)})
+            if self.rules.elastic and self.rules.mode == "enforce" and self._leads():
+                self._arrange(model, planned.plan)
         planned.at, planned.seconds = Seconds(self._clock()), self._clock() - began
+
+    def _arrange(self, model: Model, plan: Provision) -> None:
+        """Pools as the plan has them. What runs in each by then counts as asked for: nothing stops at once."""
+        now = Seconds(self._clock())
+        if arrange(model, plan, self._gate, now):
+            log.info("pools", extra={"model": model.name, "merged": dict(plan.merged)})
+            for pool in model.pools.values():
+                up = sum(member.law.ready for member in pool.members)
+                self._calm(model, pool).settle(up, now)
 
     def _aim(self, model: Model, pool: Pool) -> None:
         """How many should run now; the scaler is told, where there is one."""
@@ -153,11 +168,13 @@ class Planning:
         busy = len(pool.queue) > 0 or any(law.book.running for law in laws)
         present = desired_replicas(laws, len(pool.queue)) if busy else 0
         asked = up if planned.plan is None else planned.plan.counts.get(pool.name, up)
-        calm = planned.calm.setdefault(pool.name, Calm(self.rules.calm))
-        count = calm.settle(max(asked, present, self._least(model, pool)), now)
+        count = self._calm(model, pool).settle(max(asked, present, self._least(model, pool)), now)
         pool.desired = min(count, len(pool.members))
         if self.rules.mode == "enforce" and self._leads():
             self._scaler.targets[model.name, pool.name] = pool.desired
+
+    def _calm(self, model: Model, pool: Pool) -> Calm:
+        return self.models[model.name].calm.setdefault(pool.name, Calm(self.rules.calm))
 
     def _bias(self, model: Model) -> float:
         ended = [r for r in self._fleet.requests if r.model == model.name and r.output_tokens]

@@ -71,11 +71,17 @@ class Member:
     blind: dict[str, Flight] = field(default_factory=dict)  # not streaming: progress is estimated, not seen
     sessions: "OrderedDict[str, int]" = field(default_factory=OrderedDict)  # law.sessions, newest last
     header_lines: bytes = field(init=False)  # what every answer of it says
+    home: str = field(init=False)  # the pool it is configured in
 
     def __post_init__(self) -> None:
         self.law.sessions = self.sessions
-        lines = f"x-joulegate-pool: {self.law.pool}\r\nx-joulegate-instance: {self.law.name}\r\n"
-        self.header_lines = lines.encode()
+        self.home = self.law.pool
+        self.move(self.home)
+
+    def move(self, pool: str) -> None:
+        """It belongs to `pool` now; the pools themselves are told by `router.elastic`."""
+        self.law.pool = pool
+        self.header_lines = f"x-joulegate-pool: {pool}\r\nx-joulegate-instance: {self.law.name}\r\n".encode()
 
     @property
     def endpoint(self) -> Endpoint:

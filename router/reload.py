@@ -16,6 +16,7 @@ from joulegate.settings import gateway as settings_of
 from joulegate.settings.load import load
 from joulegate.units import MegaHertz, Seconds
 from router.build_fleet import pool_rules
+from router.elastic import settle
 from router.keys import Keys
 from router.runtime import Runtime, build_keys, key_limits, power_rules
 
@@ -95,15 +96,17 @@ class Reloader:
             model.use_max_tokens = new.predictor.use_max_tokens
             for part in section.pools:
                 pool = model.pools.get(part.name)
-                if pool is None or {m.name for m in part.instances} != {m.law.name for m in pool.members}:
+                listed = {name for name, member in model.members.items() if member.home == part.name}
+                if pool is None or {instance.name for instance in part.instances} != listed:
                     continue
                 pool.mode, pool.queue_limit = part.mode, part.queue_limit
                 pool.power_priority = part.power_priority
                 clock = part.static_clock_mhz
                 pool.static_clock = None if clock is None else MegaHertz(clock)
                 rules = pool_rules(new, part)
-                if rules.types == pool.rules.types:
-                    pool.rules = pool.queue.rules = rules
+                if rules.types == pool.home.types:
+                    pool.home = rules
+            settle(model)
         runtime.tick.wake()
 
 

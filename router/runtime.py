@@ -240,6 +240,7 @@ class Runtime:
             ),
             lambda model, pool: warm[model.name, pool.name],
             self.scaler,
+            self.gate,
             lambda: self.replicas.leads,
             lambda: self.replicas.count,
             time.monotonic,

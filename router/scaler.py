@@ -9,7 +9,7 @@ A pool in which requests wait and nothing serves has one instance started, whate
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -28,6 +28,7 @@ from router.transitions import Transition, Transitions
 log = logging.getLogger(__name__)
 PERIOD = 0.25  # seconds between two ticks
 LOOK_EVERY = Seconds(5.0)  # at an instance that rests
+LOOK_FIRST = Seconds(0.5)  # until it is known whether it runs
 POLL = 0.05  # seconds between two looks at one that is on its way, at first
 POLL_MOST = 1.0
 QUIET_FOR = 1.0  # seconds after the fence until all who send requests know of it
@@ -57,6 +58,7 @@ class Scaled:
     sight: Sight = NOT_SEEN
     looked: Seconds = Seconds(float("-inf"))
     wanted: bool = True
+    looking: asyncio.Task[None] | None = None
     work: asyncio.Task[None] | None = None
     done: bool | None = None  # how the last work ended, until the table has heard of it
     problem: str = ""
@@ -89,6 +91,7 @@ class Scaler:
         self._clock = clock
         self._news = asyncio.Event()
         self._led = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def phase(self, instance: str) -> Phase | None:
         """Where it stands; None: it always runs."""
@@ -102,23 +105,24 @@ class Scaler:
     async def run(self) -> None:
         try:
             while True:
-                await self.tick()
+                self.tick()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), PERIOD)
                 self._news.clear()
         finally:
-            await self._let_go()
+            self._let_go()
 
-    async def tick(self) -> None:
-        """One look and one step for every instance."""
+    def tick(self) -> None:
+        """A look at those that are due, and one step for every instance by what was seen."""
         if not self._leads():
-            if self._led:
-                await self._let_go()
+            self._let_go()
             return
         self._led = True
         now = Seconds(self._clock())
-        due = [each for each in self.scaled.values() if self._is_due(each, now)]
-        await asyncio.gather(*(self._look(each) for each in due))
+        for each in self.scaled.values():
+            if self._is_due(each, now):
+                each.looked = now
+                each.looking = self._task(self._look(each))
         for model in self._fleet.unique():
             needed = self._needed(model)
             for pool in model.pools.values():
@@ -126,7 +130,14 @@ class Scaler:
 
     async def close(self) -> None:
         """After `run` has ended."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(each.actuator.close() for each in self.scaled.values()))
+
+    def _task(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     # -- what should run
 
@@ -182,7 +193,7 @@ class Scaler:
         self._account(each, before, now)
         self._show(each, now)
         if act is not None:
-            each.work = asyncio.create_task(self._work(each, act), name=f"{act.value} {each.member.law.name}")
+            each.work = self._task(self._work(each, act))
         self.wake()
 
     def _empty(self, each: Scaled, now: Seconds) -> bool:
@@ -239,6 +250,9 @@ class Scaler:
         except TimeoutError:
             why = f": {each.sight.why}" if each.sight.why else ""
             each.done, each.problem = False, f"no {TITLES[act]} within {limit:g} s{why}"
+        except Exception as error:
+            log.exception("an actuator failed", extra={"instance": each.member.law.name, "act": act.value})
+            each.done, each.problem = False, f"{type(error).__name__}: {error}"
         else:
             each.done = True
         self.wake()
@@ -270,22 +284,28 @@ class Scaler:
             pause = min(POLL_MOST, 1.5 * pause)
 
     def _is_due(self, each: Scaled, now: Seconds) -> bool:
-        busy = each.work is not None and not each.work.done()
-        return not busy and (each.life.phase is Phase.UNSEEN or now - each.looked >= LOOK_EVERY)
+        busy = any(task is not None and not task.done() for task in (each.work, each.looking))
+        every = LOOK_FIRST if each.life.phase is Phase.UNSEEN else LOOK_EVERY
+        return not busy and now - each.looked >= every
 
     async def _look(self, each: Scaled) -> None:
+        sight = await each.actuator.look()
         each.looked = Seconds(self._clock())
-        each.sight = await each.actuator.look()
+        if sight != each.sight:
+            each.sight = sight
+            self.wake()
 
-    async def _let_go(self) -> None:
+    def _let_go(self) -> None:
         """We lead no more, or end: what is under way is dropped, and what was fenced is not ours to fence."""
+        if not self._led:
+            return
         self._led = False
-        works = [each.work for each in self.scaled.values() if each.work is not None]
-        for work in works:
-            work.cancel()
-        await asyncio.gather(*works, return_exceptions=True)
         for each in self.scaled.values():
-            each.life, each.work, each.done, each.began = Life(), None, None, None
+            for task in (each.work, each.looking):
+                if task is not None:
+                    task.cancel()
+            each.life, each.work, each.looking, each.done, each.began = Life(), None, None, None, None
+            each.sight = NOT_SEEN
             each.member.status.fenced, each.member.status.comes_back = "", False
         self.targets.clear()
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from simulator.demo_site import MODEL, Side, free_ports
 
 SLEEP, WAKE = 0.3, 1.0  # seconds
 EVERY = ["SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL"]
+NAMES = {"serve": "gateway", "emulate": "fleet"}
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -103,6 +106,29 @@ class ScaleSite:
         """Of every GPU since the plant began."""
         now = Seconds(time.monotonic())
         return sum(gpu.true_energy_at(now) for gpu in self.plant.gpus)
+
+    def kill(self, word: str) -> None:
+        """SIGKILL one of the side's processes."""
+        process = self.side.processes[word]
+        process.kill()
+        process.wait()
+
+    def start(self, word: str) -> None:
+        """Start it again as it was."""
+        with (self.folder / f"{word}-again.log").open("wb") as log:
+            self.side.processes[word] = subprocess.Popen(
+                [sys.executable, "-m", "joulegate", word, "-c", str(self.folder / f"{NAMES[word]}.yaml")],
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def serves(self) -> bool:
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
 
     def close(self) -> None:
         self.http.close()
