@@ -1,9 +1,9 @@
 """Shell: one request of a client, and the direct way of an answer's bytes to its socket.
 
-uvicorn's cycle (receive, send) stays what every other route uses. The relay takes the direct way instead:
-no ASGI message for a chunk, the head and the first bytes of the body in one write, backpressure by
-callback, and a client that leaves cancels the task that answers it, wherever it waits. The two ways are
-never mixed in one answer.
+uvicorn's cycle (scope, receive, send) stays what every other route uses. The relay takes the direct way
+instead: no ASGI message for a chunk, the head and the first bytes of the body in one write, backpressure by
+callback, and a client that leaves cancels whoever answers it, wherever that waits. The two ways are never
+mixed in one answer.
 """
 
 import asyncio
@@ -16,9 +16,10 @@ from uvicorn.server import ServerState
 
 from router.errors import BodyTooLarge, GatewayError
 from router.head import RequestHead, status_line
+from router.stepper import Stepper
+from router.target import Target
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-EXTENSION = "joulegate.client"
 
 
 class Pausable(Protocol):
@@ -38,6 +39,9 @@ class Edge(Protocol):
     access_logger: logging.Logger
     access_log: bool
     server_state: ServerState
+    tasks: "set[asyncio.Task[None]]"
+
+    def scope_of(self, exchange: "ClientExchange") -> Any: ...
 
     def on_response_complete(self) -> None: ...
 
@@ -47,38 +51,67 @@ class Edge(Protocol):
 class ClientExchange(RequestResponseCycle):
     """Made by the guard for every request. Writes after the client left are dropped."""
 
-    owner: "asyncio.Task[object] | None" = None
+    # what most requests never change
+    disconnected = False
+    more_body = True
+    response_started = False
+    response_complete = False
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
+    owner: Stepper | None = None  # of the relay: cancelled when the client leaves
     feeder: Pausable | None = None
     claimed: int | None = None  # the relay reads the body: up to so many bytes
+    _scope: Any = None
     _unsent: bytes = b""  # the head, until there is a body to send with it
     _until_close: bool = False
     _bodiless: bool = False
     _event: asyncio.Event | None = None
 
     def __init__(
-        self, edge: Edge, scope: Any, head: RequestHead, length: bytes | None, keep_alive: bool
+        self,
+        edge: Edge,
+        head: RequestHead,
+        target: Target,
+        length: bytes | None,
+        keep_alive: bool,
+        body: bytearray,
     ) -> None:
-        # uvicorn's own attributes, set here as its constructor sets them: the event only when it is awaited
-        self.scope = scope
+        # what uvicorn's own constructor sets; the rest of it when it is asked for
+        self.edge = edge
         self.transport = edge.transport
-        self.flow = edge.flow
-        self.logger = edge.logger
-        self.access_logger = edge.access_logger
-        self.access_log = edge.access_log
-        self.default_headers = edge.server_state.default_headers
         self.on_response = edge.on_response_complete
-        self.disconnected = False
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = head.expects
-        self.body = bytearray()
-        self.more_body = True
-        self.response_started = False
-        self.response_complete = False
-        self.chunked_encoding = None
-        self.expected_content_length = 0
+        self.body = body
         self.head = head
+        self.target = target
         self.length = length
-        self.linger = edge.linger
+
+    @property
+    def scope(self) -> Any:  # type: ignore[override]
+        if self._scope is None:
+            self._scope = self.edge.scope_of(self)
+        return self._scope
+
+    @property
+    def flow(self) -> FlowControl:  # type: ignore[override]
+        return self.edge.flow
+
+    @property
+    def logger(self) -> logging.Logger:  # type: ignore[override]
+        return self.edge.logger
+
+    @property
+    def access_logger(self) -> logging.Logger:  # type: ignore[override]
+        return self.edge.access_logger
+
+    @property
+    def access_log(self) -> bool:  # type: ignore[override]
+        return self.edge.access_log
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
+        return self.edge.server_state.default_headers
 
     @property
     def message_event(self) -> asyncio.Event:  # type: ignore[override]
@@ -103,13 +136,17 @@ class ClientExchange(RequestResponseCycle):
         """The status is committed."""
         return self.response_started
 
-    def own(self) -> None:
-        """The running task answers this request: cancel it when the client leaves."""
-        self.owner = asyncio.current_task()
-
-    def disown(self) -> None:
-        self.owner = None
-        self.feeder = None
+    def over(self, stepper: Stepper, error: BaseException | None) -> None:
+        """The relay is done with this request."""
+        self.edge.tasks.discard(stepper)
+        self.owner = self.feeder = None
+        if isinstance(error, Exception):
+            self.logger.error("Exception in the relay", exc_info=error)
+            if not self.response_started:
+                self.answer(GatewayError("the gateway failed"), [])
+        if not (self.response_complete or self.disconnected):
+            self.abort()
+        self.on_response = _nobody  # else it holds its connection, which holds it
 
     def lose(self) -> None:
         """The client left, or was refused while it still sent."""
@@ -122,19 +159,24 @@ class ClientExchange(RequestResponseCycle):
         """The whole body, not copied. Raises BodyTooLarge as soon as it is known to be longer."""
         self.claimed = limit
         if self.more_body:
-            if self.length is not None and int(self.length) > limit:
-                raise BodyTooLarge(f"the body may be at most {limit} bytes")
-            if self.waiting_for_100_continue and not self.gone:
-                self.transport.write(CONTINUE)
-                self.waiting_for_100_continue = False
-            self.flow.resume_reading()
+            await self._arrive(limit)
+        body = self.body
+        if len(body) > limit:
+            raise BodyTooLarge(f"the body may be at most {limit} bytes")
+        self.body = bytearray()
+        return body
+
+    async def _arrive(self, limit: int) -> None:
+        """Wait for the end of the body, or for more than `limit` of it."""
+        if self.length is not None and int(self.length) > limit:
+            raise BodyTooLarge(f"the body may be at most {limit} bytes")
+        if self.waiting_for_100_continue and not self.gone:
+            self.transport.write(CONTINUE)
+            self.waiting_for_100_continue = False
+        self.flow.resume_reading()
         while self.more_body and len(self.body) <= limit:
             await self.message_event.wait()
             self.message_event.clear()
-        if len(self.body) > limit:
-            raise BodyTooLarge(f"the body may be at most {limit} bytes")
-        body, self.body = self.body, bytearray()
-        return body
 
     def begin(self, status: int, head: bytes, length: int | None) -> None:
         """Commit to a status. `head`: status line and header lines, each ended, without framing fields.
@@ -144,7 +186,7 @@ class ClientExchange(RequestResponseCycle):
         """
         self.response_started = True
         self.waiting_for_100_continue = False
-        self._bodiless = self.scope["method"] == "HEAD" or status in (204, 304)
+        self._bodiless = self.head.method == "HEAD" or status in (204, 304)
         framing = b""
         if length is not None:
             self.expected_content_length = length
@@ -152,7 +194,7 @@ class ClientExchange(RequestResponseCycle):
                 framing = b"content-length: %d\r\n" % length
         elif self._bodiless:
             pass
-        elif self.scope["http_version"] == "1.1":
+        elif self.head.version == "1.1":
             self.chunked_encoding = True
             framing = b"transfer-encoding: chunked\r\n"
         else:
@@ -203,7 +245,7 @@ class ClientExchange(RequestResponseCycle):
                 return
         self.response_complete = True
         if not self.keep_alive:
-            self.linger()
+            self.edge.linger()
         self.on_response()
 
     def abort(self) -> None:
@@ -225,3 +267,7 @@ class ClientExchange(RequestResponseCycle):
         self.begin(error.answer_status, head, len(body))
         self.write(body)
         self.finish()
+
+
+def _nobody() -> None:
+    """Whom an answer tells that it is over, when it was over before."""

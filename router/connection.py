@@ -14,9 +14,10 @@ from typing import cast
 import httptools
 
 from router.errors import UpstreamDown, UpstreamError, UpstreamGarbled
-from router.head import NOT_RELAYED, Header, Outline, nominations, outline, reply_head
+from router.head import NOT_RELAYED, Header, Outline, nominations, outline, reply_head, whole_chunk
 from router.limits import UpstreamLimits
 from router.ports import Sink
+from router.stepper import Signal
 
 NEVER = float("inf")
 JOIN_BELOW = 64 * 1024  # bytes: below, one copy is cheaper than a second buffer in the socket call
@@ -32,7 +33,7 @@ class Connection(asyncio.Protocol):
         self.deadline = NEVER  # monotonic seconds: when the instance has been silent for too long
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[None] | None = None
+        self._signal: Signal | None = None  # whoever waits for this answer
         self._error: UpstreamError | None = None
         self._reused = False
         self._lost = False
@@ -63,6 +64,8 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._answered = False  # at least one byte came
         self._sink: Sink | None = None
+        self._chunk_ended = False
+        self._between_chunks = False  # the parser waits for the size of a chunk
         self._held_size = 0  # of what was read before somebody took the body
         self._want = NEVER
 
@@ -116,20 +119,19 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     async def _wait(self) -> None:
-        if self._error is not None:
-            raise self._error
-        self._waiter = self.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        if self._error is None:
+            self._signal = signal = Signal(self.loop)
+            try:
+                await signal
+            finally:
+                self._signal = None
         if self._error is not None:
             raise self._error
 
     def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        """Whoever waits goes on, perhaps at once, and may be done with this answer: the last thing to do."""
+        if self._signal is not None:
+            self._signal.fire()
 
     # the relay's side
 
@@ -189,16 +191,24 @@ class Connection(asyncio.Protocol):
             elif self._error is None:
                 what = "in the middle of its answer" if self._head_done else "without an answer"
                 self._error = UpstreamDown(f"the instance closed the connection {what}")
-        self._wake()
         self._transport = None  # both hold us: rings for the collector
         del self._parser
+        self._wake()
 
     def data_received(self, data: bytes) -> None:
         if self._complete:
             self.close()  # a byte nobody asked for
-            return
-        if not self._answered and self._take_alike(data):
-            return
+        elif self._between_chunks:
+            sink, body = self._sink, whole_chunk(data)
+            self.deadline = time.monotonic() + self.limits.silence
+            if body and sink is not None:
+                sink.feed(body)  # the parser need not see it
+            else:
+                self._parse(data)
+        elif self._answered or not self._take_alike(data):
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         self._answered = True
         head_was_done = self._head_done
         self.deadline = time.monotonic() + self.limits.silence
@@ -213,14 +223,19 @@ class Connection(asyncio.Protocol):
         pieces = self._pieces
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
-        if body:
-            if self._sink is not None:
-                self._sink.feed(body)
-            else:
-                self._hold(body)
         if self._complete:
             self._ended(data, len(body), head_was_done)
-        elif not head_was_done and not self._awaits_body:
+        else:
+            self._between_chunks = self._chunk_ended and data.endswith(b"\r\n")
+        self._deliver(body, due=self._complete or not (head_was_done or self._awaits_body))
+
+    def _deliver(self, body: bytes, due: bool) -> None:
+        """`due`: who waits should know, whatever the body."""
+        if body and self._sink is not None:
+            self._sink.feed(body)
+        elif body and self._hold(body):
+            due = True
+        if due:
             self._wake()
 
     def _more_head(self, size: int) -> None:
@@ -245,7 +260,6 @@ class Connection(asyncio.Protocol):
         whole = not head_was_done and not self._fed and not self._informational
         sure = self._clean and whole and body and self.length is not None
         self._outline = outline(data, body) if sure else None
-        self._wake()
 
     def _take_alike(self, data: bytes) -> bool:
         """Take an answer that came whole, with the head of the last one but for its length.
@@ -261,16 +275,17 @@ class Connection(asyncio.Protocol):
         self.length = len(body)
         self.deadline = NEVER
         self._hold(body)
+        self._wake()
         return True
 
-    def _hold(self, body: bytes) -> None:
-        self._held.append(body)
+    def _hold(self, body: bytes) -> bool:
+        """Keep it until somebody takes the body. True: who waits should know."""
         first = not self._held_size
+        self._held.append(body)
         self._held_size += len(body)
-        if first or self._held_size > self._want:
-            self._wake()
         if self._held_size > self.limits.buffer:
             self.pause()
+        return first or self._held_size > self._want
 
     def _ends_exactly(self, data: bytes, body: int, head_was_done: bool) -> bool:
         """Whether `data`, the last read of an answer, held nothing after it.
@@ -358,6 +373,12 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if not self._head_only:
             self._pieces.append(body)
+
+    def on_chunk_header(self) -> None:
+        self._chunk_ended = False
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_ended = True
 
     def on_message_complete(self) -> None:
         if self._head_done:

@@ -1,18 +1,18 @@
 """Shell: the edge. uvicorn's HTTP protocol with what it lacks: framing rules, limits, timers, a direct way
 out.
 
-    uvicorn.Config(Entry(relay, app), http=guard(EdgeLimits()), loop="uvloop", ws="none", access_log=False)
+    uvicorn.Config(app, http=guard(EdgeLimits(), relay), loop="uvloop", ws="none", access_log=False)
 
+The OpenAI routes go to the relay, without a task (`router.stepper`); everything else to the app, as ever.
 A request with doubtful framing never reaches the app: one answer in OpenAI's shape, then the connection is
 closed. While a request is being answered its connection is still read (so that a client that leaves is
-noticed), but what it sends is kept back, unparsed, until the answer is out. One sweep a period looks after
-all timers: no timer is made per request.
+noticed), but what it sends is kept back, unparsed, until the answer is out.
 """
 
 import asyncio
 from enum import Enum
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -20,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from router.client import EXTENSION, ClientExchange
+from router.client import ClientExchange
 from router.errors import BadRequest, ClientTimeout, GatewayError, HeadTooLarge
 from router.head import (
     NO_HEAD,
@@ -32,16 +32,27 @@ from router.head import (
     status_line,
 )
 from router.limits import EdgeLimits
+from router.stepper import Step, Stepper
 from router.target import Target, target_of
+from router.warden import Warden
 
 LINGER = 1.0  # seconds in which a refused client may still read why
 AHEAD = 64 * 1024  # bytes kept back from a client that does not wait for its answer
 
 
-def guard(limits: EdgeLimits) -> type[asyncio.Protocol]:
+class Answerer(Protocol):
+    """Who answers the OpenAI routes: the relay."""
+
+    def serve(self, client: ClientExchange) -> Step:
+        """Answer this one request, or leave it without an answer if the client left."""
+        ...
+
+
+def guard(limits: EdgeLimits, relay: Answerer) -> type[asyncio.Protocol]:
     """What uvicorn.Config takes as `http=`; one for each server."""
     # uvicorn only calls it; its annotation asks for a class
-    return cast("type[asyncio.Protocol]", partial(Guard, limits=limits, warden=Warden(limits)))
+    made = partial(Guard, limits=limits, warden=Warden(limits), relay=relay)
+    return cast("type[asyncio.Protocol]", made)
 
 
 class Reading(Enum):
@@ -65,11 +76,14 @@ class Guard(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: EdgeLimits,
-        warden: "Warden",
+        warden: Warden,
+        relay: Answerer | None,
     ) -> None:
+        """`relay` None: every route is the app's."""
         super().__init__(config, server_state, app_state, _loop)
         self.limits = limits
         self.warden = warden
+        self.relay = relay
         self.active: ClientExchange | None = None  # the request being answered
         self.reading = Reading.IDLE
         self.since = 0.0  # when `reading` began
@@ -78,7 +92,7 @@ class Guard(HttpToolsProtocol):
         self.now = 0.0  # of the read that is being parsed
         self.length: bytes | None = None  # Content-Length of the head that is being parsed
         self.head = NO_HEAD  # of the request before
-        self.target = Target(b"", b"", "")  # of that request
+        self.target = Target(b"", b"", "", False)  # of that request
         self.outline: Outline | None = None  # of that request, if it came in one read
         self.ahead = bytearray()
 
@@ -100,7 +114,7 @@ class Guard(HttpToolsProtocol):
         if self.reading is Reading.LINGER:
             return
         active = self.active
-        if active is not None and (self.reading is Reading.DONE or self.cycle is not active):
+        if self.ahead or (active is not None and (self.reading is Reading.DONE or self.cycle is not active)):
             self._keep_back(data)
             return
         self.now = self.loop.time()
@@ -146,13 +160,16 @@ class Guard(HttpToolsProtocol):
         body = last.body_of(data)
         if not body or len(body) > AHEAD:
             return False
-        self.length = b"%d" % len(body)
-        self._begin(self.head, self.target, keep_alive=True)
-        cycle = self.cycle
-        cycle.body += body
+        cycle = ClientExchange(self, self.head, self.target, b"%d" % len(body), True, bytearray(body))
         cycle.more_body = False
+        self.cycle = self.active = cycle
+        self.since = self.now
         self.received = len(body)
         self.reading = Reading.DONE
+        if self.relay is not None and self.target.relayed:
+            self._stepper(cycle, self.relay).start()
+        else:
+            self._answer(cycle, self.app)
         return True
 
     def _keep_back(self, data: bytes) -> None:
@@ -217,10 +234,21 @@ class Guard(HttpToolsProtocol):
 
     def _begin(self, head: RequestHead, target: Target, keep_alive: bool) -> None:
         """A request whose head is sound: it is answered now, or after the one that is."""
-        headers = head.headers
-        if self.length is not None:
-            headers = [*headers, (b"content-length", self.length)]
-        scope: Any = {
+        self.cycle = cycle = ClientExchange(self, head, target, self.length, keep_alive, bytearray())
+        self.reading = Reading.BODY
+        self.since = self.now
+        self.received = 0
+        if self.active is None:
+            self._answer(cycle, self.app)
+        else:
+            self.pipeline.appendleft((cycle, self.app))
+
+    def scope_of(self, exchange: ClientExchange) -> Any:
+        """What an ASGI app is told of a request."""
+        head, target, headers = exchange.head, exchange.target, exchange.head.headers
+        if exchange.length is not None:
+            headers = [*headers, (b"content-length", exchange.length)]
+        return {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
             "http_version": head.version,
@@ -235,16 +263,6 @@ class Guard(HttpToolsProtocol):
             "path": target.path,
             "query_string": target.query,
         }
-        cycle = ClientExchange(self, scope, head, self.length, keep_alive)
-        scope["extensions"] = {EXTENSION: cycle}
-        self.cycle = cycle
-        self.reading = Reading.BODY
-        self.since = self.now
-        self.received = 0
-        if self.active is None:
-            self._answer(cycle, self.app)
-        else:
-            self.pipeline.appendleft((cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         self.received += len(body)
@@ -272,16 +290,23 @@ class Guard(HttpToolsProtocol):
     # the answer's side
 
     def _answer(self, cycle: ClientExchange, app: ASGI3Application) -> None:
+        """In the next round of the loop: now the parser is at work, or another request's last step."""
         self.active = cycle
+        if self.relay is not None and cycle.target.relayed:
+            self.loop.call_soon(self._stepper(cycle, self.relay).start)
+            return
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
+    def _stepper(self, cycle: ClientExchange, relay: Answerer) -> Stepper:
+        stepper = cycle.owner = Stepper(relay.serve(cycle), self.loop, cycle.over)
+        self.tasks.add(stepper)  # type: ignore[arg-type]  # uvicorn counts what is there, and may cancel it
+        return stepper
+
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
-        answered, self.active = self.active, None
-        if answered is not None:
-            answered.scope.pop("extensions", None)
+        self.active = None
         if self.transport.is_closing() or self.reading is Reading.LINGER:
             return
         self.flow.resume_reading()
@@ -292,7 +317,12 @@ class Guard(HttpToolsProtocol):
         if self.reading is Reading.DONE:
             self._enter(Reading.IDLE)
         if self.ahead:
-            data, self.ahead = bytes(self.ahead), bytearray()
+            self.loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Read what came while the last request was answered."""
+        data, self.ahead = bytes(self.ahead), bytearray()
+        if data and self.parser is not None:
             self.data_received(data)
 
     def refuse(self, error: GatewayError) -> None:
@@ -330,7 +360,6 @@ class Guard(HttpToolsProtocol):
     def _lose_active(self) -> None:
         active, self.active = self.active, None
         if active is not None:
-            active.scope.pop("extensions", None)
             active.lose()
 
     # timers
@@ -366,31 +395,3 @@ class Guard(HttpToolsProtocol):
             self.transport.close()
         else:
             self.transport.abort()
-
-
-class Warden:
-    """Looks at every connection of one server now and then, while there are any."""
-
-    def __init__(self, limits: EdgeLimits) -> None:
-        shortest = min(limits.idle, limits.head, limits.body, limits.reader)
-        self.period = max(0.02, min(1.0, shortest / 4))
-        self._timer: asyncio.TimerHandle | None = None
-
-    def watch(self, connections: "set[Any]", loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is None:
-            self._arm(connections, loop)
-
-    def _arm(self, connections: "set[Any]", loop: asyncio.AbstractEventLoop) -> None:
-        due = loop.time() + self.period
-        self._timer = loop.call_later(self.period, self._sweep, connections, loop, due)
-
-    def _sweep(self, connections: "set[Any]", loop: asyncio.AbstractEventLoop, due: float) -> None:
-        self._timer = None
-        now = loop.time()
-        if now - due < self.period:  # else the loop stood still: what clients sent meanwhile is not read yet
-            for connection in list(connections):
-                what = connection.overdue(now)
-                if what is not None:
-                    connection.expire(what)
-        if connections:
-            self._arm(connections, loop)

@@ -48,6 +48,7 @@ TRUE_LENGTH = b"x-joulegate-true-output-tokens"
 NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
 MAX_DIGITS = 12  # of a Content-Length that is not looked at twice
+CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length: *(\d{1,12})(?=\r\n)")
 
 SEGMENT = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~:@!$&'()*+,=-]+"
@@ -119,11 +120,21 @@ class Outline:
 def outline(data: bytes, body: int) -> Outline | None:
     """Of a sound message of `body` bytes that came in one read; None: where its length stands is unclear."""
     head = data[: len(data) - body]
-    found = LENGTH_LINE.findall(head)
+    found = list(LENGTH_LINE.finditer(head))
     if len(found) != 1 or not head.endswith(b"\r\n\r\n"):
         return None
-    match = LENGTH_LINE.search(head)
-    return Outline(head[: match.start(1)], head[match.end(1) :]) if match else None
+    return Outline(head[: found[0].start(1)], head[found[0].end(1) :])
+
+
+def whole_chunk(data: bytes) -> bytes:
+    """The body of `data`, which is exactly one chunk but the last; b"": it is not, or not surely."""
+    match = CHUNK_SIZE.match(data)
+    if match is None:
+        return b""
+    start, end = match.end(), len(data) - 2
+    if end - start != int(match[1], 16) or not data.endswith(b"\r\n"):
+        return b""
+    return data[start:end]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,27 @@
 """Shell: one request from entry to exit.
 
-    Relay(gate, upstream, keys, limits, refused)    an ASGI callable; assign `relay.keys` to reload the keys
-    Entry(relay, app)                               the ASGI callable for uvicorn, with http=guard(...)
+    relay = Relay(gate, upstream, keys, limits, refused)    for http=guard(limits, relay)
+    relay.keys = keys                                       to reload them
 
-One coroutine owns the request: key, path, body, place, instance, answer, report. It is cancelled when the
-client leaves, wherever it waits; the way out is the same for success, error and cancel. The status is
-committed with the first byte of the body, so that an instance which dies before it can be replaced by
-another, once.
+One coroutine owns the request: key, path, body, place, instance, answer, report. A `Stepper` runs it, not a
+task. It is cancelled when the client leaves, wherever it waits; the way out is the same for success, error
+and cancel. The status is committed with the first byte of the body, so that an instance which dies before it
+can be replaced by another, once.
 """
 
 import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from joulegate.units import Seconds
 from router import openai_api
 from router.answer_energy import with_energy
-from router.client import EXTENSION, ClientExchange
+from router.client import ClientExchange
 from router.dialects import RESPONSES, Tap
 from router.errors import (
     GatewayBusy,
@@ -33,7 +33,7 @@ from router.errors import (
     UpstreamError,
     translate,
 )
-from router.head import RequestHead, check_path, relayed, reply_head, status_line
+from router.head import RequestHead, check_path, reply_head, status_line
 from router.intake import Call, message, safe_id, understand
 from router.keys import Keys
 from router.limits import RelayLimits
@@ -41,10 +41,6 @@ from router.ports import Caller, Ending, Gate, Reply, Report, Sink, Slot, Upstre
 from router.sinks import EventSink, NamingSink, PlainSink
 from router.verdict import ending_of, ending_of_failure, try_another
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 CLIENT_LEFT = Report(Ending.CLIENT_LEFT, 0)
 JSON_OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 KEEP = 256 * 1024  # bytes of an answer that is not a stream, to find its usage in
@@ -81,38 +77,28 @@ class Relay:
         self._process = secrets.token_hex(8)
         self._served = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, client: ClientExchange) -> None:
         now = Seconds(time.monotonic())
-        extensions = scope.get("extensions")
-        if extensions is None:
-            return  # the client left before its turn came
-        client: ClientExchange = extensions[EXTENSION]
-        client.own()
         self._served += 1
         sent_id = safe_id(client.head.fields.get(b"x-request-id")) or f"{self._process}{self._served:016x}"
         try:
-            await self._serve(client, scope, sent_id, now)
+            await self._serve(client, sent_id, now)
         except GatewayError as error:
             self.refused(error)
             client.answer(error, [(b"x-request-id", sent_id.encode())])
         except asyncio.CancelledError:
-            # nobody waits for this task: it ends here, whoever cancelled it
             if not client.gone and not client.started:
                 client.answer(STOPPING, [(b"x-request-id", sent_id.encode())])
-        finally:
-            client.disown()
 
-    async def _serve(self, client: ClientExchange, scope: Scope, sent_id: str, now: Seconds) -> None:
-        method: str = scope["method"]
-        head = client.head
+    async def _serve(self, client: ClientExchange, sent_id: str, now: Seconds) -> None:
+        head, target = client.head, client.target
         caller = self._caller(head)
-        if scope["path"].startswith(MODELS):
-            self._models(client, scope["path"], method, caller)
+        if target.path.startswith(MODELS):
+            self._models(client, target.path, head.method, caller)
             return
-        path = check_path(scope["raw_path"])
+        path = check_path(target.raw_path)
         body = await client.read_body(self.limits.body)
-        query: bytes = scope["query_string"]
-        call = understand(method, path, query, head, body, caller, sent_id, now)
+        call = understand(head.method, path, target.query, head, body, caller, sent_id, now)
         refusal = await self._place(client, call)
         if refusal is None:
             return
@@ -292,17 +278,3 @@ def answer_head(status: int, lines: bytes, call: Call, slot: Slot) -> bytes:
     """Status line and header lines for the client, without framing fields."""
     sent_id = call.request.id.encode()
     return b"%b\r\n%b%bx-request-id: %b\r\n" % (status_line(status), lines, slot.header_lines, sent_id)
-
-
-class Entry:
-    """The OpenAI routes past the app's middleware, everything else to the app."""
-
-    def __init__(self, relay: App, app: App) -> None:
-        self.relay = relay
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and relayed(scope["path"]):
-            await self.relay(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
@@ -16,7 +17,7 @@ from joulegate.settings.front import Edge, Listen
 from router.app import build_app
 from router.guard import guard
 from router.limits import EdgeLimits, RelayLimits, UpstreamLimits
-from router.relay import Entry, Relay
+from router.relay import Relay
 from router.reload import Reloader
 from router.runtime import Runtime
 from router.upstream import UpstreamPool
@@ -51,7 +52,7 @@ def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
     limits = RelayLimits(body=int(settings.edge.body_mib * 2**20))
     relay = Relay(runtime.gate, upstream, runtime.keys, limits, runtime.refused)
     reloader = Reloader(path, runtime, [relay])
-    app = Entry(relay, build_app(runtime, reloader))
+    app = build_app(runtime, reloader)
 
     def hang_up(signum: int, frame: FrameType | None) -> None:
         report = reloader.reload()
@@ -64,7 +65,7 @@ def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
     signal.signal(signal.SIGHUP, hang_up)
     if runtime.keys.is_open:
         log.warning("no API keys: everybody who reaches this port may use the models")
-    server = GatewayServer(_config(settings, app), stopping)
+    server = GatewayServer(_config(settings, app, relay), stopping)
     listener = _bound(settings.listen)
     log.info("gateway starts", extra={"gateway": runtime.name, "port": listener.getsockname()[1]})
     server.run(sockets=[listener])
@@ -86,13 +87,13 @@ def _bound(listen: Listen) -> socket.socket:
     return listener
 
 
-def _config(settings: settings_of.Gateway, app: Entry) -> uvicorn.Config:
+def _config(settings: settings_of.Gateway, app: FastAPI, relay: Relay) -> uvicorn.Config:
     listen: Listen = settings.listen
     return uvicorn.Config(
         app,
         host=listen.host,
         port=listen.port,
-        http=guard(_edge(settings.edge)),
+        http=guard(_edge(settings.edge), relay),
         loop="uvloop",
         ws="none",
         lifespan="on",

@@ -5,18 +5,23 @@ from urllib.parse import unquote
 
 import httptools
 
+from router.head import relayed
+
 
 class Target(NamedTuple):
     raw_path: bytes
     query: bytes
     path: str  # as ASGI wants it
+    relayed: bool  # the relay's, who may still refuse its spelling
 
 
 def target_of(url: bytes) -> Target:
     """Path and query of a request target that has been checked."""
     raw_path, query = split_target(url)
     path = raw_path.decode("ascii")
-    return Target(raw_path, query, unquote(path) if "%" in path else path)
+    if "%" in path:
+        path = unquote(path)
+    return Target(raw_path, query, path, relayed(path))
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:

@@ -30,6 +30,7 @@ from router.ports import Endpoint
 
 OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 Key = tuple[str, int, str | None]
+STEP = 0.5  # seconds of waiting for a connection that count at once
 
 
 class UpstreamPool:
@@ -100,14 +101,14 @@ class UpstreamPool:
         try:
             context = self._context(endpoint)
             limits = endpoint.limits or self.limits
-            async with asyncio.timeout(limits.connect):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop, limits),
-                    endpoint.host,
-                    endpoint.port,
-                    ssl=context,
-                    server_hostname=endpoint.host if context else None,
-                )
+            opening = loop.create_connection(
+                lambda: Connection(loop, limits),
+                endpoint.host,
+                endpoint.port,
+                ssl=context,
+                server_hostname=endpoint.host if context else None,
+            )
+            connection = await opened(loop.create_task(opening), limits.connect)
         except TimeoutError as error:
             raise UpstreamDown(f"{endpoint.name}: no connection in time", unsent=True) from error
         except OSError as error:
@@ -168,6 +169,32 @@ class UpstreamPool:
             self._watch(loop)
 
 
+async def opened(opening: "asyncio.Task[tuple[object, Connection]]", limit: float) -> Connection:
+    """The connection that is being opened. Raises TimeoutError after `limit` seconds in which the loop ran.
+
+    While the loop stands still nobody could have seen that the connection is there: a step of the wait counts
+    as itself, however late it ends.
+    """
+    left = limit
+    try:
+        while not opening.done():
+            if left <= 0.0:
+                raise TimeoutError
+            await asyncio.wait([opening], timeout=min(left, STEP))
+            left -= STEP
+    except BaseException:
+        opening.cancel()
+        opening.add_done_callback(_unwanted)
+        raise
+    return opening.result()[1]
+
+
+def _unwanted(opening: "asyncio.Task[tuple[object, Connection]]") -> None:
+    """It came about although nobody waits for it any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[1].close()
+
+
 def _key(endpoint: Endpoint) -> Key:
     return endpoint.host, endpoint.port, (endpoint.ca_file or "") if endpoint.tls else None
 
@@ -209,7 +236,7 @@ class Exchange:
 
     async def __aenter__(self) -> Connection:
         kept = self.pool.take(self.key)
-        self.connection = connection = kept or await self.pool.connect(self.endpoint)
+        self.connection = connection = kept or await self._connect()
         try:
             self._send(connection)
             await connection.answered(self.with_body)
@@ -222,7 +249,7 @@ class Exchange:
         except BaseException:
             self._drop()
             raise
-        self.connection = connection = await self.pool.connect(self.endpoint)
+        self.connection = connection = await self._connect()
         try:
             self._send(connection)
             await connection.answered(self.with_body)
@@ -237,6 +264,17 @@ class Exchange:
         if self.connection is not None:
             self.pool.release(self.key, self.connection)
             self.connection = None
+
+    async def _connect(self) -> Connection:
+        """In a task: who waits here may be a Stepper, which has none for a time-out to cancel."""
+        connecting = asyncio.get_running_loop().create_task(self.pool.connect(self.endpoint))
+        try:
+            return await connecting
+        except asyncio.CancelledError:
+            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+                self.connection = connecting.result()
+                self._drop()
+            raise
 
     def _send(self, connection: Connection) -> None:
         connection.send(self.message, self.head_only)

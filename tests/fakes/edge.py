@@ -15,7 +15,7 @@ from router.errors import GatewayError
 from router.guard import guard
 from router.keys import Keys
 from router.limits import EdgeLimits, RelayLimits, UpstreamLimits
-from router.relay import Entry, Relay
+from router.relay import Relay
 from router.upstream import UpstreamPool
 from tests.fakes.gate import FakeGate
 
@@ -82,8 +82,8 @@ async def edge(
     refused: list[GatewayError] = []
     ours = Relay(gate, pool, keys or Keys(), relay or RelayLimits(), refused.append)
     config = uvicorn.Config(
-        Entry(ours, hello),
-        http=guard(limits or EdgeLimits()),
+        hello,
+        http=guard(limits or EdgeLimits(), ours),
         ws="none",
         lifespan="off",
         log_level="warning",

@@ -9,8 +9,10 @@ from uvicorn.server import ServerState
 
 from router.connection import Connection
 from router.errors import UpstreamError
-from router.guard import Guard, Warden
+from router.guard import Guard
 from router.limits import EdgeLimits, UpstreamLimits
+from router.relay import Relay
+from router.warden import Warden
 
 Message = MutableMapping[str, Any]
 App = Callable[
@@ -48,12 +50,18 @@ class Recorder(asyncio.Transport):
     def resume_reading(self) -> None: ...
 
 
-async def fed_guard(app: App, reads: Sequence[bytes], kind: type[Guard] = Guard, turns: int = TURNS) -> bytes:
+async def fed_guard(
+    app: App,
+    reads: Sequence[bytes],
+    kind: type[Guard] = Guard,
+    turns: int = TURNS,
+    relay: Relay | None = None,
+) -> bytes:
     """What a client gets that sends `reads` over one connection; `turns` of the loop after each."""
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
     config.load()
     limits = EdgeLimits()
-    guard = kind(config, ServerState(), {}, limits=limits, warden=Warden(limits))
+    guard = kind(config, ServerState(), {}, limits=limits, warden=Warden(limits), relay=relay)
     transport = Recorder()
     guard.connection_made(transport)
     for read in reads:

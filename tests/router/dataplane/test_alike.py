@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from router.connection import Connection
 from router.errors import UpstreamError
 from router.guard import Guard
-from router.head import outline
+from router.head import outline, whole_chunk
 from router.limits import UpstreamLimits
 from tests.fakes.recorder import Recorder, fed_guard
 
@@ -129,6 +129,79 @@ async def test_an_instance_is_heard_the_same(reads: list[bytes]) -> None:
     assert await answers(Connection, reads) == await answers(CarefulConnection, reads)
 
 
+class CarefulStream(Connection):
+    """Has its parser read every chunk."""
+
+    def data_received(self, data: bytes) -> None:
+        self._between_chunks = False
+        super().data_received(data)
+
+
+class Kept:
+    """A sink that keeps what it is fed. Implements router.ports.Sink."""
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    def feed(self, body: bytes) -> None:
+        self.body += body
+
+
+@st.composite
+def stream(draw: st.DrawFn) -> list[bytes]:
+    """A chunked answer, mostly a chunk a read, mangled and cut now and then."""
+    reads = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"]
+    for size in draw(st.lists(st.sampled_from([1, 2, 9, 26, 300]), max_size=6)):
+        filling = draw(st.sampled_from([b"x", b"\r\n", b"0"]))
+        reads.append(b"%x\r\n%b\r\n" % (size, (filling * size)[:size]))
+    reads.append(b"0\r\n\r\n")
+    for _ in range(draw(st.integers(0, 2))):
+        which = draw(st.integers(0, len(reads) - 1))
+        read, at = reads[which], draw(st.integers(0, len(reads[which])))
+        kind = draw(st.sampled_from(["cut", "mangle", "join"]))
+        if kind == "cut":
+            reads[which : which + 1] = [read[:at], read[at:]]
+        elif kind == "join":
+            reads[which : which + 2] = [b"".join(reads[which : which + 2])]
+        else:
+            skip = draw(st.integers(0, 2))
+            reads[which] = read[:at] + draw(st.sampled_from([b"", b"5;x=y", *BITS])) + read[at + skip :]
+    return [read for read in reads if read]
+
+
+async def streamed(kind: type[Connection], reads: list[bytes]) -> tuple[object, bytes]:
+    """How the answer ended, and its body."""
+    connection = kind(asyncio.get_running_loop(), UpstreamLimits())
+    transport, sink = Recorder(), Kept()
+    connection.connection_made(transport)
+    connection.send([b"GET / HTTP/1.1\r\n\r\n"], head_only=False)
+
+    async def pumped() -> object:
+        try:
+            await connection.answered(with_body=True)
+            await connection.pump(sink)
+        except UpstreamError as error:
+            return type(error)
+        return connection.status, connection.usable
+
+    task = asyncio.create_task(pumped())
+    for read in reads:
+        connection.data_received(read)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        if task.done() or transport.ended:
+            break
+    if not task.done():
+        connection.connection_lost(None)
+    return await task, sink.body
+
+
+@settings(max_examples=400, deadline=None)
+@given(stream())
+async def test_a_stream_is_heard_the_same(reads: list[bytes]) -> None:
+    assert await streamed(Connection, reads) == await streamed(CarefulStream, reads)
+
+
 async def test_the_parser_is_spared() -> None:
     """Else the two tests above compare a thing with itself."""
     connection = Connection(asyncio.get_running_loop(), UpstreamLimits())
@@ -138,6 +211,15 @@ async def test_the_parser_is_spared() -> None:
         connection.data_received(REPLY % (b"now", size, b"y" * size))
         assert await connection.read(1 << 20) == b"y" * size
         assert connection.usable
+    assert whole_chunk(b"5\r\nhello\r\n") == b"hello"
+    for doubtful in (
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"+5\r\nhello\r\n",
+        b"5;a\r\nhello\r\n",
+        b"0\r\n\r\n",
+        b"5\r\nhello",
+    ):
+        assert whole_chunk(doubtful) == b""
     known = outline(REPLY % (b"now", 5, b"yyyyy"), 5)
     assert known is not None
     assert known.body_of(REPLY % (b"now", 7, b"y" * 7)) == b"y" * 7

@@ -9,7 +9,7 @@ import pytest
 from router.keys import Keys
 from router.limits import EdgeLimits, RelayLimits, UpstreamLimits
 from router.ports import Ending, Endpoint, Engine
-from router.relay import Entry, Relay
+from router.relay import Relay
 from router.upstream import UpstreamPool
 from tests.fakes.edge import Edge, edge, hello, post
 from tests.fakes.engine import STREAM_HEAD, FakeEngine, Line, Received, Script, answer, chunk, event, says
@@ -223,6 +223,6 @@ async def test_a_body_over_the_limit_is_refused_before_it_arrives() -> None:
 async def test_a_client_that_is_gone_before_its_turn_is_not_served(caplog: pytest.LogCaptureFixture) -> None:
     gate, pool = FakeGate(), UpstreamPool(UpstreamLimits())
     relay = Relay(gate, pool, Keys(), RelayLimits(), lambda error: pytest.fail(str(error)))
-    written = await fed_guard(Entry(relay, hello), [post(ASK)], turns=0)
+    written = await fed_guard(hello, [post(ASK)], turns=0, relay=relay)
     assert (written, gate.requests, caplog.records) == (b"", [], [])
     await pool.aclose()
