@@ -93,12 +93,16 @@ class ClockCosts(Rates):
 
     __slots__ = ("_ladder", "_limit", "_profile", "e0", "linear", "t0")
 
-    def __init__(self, profile: EngineProfile, clock: float, pads: Sequence[int]) -> None:
+    def __init__(
+        self, profile: EngineProfile, clock: float, pads: Sequence[int], cap_watts: float = inf
+    ) -> None:
+        """`cap_watts`: the power limit that is set on each board; none is above its design power."""
         super().__init__(profile, clock, pads)
         self._profile = profile
         self._ladder: list[Rates] = []  # of the clocks that a board above its limit steps down to
         # A board at its lowest clock has nothing left to lower: no limit applies.
-        self._limit = profile.tp * profile.power.tdp_w if clock > profile.clocks[0] else inf
+        limit = profile.tp * min(profile.power.tdp_w, cap_watts)
+        self._limit = limit if clock > profile.clocks[0] else inf
         sizes = range(len(pads))
         self.t0 = [self.uncapped(b, 0, 0, 0.0)[0] for b in sizes]
         self.e0 = [
@@ -154,11 +158,19 @@ class EngineCosts:
         self.model = PhysicsModel(profile)  # what the laws are told: the engine's own formula
         self._pads = [self.model.padded(b) for b in range(profile.engine.max_num_seqs + 1)]
         self._by_clock: dict[float, ClockCosts] = {}
+        self._capped: dict[float, ClockCosts] = {}  # the same under the power cap that was asked for last
+        self._cap = inf
 
-    def at(self, clock: float) -> ClockCosts:
-        costs = self._by_clock.get(clock)
+    def at(self, clock: float, cap_watts: float = inf) -> ClockCosts:
+        """`cap_watts`: the limit set on each board. Those of one cap are kept until another is asked for."""
+        known = self._by_clock
+        if cap_watts < self.profile.power.tdp_w:
+            if cap_watts != self._cap:
+                self._cap, self._capped = cap_watts, {}
+            known = self._capped
+        costs = known.get(clock)
         if costs is None:
-            costs = self._by_clock[clock] = ClockCosts(self.profile, clock, self._pads)
+            costs = known[clock] = ClockCosts(self.profile, clock, self._pads, cap_watts)
         return costs
 
 

@@ -4,8 +4,9 @@ The timeline is virtual and absolute: an iteration starts where the last one end
 was in publishing it, so lateness never adds up. It is recorded for every token; a run with much of it is
 void. A token is published at most EARLY before it is due: timers of the event loop have a resolution of 1 ms.
 
-The clock comes from the plant and the energy goes to it: the slowest GPU of the instance counts, each one
-draws its share. A request is in the engine from the next start of an iteration on.
+Clock and power cap come from the plant and the energy goes to it: the slowest GPU of the instance counts,
+each one draws its share. A board that would draw more than its cap steps its clock down, as at its limit. A
+request is in the engine from the next start of an iteration on.
 """
 
 import asyncio
@@ -191,7 +192,7 @@ class LiveEngine:
     def _begin(self, now: float) -> None:
         """Start the next iteration, at `now` or where the last one ended."""
         clock = min(gpu.clock_at(Seconds(now)) for gpu in self._gpus)
-        self._engine.apply_clock(clock)
+        self._engine.apply_clock(clock, min(gpu.cap for gpu in self._gpus))
         self._due = None if self.asleep else self._engine.begin(now)
         if self._due is None and self._engine.waiting and not self.asleep:
             # this process is late: what has come meanwhile came after the last iteration had ended

@@ -63,10 +63,12 @@ class Engine(EngineState):
         """Command a clock: it acts on the first iteration that starts at least clock_switch_s later."""
         self._clocks.append((now + self._switch, clock))
 
-    def apply_clock(self, clock: float) -> None:
-        """Set the clock of the next iteration (for callers that model the switch themselves)."""
-        if clock != self._at_clock.clock:
-            self._at_clock = self._costs.at(clock)
+    def apply_clock(self, clock: float, cap_watts: float = inf) -> None:
+        """Set the clock of the next iteration (for callers that model the switch themselves).
+
+        `cap_watts`: the power limit that is set on each board.
+        """
+        self._at_clock = self._costs.at(clock, cap_watts)
 
     def advance(self, until: float) -> Events:
         """Run to `until`. Iterations that start before it are begun; those that end by it are completed."""

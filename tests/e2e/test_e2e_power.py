@@ -3,19 +3,24 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from joulegate.shipped import shipped
 from joulegate.units import Seconds
 from simulator.demo_cli import TRACE
+from simulator.demo_site import MODEL
 from tests.e2e.standing import Site
 
 Until = Callable[[Callable[[], object]], None]
 BUDGET = 2000.0  # six GPUs under this load draw more at default clocks
 HELD = 3.0  # seconds
+BATCH = 64  # sequences an engine decodes
+POWER_CAP = 0x4  # NVML's clock-event reason
 
 
 @pytest.fixture
@@ -44,9 +49,24 @@ def powered(tmp_path: Path) -> Iterator[Site]:
     found.close()
 
 
+def now() -> Seconds:
+    return Seconds(time.monotonic())
+
+
 def drawn(site: Site) -> float:
     """Watts of the plant itself."""
-    return sum(gpu.watts_at(Seconds(time.monotonic())) for gpu in site.plant.gpus)
+    return sum(gpu.watts_at(now()) for gpu in site.plant.gpus)
+
+
+@contextmanager
+def loaded(engines: Sequence[str]) -> Iterator[None]:
+    """Every engine decodes a batch until the block ends."""
+    body = {"model": MODEL, "prompt": "1 2 3", "max_tokens": 8000, "ignore_eos": True, "n": BATCH}
+    with httpx.Client(timeout=30.0) as client, ExitStack() as requests:
+        for engine in engines:
+            stream = client.stream("POST", f"{engine}/v1/completions", json=body | {"stream": True})
+            requests.enter_context(stream)
+        yield
 
 
 def power(site: Site) -> dict[str, object]:
@@ -94,6 +114,23 @@ def test_caps_outlive_the_gateway_and_clocks_do_not(powered: Site, until: Until)
     site.side.processes["serve"].kill()
     until(lambda: min(site.ceilings()) == 1980)
     assert sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET
+
+
+def test_caps_alone_keep_the_budget_in_watts_when_nobody_sets_clocks(powered: Site, until: Until) -> None:
+    """The gateway is gone, and somebody loads the engines past it."""
+    site = powered
+    until(lambda: sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET)
+    site.side.processes["serve"].kill()
+    until(lambda: min(site.ceilings()) == 1980)
+    with loaded(site.side.engines):
+        until(lambda: any(gpu.reasons_at(now()) & POWER_CAP for gpu in site.plant.gpus))
+        seen = [drawn(site) for _ in range(200) if not time.sleep(0.01)]
+        assert max(seen) <= BUDGET
+        site.side.processes["agent"].terminate()  # it would set them again
+        site.side.processes["agent"].wait(30.0)
+        for gpu in site.plant.gpus:
+            gpu.cap = gpu.cap_watts[2]
+        until(lambda: drawn(site) > BUDGET)
 
 
 def test_a_budget_taken_away_by_reload_gives_clocks_and_caps_back(powered: Site, until: Until) -> None:

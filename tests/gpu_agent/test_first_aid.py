@@ -94,7 +94,7 @@ def test_an_agent_writes_down_how_it_is_undone(tmp_path: Path) -> None:
     try:
         host.start_agent()
         host.wait_ready()
-        assert read(host.folder / "state").undo == Undo(str(host.folder / "plant"), 1500)
+        assert read(host.folder / "state").undo == Undo(str(host.plant_file), 1500)
         end(host.agent, signal.SIGKILL)
     finally:
         host.stop()

@@ -207,7 +207,7 @@ def test_closed_is_closed(driver: PipedDriver) -> None:
 def host(tmp_path: Path, library: Path) -> Iterator[AgentHost]:
     """A node of two GPUs: agent and watchdog over the fake library, both ready."""
     host = AgentHost(tmp_path / "node", 2, {"device": {"kind": "nvml"}})
-    environment = {"LD_LIBRARY_PATH": str(library), "JOULEGATE_PLANT": str(host.folder / "plant")}
+    environment = {"LD_LIBRARY_PATH": str(library), "JOULEGATE_PLANT": str(host.plant_file)}
     try:
         host.start_watchdog(environment)
         host.start_agent(environment=environment)
@@ -277,7 +277,7 @@ def uses_the_library(pid: int, plant: Path) -> bool:
 def test_release_lets_a_driver_upgrade_through_and_resume_takes_up_the_new_one(host: AgentHost) -> None:
     assert host.agent is not None
     assert host.watchdog is not None
-    pids, plant = (host.agent.pid, host.watchdog.pid), host.folder / "plant"
+    pids, plant = (host.agent.pid, host.watchdog.pid), host.plant_file
     hold(host, {"GPU-0": 900, "GPU-1": 1200}, [900, 1200])
     assert all(uses_the_library(pid, plant) for pid in pids)
     assert host.post("/v1/release", {"holder": "operator"})[1]["released"] is True

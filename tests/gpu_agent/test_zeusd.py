@@ -99,7 +99,7 @@ def zeusd(host: AgentHost, tmp_path: Path) -> Iterator[Zeusd]:
 def environment(host: AgentHost, tmp_path: Path) -> dict[str, str]:
     library = str(tmp_path / "libnvidia-ml.so.1")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, str(FAKE), "-lm"], check=True)
-    return {"LD_LIBRARY_PATH": str(tmp_path), "JOULEGATE_PLANT": str(host.folder / "plant")}
+    return {"LD_LIBRARY_PATH": str(tmp_path), "JOULEGATE_PLANT": str(host.plant_file)}
 
 
 def test_an_agent_over_zeusd_locks_the_right_gpu_and_its_watchdog_frees_it(

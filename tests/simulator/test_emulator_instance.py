@@ -10,7 +10,7 @@ import pytest
 
 from gpu_agent.plant import GpuSpec, Plant
 from joulegate.engine_profile import parse_profile
-from joulegate.units import MegaHertz, Seconds
+from joulegate.units import MegaHertz, Seconds, Watts
 from simulator.costs import EngineCosts
 from simulator.emulator_instance import LiveEngine, LiveJob
 from simulator.engine import Engine
@@ -85,6 +85,22 @@ async def test_a_clock_from_the_plant_acts_on_the_next_iteration(plant: Plant) -
     await slow.ended.wait()
     lasted = [job.finished_at - job.first_token_at for job in (first, second)]
     assert lasted[1] > 1.2 * lasted[0]
+
+
+async def test_a_board_under_a_power_cap_slows_down_until_it_keeps_it(plant: Plant) -> None:
+    gpu = plant.gpus[0]
+    live = LiveEngine(PROFILE, plant.gpus, None, asyncio.get_running_loop())
+    lasted, drawn = [], []
+    for cap in (PROFILE.power.tdp_w, 0.45 * PROFILE.power.tdp_w):
+        gpu.cap = Watts(cap)
+        sinks = [Tokens() for _ in range(32)]
+        jobs = [live.submit(10, 60, sink) for sink in sinks]
+        await asyncio.gather(*(sink.begun.wait() for sink in sinks))
+        drawn.append(gpu.watts_at(Seconds(time.monotonic())))
+        await asyncio.gather(*(sink.ended.wait() for sink in sinks))
+        lasted.append(jobs[0].finished_at - jobs[0].first_token_at)
+    assert drawn[1] <= 0.45 * PROFILE.power.tdp_w < drawn[0]
+    assert lasted[1] > lasted[0]
 
 
 async def test_a_sleeping_engine_draws_idle_power_and_goes_on_where_it_stopped(plant: Plant) -> None:
