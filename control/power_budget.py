@@ -17,14 +17,15 @@ stay when whoever computed them is gone. A domain whose budget is below its GPUs
 An emergency scales every budget: to 75 % at once, held for minutes, given back slowly (a UPS allows 10 s).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heapreplace
 from math import inf
 
 from joulegate.units import MegaHertz, Seconds, Watts
 
+Rung = tuple[MegaHertz, Watts]  # a clock, and what a GPU would draw at it
 _Span = tuple[Watts, Watts, Watts]
 
 
@@ -36,18 +37,24 @@ class Domain:
     budget: Watts
     gpus: frozenset[str] = frozenset()
     children: tuple["Domain", ...] = ()
+    _members: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        members = self.gpus.union(*(child.members() for child in self.children))
+        object.__setattr__(self, "_members", members)
 
     def members(self) -> frozenset[str]:
-        return self.gpus.union(*(child.members() for child in self.children))
+        return self._members
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One GPU. One that has not been heard of draws its cap at every clock: one rung of that height."""
+    """One GPU. One that has not been heard of draws its cap at every clock: no rung is below `top`."""
 
-    ladder: tuple[tuple[MegaHertz, Watts], ...]  # ascending, up to the clock that is wanted
+    top: Rung  # the clock that is wanted
     caps: tuple[Watts, Watts]  # lowest and highest its board takes
     priority: int = 0  # higher ones are lowered later
+    below: Callable[[], Sequence[Rung]] = tuple  # ascending; only asked for where a budget binds
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +74,15 @@ class Allocation:
 
 def allocate(root: Domain, draws: Mapping[str, Draw], ratio: float) -> Allocation:
     """Clocks and caps under every budget times `ratio`. GPUs without a draw count nothing."""
-    rungs = {uuid: len(draw.ladder) - 1 for uuid, draw in draws.items()}
+    chosen = {uuid: draw.top for uuid, draw in draws.items()}
+    ladders: dict[str, list[Rung]] = {}
     domains = _innermost_first(root)
     for domain in domains:
-        _fit(domain, draws, rungs, Watts(domain.budget * ratio))
-    watts = {uuid: draws[uuid].ladder[rung][1] for uuid, rung in rungs.items()}
-    spans = {uuid: _span(draws[uuid].caps, watts[uuid]) for uuid in draws}
+        _fit(domain, draws, chosen, ladders, Watts(domain.budget * ratio))
+    spans = {uuid: _span(draws[uuid].caps, watts) for uuid, (_, watts) in chosen.items()}
     levels = _levels(domains, spans, ratio)
     shares = {
-        uuid: Share(draw.ladder[rungs[uuid]][0], watts[uuid], _cap(spans[uuid], levels[uuid]))
-        for uuid, draw in draws.items()
+        uuid: Share(clock, watts, _cap(spans[uuid], levels[uuid])) for uuid, (clock, watts) in chosen.items()
     }
     unmet = tuple(domain.name for domain in domains if _exceeds(domain, shares, Watts(domain.budget * ratio)))
     return Allocation(shares, unmet)
@@ -86,26 +92,45 @@ def _innermost_first(root: Domain) -> list[Domain]:
     return [each for child in root.children for each in _innermost_first(child)] + [root]
 
 
-def _fit(domain: Domain, draws: Mapping[str, Draw], rungs: dict[str, int], budget: Watts) -> None:
-    """Step GPUs of the domain down until their sum fits, or none can go further."""
-    members = [uuid for uuid in domain.members() if uuid in draws]
-    total = float(sum(draws[uuid].ladder[rungs[uuid]][1] for uuid in members))
-    steps = [(*_cost(draws[uuid], rungs[uuid]), uuid) for uuid in members if rungs[uuid] > 0]
+def _fit(
+    domain: Domain,
+    draws: Mapping[str, Draw],
+    chosen: dict[str, Rung],
+    ladders: dict[str, list[Rung]],
+    budget: Watts,
+) -> None:
+    """Step GPUs of the domain down until their sum fits, or none can go further.
+
+    `ladders` has the rungs below the chosen one of every GPU that some domain had to lower, lowest first.
+    """
+    members = domain.members() & draws.keys()
+    total = float(sum(chosen[uuid][1] for uuid in members))
+    if total <= budget:
+        return
+    steps = []
+    for uuid in members:
+        if uuid not in ladders:
+            ladders[uuid] = list(draws[uuid].below())
+        if ladders[uuid]:
+            steps.append((*_cost(draws[uuid].priority, ladders[uuid][-1], chosen[uuid]), uuid))
     heapify(steps)
     while total > budget and steps:
-        _, _, uuid = heappop(steps)
-        draw, rung = draws[uuid], rungs[uuid]
-        total -= draw.ladder[rung][1] - draw.ladder[rung - 1][1]
-        rungs[uuid] = rung - 1
-        if rung > 1:
-            heappush(steps, (*_cost(draw, rung - 1), uuid))
+        _, _, uuid = steps[0]
+        ladder = ladders[uuid]
+        rung = ladder.pop()
+        total -= chosen[uuid][1] - rung[1]
+        chosen[uuid] = rung
+        if ladder:
+            heapreplace(steps, (*_cost(draws[uuid].priority, ladder[-1], rung), uuid))
+        else:
+            heappop(steps)
 
 
-def _cost(draw: Draw, rung: int) -> tuple[int, float]:
-    """What the next step down costs: priority first, then the share of speed lost per watt freed."""
-    (lower, less), (clock, watts) = draw.ladder[rung - 1], draw.ladder[rung]
+def _cost(priority: int, below: Rung, here: Rung) -> tuple[int, float]:
+    """What the step down costs: priority first, then the share of speed lost per watt freed."""
+    (lower, less), (clock, watts) = below, here
     freed = watts - less
-    return draw.priority, (1.0 - lower / clock) / freed if freed > 0.0 else inf
+    return priority, (1.0 - lower / clock) / freed if freed > 0.0 else inf
 
 
 def _span(caps: tuple[Watts, Watts], watts: Watts) -> _Span:

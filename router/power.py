@@ -13,10 +13,21 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import exp, inf
 from weakref import WeakKeyDictionary
 
-from control.power_budget import Allocation, Domain, Draw, Emergency, EmergencyPolicy, Phase, allocate, step
+from control.power_budget import (
+    Allocation,
+    Domain,
+    Draw,
+    Emergency,
+    EmergencyPolicy,
+    Phase,
+    Rung,
+    allocate,
+    step,
+)
 from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz, Seconds, Watts
 from joulegate.wire import GpuState
@@ -107,18 +118,15 @@ class Shape:
         part = (clock - low) / (high - low)
         return self.above[right - 1] + part * (self.above[right] - self.above[right - 1])
 
-    def ladder(
-        self, use: float, lowest: MegaHertz, top: MegaHertz | None
-    ) -> tuple[tuple[MegaHertz, Watts], ...]:
-        """Expected watts at each clock from `lowest` up to `top`, which is the last; None: the highest."""
-        if top is None or top >= self.clocks[-1]:
-            count, top = len(self.clocks) - 1, self.clocks[-1]
-        else:
-            count = bisect_left(self.clocks, top)
-        first = min(count, bisect_left(self.clocks, lowest))
-        below = zip(self.clocks[first:count], self.above[first:count], strict=True)
-        rungs = [(clock, Watts(self.idle + use * above)) for clock, above in below]
-        return (*rungs, (top, Watts(self.idle + use * self.at(top))))
+    def rung(self, use: float, clock: MegaHertz) -> Rung:
+        """Expected watts at a clock."""
+        return clock, Watts(self.idle + use * self.at(clock))
+
+    def below(self, use: float, lowest: MegaHertz, top: MegaHertz) -> list[Rung]:
+        """The same for our clocks from `lowest` up to below `top`."""
+        first, count = bisect_left(self.clocks, lowest), bisect_left(self.clocks, top)
+        rungs = zip(self.clocks[first:count], self.above[first:count], strict=True)
+        return [(clock, Watts(self.idle + use * above)) for clock, above in rungs]
 
 
 @dataclass(slots=True, eq=False)
@@ -169,7 +177,7 @@ class PowerKeeper:
         """New limits: down at once; up, or gone, only when the one before has stood for a while."""
         limits: dict[str, MegaHertz] = {}
         for uuid, share in allocation.shares.items():
-            fresh = share.clock if share.clock < draws[uuid].ladder[-1][0] else None
+            fresh = share.clock if share.clock < draws[uuid].top[0] else None
             before, since = self.limits.get(uuid), self._since.get(uuid, -inf)
             rises = before is not None and (fresh is None or fresh > before)
             clock = before if rises and now - since < RAISE_AFTER else fresh
@@ -184,14 +192,17 @@ class PowerKeeper:
         used = fade * self._uses.get(uuid, 0.0)
         if not feed.fresh or model is None:
             watts = self._uses[uuid] = max(_at_most(feed, self.caps.standing.get(uuid, inf)), used)
-            return Draw(((MegaHertz(1), Watts(watts)),), feed.caps or (Watts(watts),) * 2, feed.priority)
+            return Draw((MegaHertz(1), Watts(watts)), feed.caps or (Watts(watts),) * 2, feed.priority)
         shape = self._shapes.get(model)
         if shape is None:
             shape = self._shapes[model] = Shape.of(model)
         use = max((state.power_w - shape.idle) / max(1.0, shape.at(state.clock_mhz)), used, 0.0)
         use = self._uses[uuid] = min(MOST_USE, use)
-        ladder = shape.ladder(use, feed.lowest, feed.wanted)
-        return Draw(ladder, feed.caps or (ladder[-1][1],) * 2, feed.priority)
+        clock = min(feed.wanted or shape.clocks[-1], shape.clocks[-1])
+        top = shape.rung(use, clock)
+        return Draw(
+            top, feed.caps or (top[1],) * 2, feed.priority, partial(shape.below, use, feed.lowest, clock)
+        )
 
     def _judge(self, every: Sequence[Domain], drawn: Mapping[str, Watts], alarm: bool, now: Seconds) -> None:
         """Move the emergency on by the domain that is fullest."""

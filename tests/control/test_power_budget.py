@@ -24,8 +24,8 @@ CAPS = (Watts(100.0), Watts(700.0))
 
 def draw(priority: int = 0, top: float = 500.0, wanted: int = 1800) -> Draw:
     """Power falls linearly to 40 % at the lowest clock."""
-    ladder = tuple((c, Watts(top * (0.1 + 0.9 * c / 1800.0))) for c in CLOCKS if c <= wanted)
-    return Draw(ladder, CAPS, priority)
+    *below, highest = ((c, Watts(top * (0.1 + 0.9 * c / 1800.0))) for c in CLOCKS if c <= wanted)
+    return Draw(highest, CAPS, priority, lambda: below)
 
 
 def site(budget: float, *names: str) -> Domain:
@@ -105,7 +105,7 @@ def test_every_domain_keeps_its_budget_or_is_named(
         if domain.name in allocation.unmet:
             assert len(domain.members()) * CAPS[0] > domain.budget * ratio, "lowest caps alone exceed it"
     for uuid, share in allocation.shares.items():
-        assert share.clock <= draws[uuid].ladder[-1][0]  # never above what the governor wants
+        assert share.clock <= draws[uuid].top[0]  # never above what the governor wants
         assert CAPS[0] <= share.cap <= CAPS[1]
 
 
@@ -118,10 +118,10 @@ def test_nobody_is_lowered_while_a_lower_priority_beside_it_still_could(
     flat = Domain("site", root.budget, root.members())
     shares = allocate(flat, draws, 1.0).shares
     for uuid, one in draws.items():
-        if shares[uuid].clock < one.ladder[-1][0]:
+        if shares[uuid].clock < one.top[0]:
             for other, two in draws.items():
                 if two.priority < one.priority:
-                    assert shares[other].clock == two.ladder[0][0]
+                    assert shares[other].clock == (*two.below(), two.top)[0][0]
 
 
 POLICY = EmergencyPolicy()
