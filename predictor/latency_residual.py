@@ -1,4 +1,6 @@
-"""Pure: what the physics leaves over, learned by boosted trees (training time only: needs scikit-learn).
+"""Pure: what the physics leaves over, learned by boosted trees (training time only: needs scikit-learn), or
+pooled over operating points where there are few rows (`predictor.latency_pooling`): whichever leaves less of
+rows it has not seen.
 
 The trees are not constrained to be monotone: constrained ones cannot flatten a prior that is too steep.
 What is served is the table they are compiled into, and that is made monotone (`predictor.table_build`).
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.ensemble import GradientBoostingRegressor
 
+from predictor.latency_pooling import Pooling, fit_pooling
 from predictor.refit import Array, Work
 
 TREES = 60
@@ -33,11 +36,14 @@ class Residual:
     """Log of truth over physics, as far as it is believed; and what is left of it on rows not seen."""
 
     trees: GradientBoostingRegressor | None
+    pooling: Pooling | None
     share: float
     error_p90: float  # of |log(observed / predicted)|
     error_p95: float
 
     def advice(self, work: Work, physics: Array) -> Array:
+        if self.pooling is not None:
+            return self.pooling.advice(work)
         if self.trees is None:
             return np.zeros(len(physics))
         return np.asarray(self.share * self.trees.predict(features(work, physics)))
@@ -50,10 +56,16 @@ def fit_residual(work: Work, physics: Array, observed: Array, rng: np.random.Gen
     unseen = _out_of_fold(inputs, even, rng)
     share = _believed(left, unseen)
     error = np.abs(left - share * unseen)
+    found = fit_pooling(work, even)
+    pooling = None
+    if found is not None:
+        pooled = np.abs(left - found[1])
+        if pooled.mean() < error.mean():
+            (pooling, _), share, error = found, 1.0, pooled
     least = FEW_ROWS_ERROR if len(left) < FEW_ROWS else 0.0
     p90, p95 = (max(least, float(np.quantile(error, q))) for q in (0.9, 0.95))
-    trees = _boost(inputs, even) if share else None
-    return Residual(trees, share, p90, p95)
+    trees = _boost(inputs, even) if share and pooling is None else None
+    return Residual(trees, pooling, share, p90, p95)
 
 
 def features(work: Work, physics: Array) -> Array:

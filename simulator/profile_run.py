@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -96,7 +97,8 @@ def profile(
     prompts: Numbers = "128,512,2048,8192",
     window: Annotated[float, typer.Option(help="Seconds each point is watched, about.")] = 1.5,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Times each point is measured; the median counts. For a noisy host.")
+        int,
+        typer.Option(min=1, help="Rounds over the points of a clock; the median counts. For a noisy host."),
     ] = 1,
     agent_token: Annotated[
         str, typer.Option(envvar="JOULEGATE_AGENT_TOKEN", help="For an agent on TCP.")
@@ -171,28 +173,37 @@ async def _sweep(run: Run, points: Sequence[Point], probe: Probe, top: MegaHertz
     idle = None if run.agent is None else await _idle_watts(run.agent)
     if idle is not None and idle_point(top).key not in done(run.out, run.subject):
         append(run.out, run.subject, idle_point(top), 0.0, idle)
-    clock: MegaHertz | None = None
-    arrived = True
-    for number, point in enumerate(points):
-        if point.clock != clock and run.agent is not None and run.writes:
-            arrived = await run.agent.set_clock(point.clock)
+    about = run.repeats * duration(points, probe, top, run.grid.window)
+    number, total = 0, run.repeats * len(points)
+    for clock, group in groupby(points, key=lambda point: point.clock):
+        found: dict[Point, list[Measured]] = {point: [] for point in group}
+        arrived = True
+        if run.agent is not None and run.writes:
+            arrived = await run.agent.set_clock(clock)
             await asyncio.sleep(SETTLE)
-        clock = point.clock
-        guess = iteration_guess(point, probe, top)
-        found = _middle([await _measured(run, point, guess, idle) for _ in range(run.repeats)])
-        flag = found.window.flag or ("" if arrived else "clock_not_reached")
+        for _ in range(run.repeats):  # in rounds: a host that is slow for a minute slows every load once
+            for point, so_far in found.items():
+                so_far.append(await _measured(run, point, iteration_guess(point, probe, top), idle))
+                number += 1
+                told = _noted(run, point, so_far, arrived)
+                _say(f"[{number}/{total}] {told}; {_long(Seconds(about * (1.0 - number / total)))} left")
+
+
+def _noted(run: Run, point: Point, found: Sequence[Measured], arrived: bool) -> str:
+    """Write the point down once it was measured as often as asked; what to say of it."""
+    middle = _middle(found)
+    flag = middle.window.flag or ("" if arrived else "clock_not_reached")
+    if len(found) == run.repeats:
         append(
             run.out,
             run.subject,
             point,
-            1000.0 * found.window.seconds,
-            found.watts,
-            power_capped=str(int(found.capped)),
+            1000.0 * middle.window.seconds,
+            middle.watts,
+            power_capped=str(int(middle.capped)),
             flag=flag,
         )
-        left = Seconds(run.repeats * duration(points[number + 1 :], probe, top, run.grid.window))
-        told = _described(point, found.window, found.watts, flag)
-        _say(f"[{number + 1}/{len(points)}] {told}; {_long(left)} left")
+    return _described(point, middle.window, middle.watts, flag)
 
 
 def _middle(found: Sequence[Measured]) -> Measured:
