@@ -6,12 +6,14 @@ parallelism) is *enough* for a load if at maximum clock its prompts take at most
 the batch fits. Among the counts that are enough, the one that draws least watts at each instance's own
 cheapest clock is best: more instances run slower clocks, fewer waste less static power.
 
-Changing is asymmetric, as with clocks. More at once, as soon as the load of the last minute with `margin`
-asks for it (starting takes a minute or more). Fewer only after the lower count has been enough for `calm`
-seconds, and one at a time. The present count is kept while it saves less than the change costs within the
-horizon.
+Changing is asymmetric, as with clocks. More at once, as soon as the load of the last minute, grown as it may
+until an instance that is started now would serve, asks for it. How much that is, is learned (`Growth`): a
+conversation grows by a tenth in two minutes, a burst of code doubles. Fewer only after the lower count has
+been enough for `calm` seconds, and one at a time. The present count is kept while it saves less than the
+change costs within the horizon.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -21,6 +23,12 @@ from control.floor import Demand, cheapest, settle
 from control.state import Limits
 from joulegate.domain import Batch, EngineModel, RequestType
 from joulegate.units import Joules, MegaHertz, Seconds, Watts
+
+COVER = 0.95  # share of the growth seen that is planned for
+FIRST = 1.5  # growth that is taken for granted before much was seen
+SEEN = 20  # looks after which FIRST counts no more
+MEMORY = 180  # looks
+LITTLE = 0.2  # of an instance: from less, growth means nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,6 @@ class PlanRules:
 
     prompt_share: float = 0.6
     kv_share: float = 0.6
-    margin: float = 1.15  # over the load of the last minute
     calm: Seconds = Seconds(300.0)
     most: int = 64
     full_speed: bool = False  # instances stay at maximum clock, so the fewest are the cheapest
@@ -102,9 +109,14 @@ def fewest(kind: Kind, demand: Demand, tpot: Seconds, rules: PlanRules) -> int |
     return low
 
 
-def best_count(kind: Kind, demand: Demand, tpot: Seconds, price: float, rules: PlanRules) -> Option | None:
-    """The count with the least watts among the fewest that is enough and the few above it."""
-    least = fewest(kind, demand, tpot, rules)
+def best_count(
+    kind: Kind, demand: Demand, tpot: Seconds, price: float, rules: PlanRules, growth: float = 1.0
+) -> Option | None:
+    """The count with the least watts among the fewest that is enough and the few above it.
+
+    Enough for `growth` times the demand; watts at the demand.
+    """
+    least = fewest(kind, replace(demand, rate=growth * demand.rate), tpot, rules)
     if least is None:
         return None
     options = [
@@ -191,6 +203,37 @@ def together(one: Demand, other: Demand) -> Demand:
     )
 
 
+class Growth:
+    """How many times the load may grow before an instance that is started now serves. Learned from the past.
+
+    The share `COVER` of what was seen lies below; before much was seen it is taken to be `FIRST`.
+    """
+
+    def __init__(self, kind: Kind, every: Seconds) -> None:
+        """`every`: seconds between two looks."""
+        ahead = ceil((kind.start + every) / every) + 2  # rates are means over a quarter of a minute
+        self._recent: deque[float] = deque(maxlen=ahead + 1)
+        self._grown: deque[float] = deque(maxlen=MEMORY)
+
+    def see(self, work: float) -> None:
+        """The load of this moment, in instances."""
+        self._recent.append(work)
+        if len(self._recent) == self._recent.maxlen:
+            before, *since = self._recent
+            self._grown.append(max(since) / max(LITTLE, before))
+
+    @property
+    def ratio(self) -> float:
+        """At least 1."""
+        seen = sorted([*self._grown, *[FIRST] * max(0, SEEN - len(self._grown))])
+        return max(1.0, seen[min(len(seen) - 1, int(COVER * len(seen)))])
+
+
+def work_of(kind: Kind, demand: Demand, tpot: Seconds, rules: PlanRules) -> float:
+    """A load in instances, not rounded."""
+    return demand.rate / max(1e-3, _most(kind, demand, tpot, rules, kind.model.clocks[-1]))
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """What the scaling law remembers: since when fewer would do."""
@@ -213,10 +256,10 @@ def scale(
     memory: Scale,
     rules: PlanRules,
     now: Seconds,
+    growth: float,
 ) -> tuple[ScaleDecision, Scale]:
-    """How many instances there should be. `demand` is that of the last minute."""
-    expected = replace(demand, rate=demand.rate * rules.margin)
-    option = best_count(kind, expected, tpot, price, rules)
+    """How many instances there should be. `demand`: of the last minute; `growth`: what it may become."""
+    option = best_count(kind, demand, tpot, price, rules, growth)
     wanted = rules.most if option is None else option.count
     if wanted > count:
         sentence = f"{wanted} x {kind.name}: {demand.rate:.1f} requests/s need more than {count}"
@@ -227,7 +270,7 @@ def scale(
     if now - since[count - 1] < rules.calm:
         text = f"{count} x {kind.name}: {wanted} would do, not for long enough yet"
         return ScaleDecision(count, text), Scale(since)
-    if not pays(kind, expected, count, price, rules):
+    if not pays(kind, demand, count, price, rules):
         return ScaleDecision(count, f"{count} x {kind.name}: stopping one would not pay"), Scale(since)
     left = {n: at for n, at in since.items() if n < count - 1}
     text = f"{count - 1} x {kind.name}: enough for {rules.calm:.0f} s"

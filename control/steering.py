@@ -93,10 +93,8 @@ class Steered:
     instance: Instance
     memory: Memory = field(default_factory=Memory)
     decision: Decision | None = None
-    floor: MegaHertz | None = None
-    floor_at: float = -1e9
+    floor: Floor | None = None
     learned_at: float = -1e9
-    prompt_share: float = 0.0
     twin: Twin | None = None
     unordered: list[tuple[float, int, Flight]] = field(default_factory=list)  # ended, a heap by arrival
     twinned_to: float = -1e9  # arrival of the last request the twin has seen
@@ -250,12 +248,13 @@ class Steering:
     def _outlook(self, steered: Steered, state: PoolState, now: Seconds) -> Outlook:
         ranks = self._ranks(state, now)
         peers, rank = max(1, len(ranks)), ranks.get(steered.instance.name, 0)
-        if now - steered.floor_at >= FLOOR_EVERY:
+        if steered.floor is None or now - steered.floor.at >= FLOOR_EVERY:
             self._look_at_load(steered, state, peers, now)
+        floor = steered.floor
         return Outlook(
-            floor=steered.floor,
+            floor=floor.clock if floor is not None else None,
             full_chunks=state.arrivals.full_chunks(now) / peers,
-            prompt_share=steered.prompt_share,
+            prompt_share=floor.prompts if floor is not None else 0.0,
             queued=state.queue.every(peers, rank),
         )
 
@@ -275,8 +274,7 @@ class Steering:
             return
         prices, factor = state.prices, steered.instance.correction
         if state.floor is not None and state.floor.fits(steered.instance, now):
-            steered.floor, steered.floor_at = state.floor.clock, state.floor.at
-            steered.prompt_share = state.floor.prompts
+            steered.floor = state.floor
             return
         demand = replace(whole, rate=whole.rate / peers)
         if prices.start is None:
@@ -284,10 +282,10 @@ class Steering:
                 return  # no floor yet: maximum clock
             price = going_price(model, demand, limits.chunk_budget, FIRST_STRETCH, factor)
             prices.start = max(price, LEAST_PRICE * model.watts(Batch(1), model.clocks[-1]))
-        steered.floor = cheapest(model, demand, limits.chunk_budget, prices.price, factor, near=steered.floor)
-        steered.floor_at = now
-        steered.prompt_share = settle(model, demand, steered.floor, limits.chunk_budget, factor).prompts
-        state.floor = Floor(model, limits.chunk_budget, factor, now, steered.floor, steered.prompt_share)
+        near = steered.floor.clock if steered.floor is not None else None
+        clock = cheapest(model, demand, limits.chunk_budget, prices.price, factor, near)
+        prompts = settle(model, demand, clock, limits.chunk_budget, factor).prompts
+        steered.floor = state.floor = Floor(model, limits.chunk_budget, factor, now, clock, prompts)
 
     def _learn(self, steered: Steered, state: PoolState, now: Seconds) -> None:
         """Feed the twin with what ended, in order of arrival, and the prices with what the twin says."""

@@ -15,7 +15,7 @@ from math import floor
 from control.admission import AdmissionRules, Outcome
 from control.classify import classify, pool_for
 from control.governor import GovernorRules
-from control.planner import Kind, PlanRules, Scale, scale
+from control.planner import Growth, Kind, PlanRules, Scale, scale, work_of
 from control.state import Flight, PoolRules
 from control.steering import PoolState, Steering
 from joulegate.domain import (
@@ -84,6 +84,7 @@ class Knowledge:
     predictor: LengthPredictor
     pools: dict[str, PoolState] = field(default_factory=dict)
     instances: int | None = None  # that the last run ended with
+    growth: Growth | None = None  # of the load, where instances come and go
 
 
 class Cluster:
@@ -283,6 +284,10 @@ class Cluster:
         demand = state.demand(Seconds(now))
         if demand is None:
             return
+        growth = self._knowledge.growth
+        if growth is None:
+            growth = self._knowledge.growth = Growth(scaling.kind, Seconds(scaling.period))
+        growth.see(work_of(scaling.kind, demand, self._setup.objectives.tpot, scaling.rules))
         decision, self._scale = scale(
             scaling.kind,
             self._sites.count,
@@ -292,6 +297,7 @@ class Cluster:
             self._scale,
             scaling.rules,
             Seconds(now),
+            growth.ratio,
         )
         for _ in range(decision.target - self._sites.count):
             self._sites.start(self._setup.costs[0], now)

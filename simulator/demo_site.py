@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,22 +62,14 @@ class Side:
     async def start(self) -> None:
         """Start all three and wait until the gateway can serve. Raises UserError with the log's end."""
         self._spawn("emulate", "-c", "fleet.yaml")
-        await self._until("emulator", f"{self.engines[0]}/emulator/stats")
+        await self._until("emulator did not start", f"{self.engines[0]}/emulator/stats")
         self._spawn("agent", "-c", "agent.yaml", "--with-watchdog")
         self._spawn("serve", "-c", "gateway.yaml")
-        await self._until("gateway", f"{self.url}/readyz")
+        await self._until("gateway did not start", f"{self.url}/readyz")
 
     async def proven(self) -> None:
-        """Wait, at most as long as for a start, until every instance was seen to work on its GPU."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + READY_WITHIN
-        while loop.time() < end:
-            picture = await fetch_json(f"{self.url}/admin/fleet")
-            pools = picture["models"][0]["pools"] if picture else []
-            states = [each["mapping"]["state"] for pool in pools for each in pool["instances"]]
-            if states and all(state == "proven" for state in states):
-                return
-            await asyncio.sleep(0.1)
+        """Wait until every instance was seen to work on its GPU. Raises UserError as `start` does."""
+        await self._until("instances were not found on their GPUs", f"{self.url}/admin/fleet", all_proven)
 
     def stop(self) -> None:
         """Gateway first, so that it gives its clocks back; then the rest."""
@@ -101,16 +93,20 @@ class Side:
                 preexec_fn=die_with_parent,
             )
 
-    async def _until(self, what: str, url: str) -> None:
+    async def _until(
+        self, problem: str, url: str, enough: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> None:
+        """Wait until `url` answers with enough."""
         loop = asyncio.get_running_loop()
         end = loop.time() + READY_WITHIN
         while loop.time() < end:
             if any(process.poll() is not None for process in self.processes.values()):
                 break
-            if await fetch_json(url) is not None:
+            answer = await fetch_json(url)
+            if answer is not None and enough(answer):
                 return
             await asyncio.sleep(0.1)
-        raise UserError(f"the {self.name} {what} did not start\n{self._last_words()}", status=1)
+        raise UserError(f"the {self.name} {problem}\n{self._last_words()}", status=1)
 
     def _last_words(self) -> str:
         logs = sorted(self.folder.glob("*.log"))
@@ -191,6 +187,13 @@ class Side:
             "gpus": [f"GPU-{self.name}-{index}"],
             "profile": str(self.profile),
         }
+
+
+def all_proven(picture: dict[str, Any]) -> bool:
+    """Whether every instance of a gateway's fleet was seen to work on its GPU; `picture`: of /admin/fleet."""
+    pools = [pool for model in picture["models"] for pool in model["pools"]]
+    states = [each["mapping"]["state"] for pool in pools for each in pool["instances"]]
+    return bool(states) and all(state == "proven" for state in states)
 
 
 def free_ports(count: int) -> list[int]:

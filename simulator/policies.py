@@ -98,7 +98,14 @@ def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Loa
     if option is None:
         return setup, laws
     costs = next(c for c in builds if c.profile.name == option.kind.name)
-    return replace(setup, costs=(costs,) * option.count), replace(laws, scaling=Scaling(option.kind, rules))
+    most = max(1, gpus_of(setup) // option.kind.tp)
+    scaling = Scaling(option.kind, replace(rules, most=most))
+    return replace(setup, costs=(costs,) * min(most, option.count)), replace(laws, scaling=scaling)
+
+
+def gpus_of(setup: Setup) -> int:
+    """GPUs of the fleet that is the baseline: nobody may use more."""
+    return sum(costs.profile.tp for costs in setup.costs)
 
 
 def provisioned(terms: Terms, learn: Load) -> Setup:
@@ -109,7 +116,7 @@ def provisioned(terms: Terms, learn: Load) -> Setup:
 
 def resharded(terms: Terms, learn: Load) -> Setup:
     """The baseline's GPUs, all on, in instances of the kind that needs the least watts for the peak."""
-    gpus, tpot = sum(costs.profile.tp for costs in terms.setup.costs), terms.setup.objectives.tpot
+    gpus, tpot = gpus_of(terms.setup), terms.setup.objectives.tpot
     demand, rules, found = _peak(learn), PlanRules(), [(float("inf"), terms.setup.costs)]
     for costs in terms.builds:
         kind, count = kind_of(costs), gpus // costs.profile.tp

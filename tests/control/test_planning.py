@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from control.floor import Demand
 from control.planner import (
+    Growth,
     Kind,
     PlanRules,
     Scale,
+    best_count,
     best_kind,
     configurations,
     enough,
@@ -76,7 +78,7 @@ def test_a_load_nothing_can_serve_has_no_answer() -> None:
 
 
 def test_more_instances_come_at_once() -> None:
-    decision, _ = scale(KINDS[8], 1, demand(34.8), TPOT, 0.0, Scale({}), RULES, Seconds(0.0))
+    decision, _ = scale(KINDS[8], 1, demand(34.8), TPOT, 0.0, Scale({}), RULES, Seconds(0.0), 1.1)
     assert decision.target > 1
     assert "34.8 requests/s" in decision.sentence
 
@@ -84,11 +86,29 @@ def test_more_instances_come_at_once() -> None:
 def test_fewer_only_after_a_calm_time_and_one_at_a_time() -> None:
     memory, targets = Scale({}), []
     for now in range(0, 700, 10):
-        decision, memory = scale(KINDS[8], 6, demand(10.0), TPOT, 0.0, memory, RULES, Seconds(float(now)))
+        decision, memory = scale(
+            KINDS[8], 6, demand(10.0), TPOT, 0.0, memory, RULES, Seconds(float(now)), 1.1
+        )
         targets.append(decision.target)
     assert set(targets[:30]) == {6}
     assert 5 in targets[30:]
     assert min(targets) == 5
+
+
+def test_a_load_that_doubles_now_and_then_gets_instances_for_twice_the_load_and_a_steady_one_does_not() -> (
+    None
+):
+    steady, bursty = Growth(KINDS[4], Seconds(10.0)), Growth(KINDS[4], Seconds(10.0))
+    assert steady.ratio == pytest.approx(1.5)  # nothing seen yet
+    for look in range(300):
+        steady.see(3.0)
+        bursty.see(6.0 if look % 60 > 50 else 3.0)
+    assert steady.ratio == pytest.approx(1.0)
+    assert bursty.ratio == pytest.approx(2.0)
+    counts = [best_count(KINDS[4], demand(20.0), TPOT, 0.0, RULES, g.ratio) for g in (steady, bursty)]
+    assert counts[0] is not None
+    assert counts[1] is not None
+    assert counts[1].count > counts[0].count
 
 
 def test_starting_costs_what_the_gpus_draw_until_it_serves() -> None:
