@@ -3,8 +3,9 @@
 A label is all that moves: nothing is stopped for it, and what an instance serves it serves to the end. An
 instance may move where one of its kind was configured: what another kind can do there is not known.
 
-Whoever runs stays where it is while its pool asks for it, those at home first, then those with most sessions;
-what is over goes to pools that lack one, home first. Then stopped ones, who cost nothing to move, fill up what is lacking.
+Whoever runs stays where it is while its pool asks for it: those at home first, then those with most sessions.
+What is over goes to pools that lack one, home first. Then stopped ones, who cost nothing to move, fill up
+what is lacking.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Pure: pools of a model that are merged, and instances that change pools: labels move, nothing else.
+"""Shell: pools of a model that are merged, and instances that change pools: labels move, nothing else.
 
 A merged pool has no instances; its requests belong to its host, which promises the same and is at least as
 large. What waits moves with it, what runs stays where it is.

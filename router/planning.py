@@ -152,7 +152,7 @@ class Planning:
         planned.at, planned.seconds = Seconds(self._clock()), self._clock() - began
 
     def _arrange(self, model: Model, plan: Provision) -> None:
-        """Pools as the plan has them. What runs in each by then counts as asked for: nothing stops at once."""
+        """Pools as the plan has them. What runs in each by then counts as asked for: none stops at once."""
         now = Seconds(self._clock())
         if arrange(model, plan, self._gate, now):
             log.info("pools", extra={"model": model.name, "merged": dict(plan.merged)})

@@ -1,8 +1,8 @@
 """Pure: what a replica tells the others of its load, and what theirs adds up to.
 
 Per instance: requests it has there, prompt tokens not answered yet, and when the tightest of their first
-tokens is due. Beside it, what each key with a limit has used. Deadlines travel as seconds left, not as times:
-no two machines share a monotonic clock.
+tokens is due. Beside it, what each key with a limit has used, and what the plan does. Deadlines travel as
+seconds left, not as times: no two machines share a monotonic clock.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass
 
 import orjson
 
+from control.lifecycle import Phase
 from control.state import LoadBook
 from joulegate.units import Seconds
 from router.rate_limits import KeyUse
@@ -48,10 +49,17 @@ class News:
     loads: Mapping[str, PeerLoad]  # by instance
     uses: Mapping[str, KeyUse]  # by key
     proven: Mapping[str, int]  # instance -> checksum of the GPUs it was seen to work on
+    phases: Mapping[str, Phase]  # of instances the plan keeps out of rotation; only who leads says so
+    asks: frozenset[tuple[str, str]]  # model and pool in which requests wait that nobody serves
 
 
 def encode(
-    books: Mapping[str, LoadBook], uses: Mapping[str, KeyUse], proven: Mapping[str, int], now: Seconds
+    books: Mapping[str, LoadBook],
+    uses: Mapping[str, KeyUse],
+    proven: Mapping[str, int],
+    phases: Mapping[str, Phase],
+    asks: Iterable[tuple[str, str]],
+    now: Seconds,
 ) -> bytes:
     """This replica's load, instances it does not use left out."""
     loads = {
@@ -66,7 +74,9 @@ def encode(
         if book.flights
     }
     keys = {key: astuple(use) for key, use in uses.items()}
-    return orjson.dumps({"v": 1, "loads": loads, "keys": keys, "proven": proven})
+    told = {"v": 1, "loads": loads, "keys": keys, "proven": proven}
+    plan = {"phases": {name: phase.value for name, phase in phases.items()}, "asks": list(asks)}
+    return orjson.dumps({**told, **plan})
 
 
 def decode(message: bytes) -> News:
@@ -94,7 +104,21 @@ def decode(message: bytes) -> News:
         loads,
         {key: _use(fields) for key, fields in list(uses.items())[:MAX_KEYS]},
         {name: int(_amount(checksum)) for name, checksum in list(proven.items())[:MAX_INSTANCES]},
+        _phases(found.get("phases", {})),
+        _asks(found.get("asks", [])),
     )
+
+
+def _phases(told: object) -> dict[str, Phase]:
+    if not isinstance(told, dict):
+        raise ValueError("not the phases of instances")
+    return {name: Phase(phase) for name, phase in list(told.items())[:MAX_INSTANCES]}
+
+
+def _asks(told: object) -> frozenset[tuple[str, str]]:
+    if not isinstance(told, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in told):
+        raise ValueError("not what is asked for")
+    return frozenset((str(model), str(pool)) for model, pool in told[:MAX_INSTANCES])
 
 
 def _use(fields: list[object]) -> KeyUse:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from control.state import LoadBook
 from joulegate.units import Seconds
 from router.observe import Condition
+from router.plan_share import PlanShare
 from router.proofs import Proofs
 from router.rate_limits import RateLimits
 from router.replica_load import NO_LOAD, News, PeerLoad, decode, encode, total
@@ -36,6 +37,7 @@ class Replicas:
         limits: RateLimits,
         proofs: Proofs,
         makers: Makers,
+        plan: PlanShare,
         condition: Condition,
         clock: Callable[[], float],
         on_count: Callable[[int], None],
@@ -48,6 +50,7 @@ class Replicas:
         self._limits = limits
         self._proofs = proofs
         self._makers = makers
+        self._plan = plan
         self._condition = condition
         self._clock = clock
         self._on_count = on_count
@@ -90,6 +93,7 @@ class Replicas:
                 log.warning("store lost", extra={"problem": str(error)})
             self._condition.store_up = False
             self.peers = {}
+            self._plan.hear({}, frozenset())
             self._limits.alone(self.count, Seconds(self._clock()))
             return
         if not self._condition.store_up:
@@ -100,6 +104,8 @@ class Replicas:
         self._limits.hear({name: each.uses for name, each in news.items()}, Seconds(self._clock()))
         if not self.leads:
             self._proofs.hear((each.proven for each in news.values()), Seconds(self._clock()))
+        phases = {name: phase for each in news.values() for name, phase in each.phases.items()}
+        self._plan.hear(phases, frozenset(ask for each in news.values() for ask in each.asks))
         if len(others) + 1 != self.count:
             self.count = len(others) + 1
             self._on_count(self.count)
@@ -114,7 +120,9 @@ class Replicas:
         await self._store.close()
 
     def _news(self, now: Seconds) -> bytes:
-        return encode(self._books, self._limits.tell(self.count, now), self._proofs.tell(), now)
+        plan = self._plan
+        uses, proven = self._limits.tell(self.count, now), self._proofs.tell()
+        return encode(self._books, uses, proven, plan.phases, plan.asks, now)
 
     def _decoded(self, messages: Mapping[str, bytes]) -> dict[str, News]:
         news = {}

@@ -35,6 +35,7 @@ from router.keys import KeyEntry, Keys, digest
 from router.learned import save_predictor
 from router.learned_share import LearnedShare
 from router.observe import Condition, GatewayCollector
+from router.plan_share import PlanShare
 from router.planning import Planning, PlanRules
 from router.poll_client import control_client
 from router.pools import Member
@@ -69,14 +70,13 @@ class Runtime:
         self.tally = Tally(footprint=build_footprint(settings.energy))
         self.condition = Condition(reloaded_at=time.time())
         self.keys = build_keys(settings)
-        books = {member.law.name: member.law.book for _, _, member in self.fleet.members()}
+        members = [member for _, _, member in self.fleet.members()]
+        books = {member.law.name: member.law.book for member in members}
         limits = RateLimits(key_limits(settings), Seconds(time.monotonic()), self.name)
-        store = self._store()
-        proofs = Proofs([member for _, _, member in self.fleet.members()])
+        store, proofs, makers, plan = self._store(), Proofs(members), Makers(), PlanShare()
         self._proof_file = ProofFile(settings.control.proofs_file)
-        makers = Makers()
         self.replicas = Replicas(
-            store, books, limits, proofs, makers, self.condition, time.monotonic, self._share
+            store, books, limits, proofs, makers, plan, self.condition, time.monotonic, self._share
         )
         predictor = next(self.fleet.unique()).predictor  # one serves every model
         self._learned = LearnedShare(store, predictor, random.Random().random)
@@ -109,7 +109,7 @@ class Runtime:
             time.monotonic,
             time.time,
         )
-        self.scaler = self._scaler()
+        self.scaler = self._scaler(plan)
         self.planning = self._planning()
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self._collector(keeper))
@@ -213,13 +213,14 @@ class Runtime:
             self.fleet, self.tally, self.agents, self.condition, power, self.planning, self.scaler
         )
 
-    def _scaler(self) -> Scaler:
+    def _scaler(self, share: PlanShare) -> Scaler:
         return Scaler(
             self.fleet,
             build_scaled(self.settings, self.fleet, lambda member: self._engine(member.endpoint)),
             self.settings.plan.at_once,
             lambda: self.replicas.leads,
             lambda name: self.replicas.load(name).running,
+            share,
             self._changed,
             time.monotonic,
         )

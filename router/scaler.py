@@ -21,6 +21,7 @@ from router.actuators import ActuationFailed, Actuator, Sight
 from router.canary import answer
 from router.fleet import Health
 from router.http_client import ControlClient
+from router.plan_share import PlanShare
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Engine
 from router.transitions import Transition, Transitions
@@ -76,6 +77,7 @@ class Scaler:
         at_once: int,
         leads: Callable[[], bool],
         elsewhere: Callable[[str], int],
+        share: PlanShare,
         changed: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
@@ -87,6 +89,8 @@ class Scaler:
         self._at_once = at_once
         self._leads = leads
         self._elsewhere = elsewhere
+        self._share = share
+        share.on_news = self.wake
         self._changed = changed
         self._clock = clock
         self._news = asyncio.Event()
@@ -116,17 +120,35 @@ class Scaler:
         """A look at those that are due, and one step for every instance by what was seen."""
         if not self._leads():
             self._let_go()
+            self._follow()
             return
         self._led = True
+        self._share.asks = frozenset()
         now = Seconds(self._clock())
         for each in self.scaled.values():
             if self._is_due(each, now):
                 each.looked = now
                 each.looking = self._task(self._look(each))
         for model in self._fleet.unique():
-            needed = self._needed(model)
+            needed = self._needed(model) | {pool for of, pool in self._share.heard_asks if of == model.name}
             for pool in model.pools.values():
                 self._pool(model, pool, 1 if pool.name in needed else 0)
+        self._share.phases = {n: each.life.phase for n, each in self.scaled.items() if each.life.fenced}
+
+    def _follow(self) -> None:
+        """Send nothing to whom the leader fences; tell it where somebody is missed."""
+        changed = False
+        for name, each in self.scaled.items():
+            phase, status = self._share.heard_phases.get(name), each.member.status
+            fenced = "" if phase is None else f"{phase.value} by plan"
+            if status.fenced != fenced:
+                status.fenced, status.comes_back = fenced, phase in COMES_BACK
+                changed = True
+        if changed:
+            self._changed()
+        self._share.asks = frozenset(
+            (model.name, pool) for model in self._fleet.unique() for pool in self._needed(model)
+        )
 
     async def close(self) -> None:
         """After `run` has ended."""
@@ -149,12 +171,12 @@ class Scaler:
         places = layout(model.steering.queues, [member.law for member in model.members.values()])
         for tiers in places.values():
             if tiers[0].queue.waiting and not any(law.ready for tier in tiers for law in tier.instances):
-                able = (t for t in tiers if any(self._comes_back(law.name) for law in t.instances))
+                able = (t for t in tiers if any(self._comes_back(model, law.name) for law in t.instances))
                 found.update(tier.queue.rules.name for tier in islice(able, 1))
         return found
 
-    def _comes_back(self, name: str) -> bool:
-        return name in self.scaled and self.scaled[name].life.phase in COMES_BACK
+    def _comes_back(self, model: Model, name: str) -> bool:
+        return model.members[name].status.comes_back
 
     def _pool(self, model: Model, pool: Pool, least: int) -> None:
         now = Seconds(self._clock())
@@ -300,6 +322,7 @@ class Scaler:
         if not self._led:
             return
         self._led = False
+        self._share.phases = {}
         for each in self.scaled.values():
             for task in (each.work, each.looking):
                 if task is not None:

@@ -9,6 +9,7 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control.lifecycle import Phase
 from control.mapping import Proof, Standing
 from control.state import Flight, LoadBook
 from joulegate.domain import RequestType, Size
@@ -18,6 +19,7 @@ from router.build_fleet import build_fleet
 from router.errors import RateLimited
 from router.fleet import Health
 from router.observe import Condition
+from router.plan_share import PlanShare
 from router.pools import Member
 from router.proofs import Proofs
 from router.rate_limits import KeyLimits, KeyUse, RateLimits
@@ -43,8 +45,10 @@ def book(*flights: Flight) -> LoadBook:
 
 def test_a_load_arrives_as_it_was_sent() -> None:
     sent = {"a": book(flight("1"), flight("2", 300)), "idle": book()}
-    news = decode(encode(sent, {"k": KeyUse(1, 2, 3)}, {"a": 7}, Seconds(0.05)))
+    phases, asks = {"a": Phase.STOPPED}, frozenset({("m", "p")})
+    news = decode(encode(sent, {"k": KeyUse(1, 2, 3)}, {"a": 7}, phases, asks, Seconds(0.05)))
     received = news.loads
+    assert (news.phases, news.asks) == (phases, asks)
     assert news.uses == {"k": KeyUse(1, 2, 3)}
     assert list(received) == ["a"]
     load = received["a"]
@@ -83,6 +87,7 @@ class Ring:
         limits: RateLimits | None = None,
         members: Sequence[Member] = (),
         makers: Makers | None = None,
+        plan: PlanShare | None = None,
     ) -> Replicas:
         found = Replicas(
             RedisStore(self.url, self.cluster, name, timeout=10.0),  # a busy machine is not a lost store
@@ -90,6 +95,7 @@ class Ring:
             limits or RateLimits({}, Seconds(0.0)),
             Proofs(members),
             Makers() if makers is None else makers,
+            plan or PlanShare(),
             condition or Condition(),
             lambda: self.clock(),
             lambda count: self.counts.__setitem__(name, count),
@@ -155,7 +161,9 @@ async def test_each_sees_the_others_load_and_how_many_share(ring: Ring) -> None:
 async def test_what_is_due_at_anothers_comes_nearer_between_two_exchanges() -> None:
     store = MemoryStore()
     now = 10.0
-    replica = Replicas(store, {}, NO_LIMITS, Proofs([]), Makers(), Condition(), lambda: now, lambda _: None)
+    replica = Replicas(
+        store, {}, NO_LIMITS, Proofs([]), Makers(), PlanShare(), Condition(), lambda: now, lambda _: None
+    )
     await replica.tick()
     replica.peers = {"a": PeerLoad(1, 1, 100, 0.0, 0.4)}
     assert replica.load("a").due_in == pytest.approx(0.3), "it may have been sent a period ago"
@@ -189,7 +197,9 @@ async def test_a_step_up_is_told_at_once(ring: Ring) -> None:
 async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unknown() -> None:
     condition = Condition()
     store = RedisStore("redis://127.0.0.1:1/0", "c", "one")
-    replica = Replicas(store, {}, NO_LIMITS, Proofs([]), Makers(), condition, time.monotonic, lambda _: None)
+    replica = Replicas(
+        store, {}, NO_LIMITS, Proofs([]), Makers(), PlanShare(), condition, time.monotonic, lambda _: None
+    )
     replica.leads, replica.peers = True, {"a": PeerLoad(3)}
     await replica.tick()
     assert replica.leads
@@ -213,9 +223,33 @@ async def test_what_one_replicas_engines_made_the_others_know_and_who_comes_late
     assert not first.tell()
 
 
+async def test_the_others_hear_whom_the_leader_fences_and_it_hears_where_somebody_is_missed(
+    ring: Ring,
+) -> None:
+    plans = [PlanShare(), PlanShare()]
+    heard: list[int] = []
+    plans[1].on_news = lambda: heard.append(1)
+    first, second = (ring.replica(name, {}, plan=plan) for name, plan in zip("ab", plans, strict=True))
+    plans[0].phases, plans[1].asks = {"i0": Phase.DRAINING}, frozenset({("m", "all")})
+    for _ in range(2):
+        await first.tick()
+        await second.tick()
+    assert plans[1].heard_phases == {"i0": Phase.DRAINING}
+    assert plans[0].heard_asks == {("m", "all")}
+    assert heard == [1], "told once, not with every exchange"
+
+
 async def test_alone_it_leads() -> None:
     replica = Replicas(
-        MemoryStore(), {}, NO_LIMITS, Proofs([]), Makers(), Condition(), time.monotonic, lambda _: None
+        MemoryStore(),
+        {},
+        NO_LIMITS,
+        Proofs([]),
+        Makers(),
+        PlanShare(),
+        Condition(),
+        time.monotonic,
+        lambda _: None,
     )
     await replica.tick()
     assert replica.leads
