@@ -187,7 +187,7 @@ class Steering:
         return Outcome(grants=(Grant(flight, instance, "no other can"),))
 
     def _at_home(self, flight: Flight, now: Seconds) -> Grant | None:
-        """Where most of the session is cached, whatever pool that is in by now, while objectives hold there."""
+        """Where most of the session is cached, whatever pool that is in now, while objectives hold there."""
         homes = (s.instance for s in self.steered.values() if flight.session in s.instance.sessions)
         found = pick(flight, [home for home in homes if takes_prompts(home, now)], self._rng, self.share)
         if found is None or found.reason != "session":

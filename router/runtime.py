@@ -111,8 +111,7 @@ class Runtime:
         )
         self.scaler = self._scaler(plan)
         self.planning = self._planning()
-        self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(self._collector(keeper))
+        self.registry = self._registry(keeper)
         self._tasks: list[asyncio.Task[None]] = []
 
     def refused(self, error: GatewayError) -> None:
@@ -208,10 +207,14 @@ class Runtime:
             agent, members, rules, time.monotonic, lambda: self.replicas.leads, keeper.caps, time.time
         )
 
-    def _collector(self, power: PowerKeeper) -> GatewayCollector:
-        return GatewayCollector(
-            self.fleet, self.tally, self.agents, self.condition, power, self.planning, self.scaler
+    def _registry(self, power: PowerKeeper) -> CollectorRegistry:
+        made = CollectorRegistry(auto_describe=False)
+        made.register(
+            GatewayCollector(
+                self.fleet, self.tally, self.agents, self.condition, power, self.planning, self.scaler
+            )
         )
+        return made
 
     def _scaler(self, share: PlanShare) -> Scaler:
         return Scaler(
