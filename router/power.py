@@ -11,7 +11,7 @@ clock is not ours, draws what it drew; one that was not heard of lately draws it
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from math import exp, inf
@@ -36,6 +36,7 @@ from router.power_caps import CapBook
 USUAL = Batch(decoding=16, context_tokens=16 * 700.0)
 RUNGS = 16  # clocks of a ladder: finer ones are worth less than a reading's noise
 MEMORY = 10.0  # seconds in which a peak of the draw fades to a third
+ANEW = 1.0  # seconds after which clocks that keep the budgets are planned anew
 RAISE_AFTER = 2.0  # seconds that a limit stands before it is raised
 STALE = 3.0  # seconds after which a GPU counts as not heard of
 MOST_USE = 1.5  # of the usual batch's power; more is a clock read in the wrong moment
@@ -131,7 +132,11 @@ class Shape:
 
 @dataclass(slots=True, eq=False)
 class PowerKeeper:
-    """`plan` once a tick; then `limits` and `caps` hold until the next."""
+    """`plan` once a tick; then `limits` and `caps` hold until the next.
+
+    They are planned anew once a second, and at once when they do not keep a budget, a budget has changed, or
+    a GPU has come or gone.
+    """
 
     rules: PowerRules
     emergency: Emergency = field(default_factory=Emergency)
@@ -143,6 +148,9 @@ class PowerKeeper:
     _shapes: WeakKeyDictionary[EngineModel, Shape] = field(default_factory=WeakKeyDictionary)
     _since: dict[str, Seconds] = field(default_factory=dict)  # GPU -> when its limit last changed
     _planned: Seconds = Seconds(-inf)
+    _allocated: Seconds = Seconds(-inf)
+    _allocation: Allocation = field(default_factory=lambda: Allocation({}, ()))
+    _basis: tuple[PowerRules, float, bool, Set[str]] | None = None  # what it was made for
 
     @property
     def idle(self) -> bool:
@@ -162,13 +170,40 @@ class PowerKeeper:
         self._planned = now
         self._judge(every, drawn, alarm, now)
         ratio = self.emergency.ratio
-        allocation = allocate(tree, draws, ratio)
-        self.domains = tuple(_state(domain, ratio, drawn, allocation) for domain in every)
         complete = all(_known(named, nodes, feeds) for named in self.rules.domains)
         limits = [(domain.members() & members, Watts(domain.budget * ratio)) for domain in every]
-        if self.rules.enforce and every:
-            self._hold(draws, allocation, now)
-            self.caps.revise(allocation.shares, {u: d.caps for u, d in draws.items()}, limits, complete)
+        basis = self.rules, ratio, complete, members
+        if basis != self._basis or now - self._allocated >= ANEW or not self._keeps(limits, draws, feeds):
+            self._basis, self._allocated = basis, now
+            self._allocation = allocate(tree, draws, ratio)
+            self._take_up(draws, limits, complete, now)
+        self.domains = tuple(_state(domain, ratio, drawn, self._allocation) for domain in every)
+
+    def _keeps(
+        self, limits: Sequence[tuple[Set[str], Watts]], draws: Mapping[str, Draw], feeds: Mapping[str, Feed]
+    ) -> bool:
+        """Whether every budget is kept by the clocks as they are limited now."""
+        expected = {uuid: self._limited(uuid, draw, feeds[uuid]) for uuid, draw in draws.items()}
+        return all(sum(expected[uuid] for uuid in members) <= budget for members, budget in limits)
+
+    def _limited(self, uuid: str, draw: Draw, feed: Feed) -> Watts:
+        limit, (clock, watts) = self.limits.get(uuid), draw.top
+        if limit is None or limit >= clock or feed.model is None:
+            return watts
+        return self._shapes[feed.model].rung(self._uses[uuid], limit)[1]
+
+    def _take_up(
+        self,
+        draws: Mapping[str, Draw],
+        limits: Sequence[tuple[Set[str], Watts]],
+        complete: bool,
+        now: Seconds,
+    ) -> None:
+        """New limits and caps, from the new allocation."""
+        if self.rules.enforce and limits:
+            self._hold(draws, self._allocation, now)
+            caps = {uuid: draw.caps for uuid, draw in draws.items()}
+            self.caps.revise(self._allocation.shares, caps, limits, complete)
         else:
             self.limits = {}
             self.caps.lift()

@@ -67,6 +67,21 @@ def test_above_it_the_lower_priority_is_slowed_until_the_expected_sum_fits() -> 
     assert power.domains[0].expected <= 1000.0
 
 
+def test_clocks_that_keep_the_budget_are_planned_anew_once_a_second_and_at_once_when_they_do_not() -> None:
+    power = keeper(RACK)
+    plan(power, 0.0, feed("a", 450.0), feed("b", 450.0))
+    plan(power, 0.25, feed("a", 450.0), feed("b", 540.0))
+    assert power.domains[0].expected == pytest.approx(900.0), "990 W are kept too: not planned anew"
+    plan(power, 0.5, feed("a", 450.0), feed("b", 600.0))
+    assert power.limits
+    assert power.domains[0].expected <= 1000.0
+    held = dict(power.limits)
+    plan(power, 0.75, feed("a", 450.0), feed("b", 600.0, priority=1))
+    assert power.limits == held
+    plan(power, 4.0, feed("a", 450.0), feed("b", 600.0, priority=1))
+    assert power.limits != held
+
+
 def test_only_watched_nothing_is_held_and_the_sum_is_shown() -> None:
     power = keeper(RACK, enforce=False)
     plan(power, 0.0, feed("a", 600.0), feed("b", 600.0))
