@@ -16,7 +16,7 @@ FULL = 0.8  # share of capacity that a pool should run at
 def used_ratio(instances: Sequence[Instance], queued: int) -> float:
     """Requests running and queued, over what the ready instances carry; above 1 the pool is overloaded."""
     carried = sum(_capacity(i) for i in instances if i.ready)
-    load = queued + sum(i.book.running for i in instances)
+    load = queued + sum(_running(i) for i in instances)
     if carried <= 0:
         return float(load > 0)
     return load / carried
@@ -29,6 +29,11 @@ def desired_replicas(instances: Sequence[Instance], queued: int) -> int:
     """
     ready = sum(i.ready for i in instances)
     return max(1, ceil(ready * used_ratio(instances, queued) / FULL - 1e-9))
+
+
+def _running(instance: Instance) -> int:
+    """What other gateways sent there too, where the engine or they say so."""
+    return max(instance.book.running, instance.gauges.running if instance.gauges is not None else 0)
 
 
 def _capacity(instance: Instance) -> int:
