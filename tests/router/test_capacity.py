@@ -1,6 +1,6 @@
 import pytest
 
-from control.state import Flight, Instance, Limits, LoadBook, Room
+from control.state import Flight, Gauges, Instance, Limits, LoadBook, Room
 from joulegate.domain import RequestType, Size
 from joulegate.units import Seconds
 from router.capacity import desired_replicas, used_ratio
@@ -38,3 +38,9 @@ def test_an_instance_that_is_out_carries_nothing() -> None:
     pool = [instance(10, room=20), instance(0, room=20, ready=False)]
     assert used_ratio(pool, queued=0) == 0.5
     assert used_ratio([instance(0, ready=False)], queued=3) == 1.0
+
+
+def test_what_other_gateways_sent_there_counts() -> None:
+    one = instance(2, room=20)
+    one.gauges = Gauges(running=10, waiting=0, at=Seconds(0.0))
+    assert used_ratio([one], queued=0) == 0.5
