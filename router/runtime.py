@@ -92,7 +92,6 @@ class Runtime:
             time.monotonic,
             self._wake,
         )
-        period = Seconds(settings.control.tick_ms / 1e3)
         keeper = PowerKeeper(power_rules(settings.power))
         self.power = PowerTick(self.fleet, self.agents, keeper, settings.power.emergency_file)
         self.nodes = {name: self._node(agent, keeper) for name, agent in self.agents.items()}
@@ -105,7 +104,7 @@ class Runtime:
             self.replicas.load,
             self.power,
             lambda: self.replicas.leads,
-            period,
+            Seconds(settings.control.tick_ms / 1e3),
             time.monotonic,
             time.time,
         )
