@@ -91,16 +91,16 @@ class Accounts:
 
     def progressed(self, trip: Trip, member: Member, events: int, now: Seconds) -> bool:
         """Output arrived. True if it was the first."""
-        flight, tally = trip.flight, trip.pool.tally
+        flight = trip.flight
         first = flight.first_token is None
         if first:
-            tally.ttft.add(now - flight.arrived)
+            trip.pool.tally.ttft.add(now - flight.arrived)
             member.speed.window.prompts.append(flight.uncached_tokens)
         elif trip.last is not None and events:
-            gap = now - trip.last
-            tally.itl.add(gap / events, events)
-            member.speed.window.gaps += gap
-            member.speed.window.events += events
+            gap, window = now - trip.last, member.speed.window
+            trip.pool.tally.itl.add(gap / events, events)
+            window.gaps += gap
+            window.events += events
         trip.last = now
         _advance(member, flight, events * trip.model.tokens_per_event.value, now)
         return first
@@ -234,9 +234,7 @@ def estimate(member: Member, now: Seconds) -> None:
 def _advance(member: Member, flight: Flight, tokens: float, now: Seconds) -> None:
     """`tokens` more came out of `flight`: the laws' book and the energy book say so."""
     prompt = flight.uncached_tokens if flight.first_token is None else 0
-    if prompt:
-        member.energy.prefilled(flight.id, prompt)
-    member.energy.decoded(flight.id, tokens)
+    member.energy.worked(flight.id, prompt, tokens)
     member.holdback.did(prompt, tokens)
     member.law.book.progress(flight, tokens, now)
 

@@ -20,8 +20,8 @@ Json = dict[str, object]
 USAGE = re.compile(rb'"usage"\s*:\s*\{')
 # as vLLM and TGI write it: plain fields, then at most one object of details
 COUNTS = re.compile(
-    rb'"usage":\{"prompt_tokens":(\d{1,15}),"total_tokens":\d+,"completion_tokens":(\d{1,15})'
-    rb'(?:,"prompt_tokens_details":(?:null|\{[^{}]*?"cached_tokens":(\d{1,15})[^{}]*\}))?\}'
+    rb'"usage": ?\{"prompt_tokens": ?(\d{1,15}), ?"total_tokens": ?\d+, ?"completion_tokens": ?(\d{1,15})'
+    rb'(?:, ?"prompt_tokens_details": ?(?:null|\{[^{}]*?"cached_tokens": ?(\d{1,15})[^{}]*\}))?\}'
 )
 NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 DONE = b"data: [DONE]\n\n"
@@ -116,7 +116,7 @@ def usage_of(body: bytes) -> Usage:
 
     Most answers are only looked at where their usage is; those of another shape are parsed.
     """
-    start = body.rfind(b'"usage":{"prompt_tokens":')
+    start = body.rfind(b'"usage":')
     if start >= 0:
         match = COUNTS.match(body, start)
         if match is not None:

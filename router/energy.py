@@ -49,13 +49,13 @@ class EnergyBook:
     def sent(self, flight: str, prompt_tokens: float) -> None:
         self.share(flight).waiting_tokens = prompt_tokens
 
-    def prefilled(self, flight: str, tokens: float) -> None:
-        share = self.share(flight)
-        share.prompt_tokens += tokens
-        share.waiting_tokens = 0.0
-
-    def decoded(self, flight: str, tokens: float) -> None:
-        self.share(flight).output_tokens += tokens
+    def worked(self, flight: str, prompt_tokens: float, output_tokens: float) -> None:
+        """Its prompt was read (0: not now), and so many tokens came out."""
+        share = self.open.get(flight) or self.share(flight)
+        if prompt_tokens:
+            share.prompt_tokens += prompt_tokens
+            share.waiting_tokens = 0.0
+        share.output_tokens += output_tokens
 
     def close(self, flight: str) -> None:
         """No more work comes; its last joules do, with the next reading."""

@@ -25,7 +25,7 @@ from predictor.online_drift import DriftSettings
 from router.accounts import Accounts
 from router.actuate import ActuationRules, Node
 from router.agents import Agent
-from router.build_fleet import build_fleet
+from router.build_fleet import build_fleet, die
 from router.build_scaler import build_scaled
 from router.errors import GatewayError
 from router.footprint import Footprint, constant, series
@@ -88,7 +88,7 @@ class Runtime:
             limits,
             makers,
             settings.retry.budget_pct / 100.0,
-            random.Random().randrange,
+            die(random.Random().random),
             time.monotonic,
             self._wake,
         )

@@ -30,7 +30,7 @@ from router.ports import Endpoint
 
 OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 Key = tuple[str, int, str | None]
-STEP = 0.5  # seconds of waiting for a connection that count at once
+STEPS = 10  # in which a connection is waited for
 
 
 class UpstreamPool:
@@ -175,18 +175,16 @@ async def opened(opening: "asyncio.Task[tuple[object, Connection]]", limit: floa
     While the loop stands still nobody could have seen that the connection is there: a step of the wait counts
     as itself, however late it ends.
     """
-    left = limit
     try:
-        while not opening.done():
-            if left <= 0.0:
-                raise TimeoutError
-            await asyncio.wait([opening], timeout=min(left, STEP))
-            left -= STEP
+        for _ in range(STEPS):
+            await asyncio.wait([opening], timeout=limit / STEPS)
+            if opening.done():
+                return opening.result()[1]
+        raise TimeoutError
     except BaseException:
         opening.cancel()
         opening.add_done_callback(_unwanted)
         raise
-    return opening.result()[1]
 
 
 def _unwanted(opening: "asyncio.Task[tuple[object, Connection]]") -> None:

@@ -34,8 +34,7 @@ def test_nothing_of_what_the_counter_gave_is_lost(
     given_out = 0.0
     for work in intervals:
         for flight, prompt, output in work:
-            book.prefilled(str(flight), prompt)
-            book.decoded(str(flight), output)
+            book.worked(str(flight), prompt, output)
         given_out += sum(part for _, _, part in book.settle(Joules(joules), None, Batch(), None))
     assert given_out == pytest.approx(book.attributed_joules)
     assert book.attributed_joules + book.idle_joules == pytest.approx(joules * len(intervals))
@@ -43,7 +42,7 @@ def test_nothing_of_what_the_counter_gave_is_lost(
 
 def test_an_interval_without_work_is_idle_and_belongs_to_no_request() -> None:
     book = EnergyBook()
-    book.decoded("a", 3)
+    book.worked("a", 0, 3)
     book.settle(Joules(10.0), None, Batch(1), None)
     assert book.settle(Joules(70.0), None, Batch(1), None) == []
     assert book.idle_joules == 70.0
@@ -59,7 +58,7 @@ def test_while_a_long_prompt_is_read_the_joules_are_its_own() -> None:
 
 def test_a_request_that_ended_gets_its_last_joules_with_the_next_reading_and_then_none() -> None:
     book = EnergyBook()
-    book.decoded("a", 5)
+    book.worked("a", 0, 5)
     book.close("a")
     [(name, share, part)] = book.settle(Joules(8.0), None, Batch(1), None)
     assert (name, part, share.joules) == ("a", 8.0, 8.0)
@@ -69,11 +68,11 @@ def test_a_request_that_ended_gets_its_last_joules_with_the_next_reading_and_the
 def test_what_a_request_took_so_far_counts_what_was_drawn_since_the_last_reading() -> None:
     book = EnergyBook()
     assert book.so_far("a", None, Batch(), None, Seconds(1.0)) is None
-    book.decoded("a", 5)
+    book.worked("a", 0, 5)
     book.settle(Joules(8.0), None, Batch(2), None)
     book.watts, book.read_at = 100.0, Seconds(1.0)
-    book.decoded("a", 1)
-    book.decoded("b", 3)
+    book.worked("a", 0, 1)
+    book.worked("b", 0, 3)
     assert book.so_far("a", None, Batch(2), None, Seconds(1.5)) == pytest.approx(8.0 + 100.0 * 0.5 / 4)
     assert book.so_far("b", None, Batch(2), None, Seconds(1.5)) == pytest.approx(100.0 * 0.5 * 3 / 4)
     assert book.so_far("nobody", None, Batch(2), None, Seconds(1.5)) is None
@@ -81,8 +80,8 @@ def test_what_a_request_took_so_far_counts_what_was_drawn_since_the_last_reading
 
 def test_a_long_prompt_costs_more_than_a_few_output_tokens(model: PhysicsModel) -> None:
     book = EnergyBook()
-    book.prefilled("reader", 2000)
-    book.decoded("writer", 4)
+    book.worked("reader", 2000, 0)
+    book.worked("writer", 0, 4)
     shares = {n: part for n, _, part in book.settle(Joules(100.0), model, Batch(8, 4000.0), CLOCK)}
     assert shares["reader"] > 3 * shares["writer"]
 
@@ -94,9 +93,9 @@ def test_weights_follow_the_power_model(model: PhysicsModel) -> None:
     mixed = Batch(16, 8000.0, n, 0.5 * n * n)
     prompt = model.watts(mixed, CLOCK) * model.iteration_time(mixed, CLOCK) - step
     book = EnergyBook()
-    book.prefilled("new", n)
+    book.worked("new", n, 0)
     for flight in range(16):
-        book.decoded(f"old {flight}", 10)
+        book.worked(f"old {flight}", 0, 10)
     total = 10 * step + prompt
     shares = {name: part for name, _, part in book.settle(Joules(total), model, batch, CLOCK)}
     assert shares["new"] == pytest.approx(prompt, rel=0.01)
@@ -106,7 +105,7 @@ def test_weights_follow_the_power_model(model: PhysicsModel) -> None:
 def test_without_readings_ended_requests_are_not_kept() -> None:
     book = EnergyBook()
     for flight in ("a", "b"):
-        book.decoded(flight, 5)
+        book.worked(flight, 0, 5)
     book.close("a")
     assert book.forget_closed() == ["a"]
     assert list(book.open) == ["b"]

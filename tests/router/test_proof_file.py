@@ -53,9 +53,7 @@ def test_a_proof_holds_for_the_next_gateway_while_all_is_as_it_was(tmp_path: Pat
         pytest.param(instance(), seen(pids=(7, 9)), id="another process: it was started again"),
         pytest.param(instance(), seen(pids=()), id="processes that nobody sees"),
         pytest.param(instance(), {}, id="an agent that has not answered"),
-        pytest.param(
-            instance(), seen(joules=99.0), id="a counter that began anew"
-        ),
+        pytest.param(instance(), seen(joules=99.0), id="a counter that began anew"),
     ],
 )
 def test_a_proof_is_nothing_once_something_has_changed(

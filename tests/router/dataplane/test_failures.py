@@ -1,12 +1,14 @@
 """What the client sees, and what the gate is told, when an instance fails or breaks the protocol."""
 
 import asyncio
+import time
 
 import pytest
 
+from router.connection import Connection
 from router.limits import UpstreamLimits
 from router.ports import Ending, Endpoint, Engine
-from router.upstream import UpstreamPool
+from router.upstream import UpstreamPool, opened
 from tests.fakes.edge import Edge, edge, post, unchunked
 from tests.fakes.engine import (
     DONE,
@@ -503,3 +505,31 @@ async def test_a_connection_whose_answer_nobody_took_serves_nobody_else() -> Non
         assert pool.open_connections == 0
         assert engine.connections == len(told) == 2
         await pool.aclose()
+
+
+async def test_a_connection_is_not_given_up_because_the_loop_stood_still() -> None:
+    """The connection came about while nobody looked: its time was up only by the clock on the wall."""
+    async with FakeEngine(says(GOOD)) as engine:
+        loop = asyncio.get_running_loop()
+        limits = UpstreamLimits()
+        opening = loop.create_task(
+            loop.create_connection(lambda: Connection(loop, limits), "127.0.0.1", engine.port)
+        )
+        loop.call_later(0.001, time.sleep, 0.2)
+        connection = await opened(opening, 0.1)
+        connection.close()
+
+
+async def test_a_connection_that_does_not_come_about_is_given_up() -> None:
+    loop = asyncio.get_running_loop()
+    never = asyncio.Event()
+
+    async def silent() -> tuple[object, Connection]:
+        await never.wait()
+        raise AssertionError
+
+    opening = loop.create_task(silent())
+    with pytest.raises(TimeoutError):
+        await opened(opening, 0.05)
+    await asyncio.wait([opening])
+    assert opening.cancelled()
