@@ -60,7 +60,7 @@ class Reason(Enum):
 class GovernorRules:
     """Constants of the laws; seconds and ratios."""
 
-    switch: Seconds = Seconds(0.025)  # clock-switch latency
+    switch: Seconds = Seconds(0.025)  # clock-switch latency of GPUs on which none was measured
     dwell: Seconds = Seconds(0.5)
     lowering_interval: Seconds = Seconds(1.0)
     stale_after: Seconds = Seconds(2.0)
@@ -215,7 +215,7 @@ def _case(
         stretches=stretches,
         start=started,
         guard=1.0 + instance.model_error,
-        switch=rules.switch,
+        switch=rules.switch if instance.switch is None else instance.switch,
         full_chunks=outlook.full_chunks,
         share=min(0.8, outlook.prompt_share),
         step_limit=_step_limit(instance, objectives, fastest),

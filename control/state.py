@@ -229,6 +229,7 @@ class Instance:
     bands: Bands | None = None  # the same at every clock; None: it is `correction` at all of them
     model_error: float = 0.05  # relative, of the corrected model: 95 % of iterations stay below
     clock: MegaHertz | None = None  # ceiling in force; None: driver default
+    switch: Seconds | None = None  # clock-switch latency, as measured on its GPUs; None: not measured yet
     telemetry_at: Seconds | None = None  # when the agent was last heard
     at_clock: Room = NO_ROOM  # headroom at the ceiling in force
     at_max: Room = NO_ROOM  # headroom at maximum clock

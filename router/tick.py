@@ -122,6 +122,7 @@ class ControlTick:
             member.speed.knows_clocks([MegaHertz(c) for info in infos[:1] for c in info.clocks_mhz])
             law.telemetry_at = view.seen
             gpus = [view.gpus[gpu] for gpu in member.gpus if gpu in view.gpus]
+            law.switch = max((Seconds(gpu.actuation_s) for gpu in gpus if gpu.actuation_s), default=None)
             joules = self._meter(member, gpus)
             member.energy.watts, member.energy.read_at = sum(gpu.power_w for gpu in gpus), view.seen
             member.holdback.tick(joules, member.acts and member.limit is None, Seconds(self._wall()))

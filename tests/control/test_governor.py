@@ -85,6 +85,12 @@ def test_prompts_of_other_gateways_count_by_their_tightest_deadline() -> None:
     assert clock(alone) < clock(shared) < clock(hurried)
 
 
+def test_clocks_that_take_long_to_change_leave_less_time_for_prompts() -> None:
+    assumed, slow = instance([500] * 8, [3000]), instance([500] * 8, [3000])
+    slow.switch = Seconds(0.25)
+    assert clock(assumed) < clock(slow)
+
+
 @settings(deadline=None)
 @given(contexts, prompts, st.integers(1, 3000), st.booleans())
 def test_more_prompts_never_give_a_lower_clock(
