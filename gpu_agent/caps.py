@@ -60,6 +60,11 @@ class CapKeeper:
         self.uphold(cause)
         return {uuid: self.state(uuid) for uuid in caps}
 
+    @property
+    def standing(self) -> Mapping[str, Watts]:
+        """What budgets have asked for, by GPU."""
+        return {note.uuid: note.wanted for note in self._memory.memory.caps} if self._memory else {}
+
     def uphold(self, cause: Cause) -> None:
         """Set again what is not as it was asked for."""
         for note in self._memory.memory.caps if self._memory else ():

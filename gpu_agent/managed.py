@@ -219,7 +219,8 @@ class ManagedGpu:
             "observed_at_s": float(meter.at or 0.0),
         }
 
-    def wire_info(self) -> GpuInfo:
+    def wire_info(self, cap: Watts | None) -> GpuInfo:
+        """`cap`: of a budget."""
         why = self.why_not_writable
         return GpuInfo(
             uuid=self.uuid,
@@ -230,6 +231,7 @@ class ManagedGpu:
             allowed_mhz=(self.limits.lowest, self.limits.highest),
             power_limit_w=float(self.info.cap_range[1]) if self.info.cap_range else None,
             cap_range_w=self.info.cap_range,
+            cap_w=cap,
             writable=why is None,
             why_not_writable=why,
         )

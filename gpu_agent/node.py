@@ -175,7 +175,8 @@ class Node:
 
     def infos(self) -> tuple[GpuInfo, ...]:
         with self.changed:
-            return tuple(gpu.wire_info() for gpu in self.gpus.values())
+            caps = self.caps.standing
+            return tuple(gpu.wire_info(caps.get(gpu.uuid)) for gpu in self.gpus.values())
 
     def observe(self, fresh: Seconds = Seconds(0.0)) -> None:
         """Read every GPU, unless that was done within `fresh`. A library that broke is opened again, once."""

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, Command] = {
     "status": Command("router.cli:status", "what a gateway is doing, and what it saves"),
     "reload": Command("router.cli:reload", "have a gateway read its YAML again"),
     "pause": Command("router.cli:pause", "clocks to default, requests go on; --resume takes it back"),
+    "uncap": Command("router.cli:uncap", "give back power caps that an earlier budget has left"),
     "drain": Command("router.cli:drain", "send an instance no new requests"),
     "agent": Command("gpu_agent.cli:agent", "run the agent of a GPU node", first=FIRST_AID),
     "watchdog": Command(

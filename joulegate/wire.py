@@ -72,6 +72,7 @@ class GpuInfo(Message):
     allowed_mhz: tuple[int, int]  # clamp of the agent's own YAML
     power_limit_w: float | None = None
     cap_range_w: tuple[float, float] | None = None  # lowest and highest power cap; null: it has none
+    cap_w: float | None = None  # power cap that a budget has set and that stands; null: none of ours
     writable: bool  # allow_writes, and the driver lets us
     why_not_writable: str | None = None
 

@@ -114,6 +114,7 @@ class Node:
             return
         set_ = {uuid: cap.cap_w or inf for uuid, cap in answer.items() if cap.fault is None}
         caps.confirm(name, {u: inf if due[u] is None else watts for u, watts in set_.items() if u in due})
+        await self.agent.discover(now)
 
     async def _raise_only(self, acting: Sequence[Member], now: Seconds) -> None:
         """Somebody else holds the lease. Lowering is theirs; a raise is anybody's."""

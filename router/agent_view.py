@@ -19,3 +19,8 @@ class AgentView:
     restarts: int | None = None
     up: bool = False
     problem: str = "not asked yet"
+
+    @property
+    def caps(self) -> dict[str, float]:
+        """Power caps that budgets have set and that stand, by GPU: watts."""
+        return {uuid: info.cap_w for uuid, info in self.infos.items() if info.cap_w is not None}

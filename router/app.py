@@ -27,6 +27,7 @@ SPOKEN_FOR = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", 
 Json = dict[str, Any]
 UNREADY: dict[int | str, Json] = {503: {"description": "No instance takes requests."}}
 NOT_FOUND: dict[int | str, Json] = {404: {"description": "Nothing has that name."}}
+BUDGETS_HOLD: dict[int | str, Json] = {409: {"description": "Budgets are enforced, or another leads."}}
 UNREADABLE: dict[int | str, Json] = {400: {"description": "The body is not text."}}
 INSTANCE = "$response.body#/models/0/pools/0/instances/0/name"
 POOL = "$response.body#/models/0/pools/0/name"
@@ -199,6 +200,18 @@ def _acts(routes: APIRouter, runtime: Runtime, reloader: Reloader) -> None:
         member.status.draining = not body.resume
         runtime.gate.changed(Seconds(time.monotonic()))
         return {"instance": member.law.name, "draining": member.status.draining, "running": member.open}
+
+    @routes.post("/uncap", responses=BUDGETS_HOLD, operation_id="uncap")
+    async def uncap() -> Json:
+        """Give back the power caps that an earlier budget has left."""
+        keeper = runtime.power.keeper
+        if keeper.rules.enforce and keeper.rules.domains:
+            raise HTTPException(409, "power budgets are enforced here: change those, then reload")
+        if not runtime.replicas.leads:
+            raise HTTPException(409, "another gateway leads: ask that one")
+        caps = {gpu: cap for agent in runtime.agents.values() for gpu, cap in agent.view.caps.items()}
+        keeper.caps.adopt(caps)
+        return {"lifting": caps}
 
     @routes.post("/reload")
     async def reload(response: Response) -> Json:

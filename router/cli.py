@@ -76,6 +76,18 @@ def pause(
         sys.stdout.write(f"{entry['pool']}: {'paused' if entry['paused'] else 'under control'}\n")
 
 
+def uncap(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
+    """Give back the power caps that an earlier budget has left, where none is enforced now."""
+    answer = _ask(url, "POST", "/admin/uncap", {}, admin_key_file)
+    if json:
+        _print_json(answer)
+        return
+    for gpu, watts in answer["lifting"].items():
+        sys.stdout.write(f"{gpu}: {watts:.0f} W, being lifted\n")
+    if not answer["lifting"]:
+        sys.stdout.write("no cap of a budget stands\n")
+
+
 def drain(
     instance: Annotated[str, typer.Argument(help="Instance, as gateway.yaml names it.")],
     resume: Annotated[bool, typer.Option("--resume", help="Take it back.")] = False,

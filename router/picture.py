@@ -203,6 +203,7 @@ def _agent(name: str, view: AgentView, now: Seconds) -> Json:
     return {
         "name": name,
         "observed_only": {u: i.why_not_writable for u, i in view.infos.items() if i.why_not_writable},
+        "caps_w": view.caps,
         "up": view.up,
         "problem": view.problem,
         "seen_s_ago": now - view.seen if view.up else None,

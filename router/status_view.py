@@ -62,7 +62,8 @@ def _agent(agent: Json) -> Text:
     if not agent["up"]:
         return Text.assemble(f"agent {agent['name']}: ", ("down", "red"), f" ({agent['problem']})")
     lease = "holds the lease" if agent["lease"] else "no lease"
-    return Text(f"agent {agent['name']}: up, {len(agent['gpus'])} GPUs, {lease}")
+    caps = f", power caps on {len(agent['caps_w'])}" if agent["caps_w"] else ""
+    return Text(f"agent {agent['name']}: up, {len(agent['gpus'])} GPUs, {lease}{caps}")
 
 
 def _power(power: Json) -> list[Text]:

@@ -71,22 +71,6 @@ class LoneSite:
         """Every iteration takes `ratio` times what the profile says from now on."""
         httpx.post(f"{self.side.engines[0]}/emulator/slowdown?ratio={ratio}").raise_for_status()
 
-    def restart_gateway(self) -> None:
-        """Stop it, start it again, and wait until it serves."""
-        before = self.side.processes["serve"]
-        before.terminate()
-        before.wait(30.0)
-        with (self.folder / "serve-again.log").open("wb") as log:
-            again = subprocess.Popen(before.args, cwd=self.folder, stdout=log, stderr=log)
-        self.side.processes["serve"] = again
-        eventually(self._serves, 60.0)
-
-    def _serves(self) -> bool:
-        try:
-            return self.http.get("/readyz").is_success
-        except httpx.TransportError:
-            return False
-
     def instance(self) -> dict[str, Any]:
         picture = self.http.get("/admin/fleet").json()
         found: dict[str, Any] = picture["models"][0]["pools"][0]["instances"][0]

@@ -79,9 +79,32 @@ class Site:
         picture = self.http.get("/admin/fleet").json()
         return {i["name"]: i for m in picture["models"] for p in m["pools"] for i in p["instances"]}
 
+    def restart(self) -> None:
+        restart_gateway(self.side, self.http)
+
     def close(self) -> None:
         self.http.close()
         self.side.stop()
+
+
+def restart_gateway(side: Side, http: httpx.Client) -> None:
+    """Stop it, start it again, and wait until it serves."""
+    before = side.processes["serve"]
+    before.terminate()
+    before.wait(30.0)
+    with (side.folder / "serve-again.log").open("wb") as log:
+        side.processes["serve"] = subprocess.Popen(before.args, cwd=side.folder, stdout=log, stderr=log)
+    end = time.monotonic() + 60.0
+    while not _serves(http):
+        assert time.monotonic() < end, "the gateway did not come back"
+        time.sleep(0.1)
+
+
+def _serves(http: httpx.Client) -> bool:
+    try:
+        return http.get("/readyz").is_success
+    except httpx.TransportError:
+        return False
 
 
 def _edit(path: Path, edit: Edit) -> None:

@@ -124,13 +124,29 @@ def test_caps_alone_keep_the_budget_in_watts_when_nobody_sets_clocks(powered: Si
     until(lambda: min(site.ceilings()) == 1980)
     with loaded(site.side.engines):
         until(lambda: any(gpu.reasons_at(now()) & POWER_CAP for gpu in site.plant.gpus))
-        seen = [drawn(site) for _ in range(200) if not time.sleep(0.01)]
-        assert max(seen) <= BUDGET
+        for _ in range(200):
+            assert drawn(site) <= BUDGET
+            time.sleep(0.01)
         site.side.processes["agent"].terminate()  # it would set them again
         site.side.processes["agent"].wait(30.0)
         for gpu in site.plant.gpus:
             gpu.cap = gpu.cap_watts[2]
         until(lambda: drawn(site) > BUDGET)
+
+
+def test_a_gateway_that_starts_without_its_budget_leaves_the_caps_until_an_operator_lifts_them(
+    powered: Site, until: Until
+) -> None:
+    site = powered
+    before = [gpu.cap_watts[1] for gpu in site.plant.gpus]
+    until(lambda: sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET)
+    site.edit(lambda document: document["power"].update(mode="advise"))
+    site.restart()
+    until(lambda: site.http.get("/admin/fleet").json()["agents"][0]["caps_w"])
+    assert sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET
+    assert site.http.post("/admin/uncap").json()["lifting"]
+    until(lambda: [gpu.cap for gpu in site.plant.gpus] == before)
+    until(lambda: not site.http.get("/admin/fleet").json()["agents"][0]["caps_w"])
 
 
 def test_a_budget_taken_away_by_reload_gives_clocks_and_caps_back(powered: Site, until: Until) -> None:

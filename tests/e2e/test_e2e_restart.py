@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.lone import TOP, LoneSite, eventually
+from tests.e2e.standing import restart_gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -20,7 +21,7 @@ def site(tmp_path: Path) -> Iterator[LoneSite]:
 def test_proofs_outlive_a_gateway_under_steady_traffic(site: LoneSite) -> None:
     with site.traffic(3.0, 100):
         eventually(lambda: 0 < (site.instance()["target_mhz"] or TOP) < TOP, 120.0)
-        site.restart_gateway()
+        restart_gateway(site.side, site.http)
         eventually(lambda: site.instance()["mapping"]["state"] == "proven", 60.0)
         assert "before this gateway started" in site.instance()["mapping"]["why"]
         eventually(lambda: 0 < (site.instance()["target_mhz"] or TOP) < TOP, 120.0)

@@ -181,3 +181,13 @@ async def test_a_hot_gpu_is_asked_last_budget_or_not(celsius: float, reasons: tu
     await house.tick()
     assert [member.law.limited for member in house.members] == [True, False]
     assert house.wire.caps == {}
+
+
+async def test_caps_that_somebody_before_has_left_stay_until_an_operator_says_otherwise() -> None:
+    house = House(budget=1050.0)
+    house.keeper.rules = PowerRules()
+    await house.tick()
+    assert house.wire.caps == {}
+    house.keeper.caps.adopt({"g0": 450.0})
+    await house.tick()
+    assert house.wire.caps == {"g0": None}
