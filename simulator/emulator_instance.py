@@ -154,11 +154,11 @@ class LiveEngine:
         self._start_if_idle(now)
 
     def leave(self) -> None:
-        """The engine's process ends: its GPUs fall back to idle power, with nobody on them."""
+        """The engine's process ends: its GPUs fall back to the power they have with nobody on them."""
         now = Seconds(time.monotonic())
         for gpu in self._gpus:
-            idle = Watts(self.profile.power.p_idle_w)
-            gpu.publish(now, gpu.true_energy_at(now), idle, self.profile.max_clock, GPU_IDLE)
+            alone = Watts(self.profile.power.p_off_owned_w)
+            gpu.publish(now, gpu.true_energy_at(now), alone, self.profile.max_clock, GPU_IDLE)
             gpu.processes = ()
 
     def energy_of(self, now: float) -> float:

@@ -169,6 +169,10 @@ class Pool(Section):
             yield Fault(("mode",), "static_clock_mhz is missing", "mode: static holds this one clock")
         if self.mode != "static" and self.static_clock_mhz is not None:
             yield Fault(("static_clock_mhz",), f"has no effect in mode: {self.mode}", "use mode: static")
+        if self.min_warm > len(self.instances):
+            yield Fault(
+                ("min_warm",), f"there are {len(self.instances)} instances", "list more, or keep fewer"
+            )
         needed = ("agent",) if self.mode in ("enforce", "static") else ()
         for index, instance in enumerate(self.instances):
             for key in (key for key in needed if getattr(instance, key) is None):
@@ -338,6 +342,10 @@ class Gateway(File):
             "GPU",
             (((*at, "gpus", i), gpu) for at, found in self.instances() for i, gpu in enumerate(found.gpus)),
         )
+        if self.plan.mode == "enforce" and all(found.scale is None for _, found in self.instances()):
+            yield Fault(
+                ("plan", "mode"), "no instance has `scale`", "say how instances are stopped and started"
+            )
         known = [agent.name for agent in self.agents]
         for at, instance in self.instances():
             if instance.agent is not None and instance.agent not in known:
