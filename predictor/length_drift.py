@@ -10,8 +10,9 @@ from math import sqrt
 
 WARM = 60  # completions before a change may be called
 MEMORY = 2_000  # completions that mean and deviation are of
-SLACK = 0.25  # deviations
-THRESHOLD = 15.0  # deviations: noise alone reaches it once in tens of thousands of completions
+SLACK = 0.6  # deviations
+THRESHOLD = 15.0  # deviations: an hour of real traffic, which comes in bursts of a kind, stays below it
+FAR = 2.0  # deviations that one completion counts at most: a swap lasts, a burst of odd requests does not
 ODD = 3.0  # deviations: what is further off counts as so much in the deviation
 LEAST = 0.01  # of the variance, in nats or log tokens squared: answers all alike still vary so much
 
@@ -29,7 +30,7 @@ class PageHinkley:
         self.count += 1
         off = value - self.mean
         if self.count > WARM:
-            self.total = max(0.0, self.total + off / sqrt(self.variance) - SLACK)
+            self.total = max(0.0, self.total + min(FAR, off / sqrt(self.variance)) - SLACK)
             if self.total > THRESHOLD:
                 return True
         gain = 1.0 / min(self.count, MEMORY)
