@@ -108,6 +108,7 @@ def test_sync_answers_with_the_lease_and_every_gpu(host: AgentHost) -> None:
         pytest.param("/v1/sync", {"holder": "a", "ttl_s": 60.0}, ADMIN, 400, id="too long a lease"),
         pytest.param("/v1/sync", {"holder": "a", "speed": 9}, ADMIN, 400, id="unknown field"),
         pytest.param("/v1/sync", b"{", ADMIN, 400, id="not JSON"),
+        pytest.param("/v1/sync", b"", ADMIN, 400, id="an empty body"),
         pytest.param("/v1/sync", b" " * 70_000, ADMIN, 413, id="too large"),
         pytest.param("/v1/telemetry?hz=fast", None, ADMIN, 400, id="no such rate"),
         pytest.param("/v1/clocks", None, ADMIN, 404, id="no such route"),
