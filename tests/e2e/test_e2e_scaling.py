@@ -183,3 +183,35 @@ def test_a_gateway_killed_while_an_engine_goes_to_sleep_goes_on_from_what_it_fin
         until(lambda: site.phases() == ["serving", "stopped"])
         assert site.asleep() == [False, True]
         assert site.ask().status_code == 200
+
+
+def test_pools_that_cost_more_apart_are_merged_and_both_kinds_of_requests_are_served(tmp_path: Path) -> None:
+    pools = {"short": (1, ["SS", "SM", "MS", "MM"]), "long": (1, ["SL", "ML", "LS", "LM", "LL"])}
+    with site_of(tmp_path, pools=pools, plan={"pools": "elastic"}) as site:
+        until(lambda: site.phases() == ["serving", "serving"])
+        stop = threading.Event()
+        codes: list[int] = []
+
+        def client(prompt: str) -> None:
+            with httpx.Client(base_url=site.side.url, timeout=60.0) as http:
+                body = {"model": "llama-3.1-8b", "max_tokens": 20}
+                message = {"role": "user", "content": prompt}
+                while not stop.wait(0.5):
+                    answer = http.post("/v1/chat/completions", json={**body, "messages": [message]})
+                    codes.append(answer.status_code)
+
+        threads = [threading.Thread(target=client, args=(text,)) for text in ("hi", "word " * 2000)]
+        for thread in threads:
+            thread.start()
+        try:
+            until(lambda: site.picture()["models"][0]["pools"][0]["merged_into"] == "long")
+            until(lambda: sorted(site.phases()) == ["serving", "stopped"])
+            served = len(codes)
+            until(lambda: len(codes) > served + 10)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert set(codes) == {200}
+        assert {each["pool"] for each in site.instances().values()} == {"long"}
+        assert site.ask().headers["x-joulegate-pool"] == "long"
