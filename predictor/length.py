@@ -77,7 +77,7 @@ class Thought:
     odds: list[Odds]  # of the voices
     classes: Classes  # pooled
     middle: float  # log tokens: the median
-    high: float  # and what a tenth of the answers exceed
+    high: float  # and, before the conformal offset, what a tenth of the answers exceed
     inputs: Inputs | None = None  # of the line, where text is read
 
 
@@ -153,7 +153,7 @@ class HistoryPredictor:
     ) -> Thought:
         """One opinion out of what was said."""
         classes, odds = pooled(weights, state.bias, self._said_by(said))
-        middle, high = 0.0, state.offset
+        middle = high = 0.0
         voices = self._quantiles_by(said)
         for voice, low, up in zip(voices, state.median.weights, state.high.weights, strict=True):
             middle += low * voice[3]
@@ -161,14 +161,15 @@ class HistoryPredictor:
         return Thought(query, state, keys, said, weights, odds, classes, middle, high, inputs)
 
     def answer(self, thought: Thought) -> LengthPrediction:
-        q50, q90 = exp(thought.middle) - 1.0, exp(thought.high) - 1.0
+        q50, q90 = exp(thought.middle) - 1.0, exp(thought.high + thought.state.offset) - 1.0
         return capped(self.cuts, q50, q90, thought.classes, thought.query.max_tokens)
 
     def learn(self, thought: Thought, size: int, log_tokens: float) -> None:
         """One completion into the pools, the conformal offset, the rows and the watch for swaps."""
         state, said = thought.state, thought.said
         loss = learn_pool(thought.pool, state.bias, thought.odds, thought.classes, size)
-        state.offset += OFFSET_STEP * ((log_tokens > thought.high) - TARGET_OVER)
+        # by the offset of now: hundreds in flight were predicted by an older one, and it would swing
+        state.offset += OFFSET_STEP * ((log_tokens > thought.high + state.offset) - TARGET_OVER)
         voices = self._quantiles_by(said)
         state.median.learn(voices, LOG50, log_tokens)
         state.high.learn(voices, LOG90, log_tokens)

@@ -194,3 +194,18 @@ def test_a_full_table_fits_in_64_mb() -> None:
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert used / len(predictor.table) * predictor.table.capacity < 64e6
+
+
+def test_hundreds_in_flight_do_not_make_the_upper_quantile_swing() -> None:
+    predictor = HistoryPredictor(Cuts())
+    draw = random.Random(3)
+    open_: list[tuple[LengthQuery, LengthPrediction, int]] = []
+    highest = 0.0
+    for _ in range(6000):
+        query = LengthQuery(model="m", key="", input_tokens=draw.randint(20, 3000))
+        prediction = predictor.predict(query)
+        highest = max(highest, prediction.q90)
+        open_.append((query, prediction, round(draw.lognormvariate(5.0, 1.0)) + 1))
+        if len(open_) > 400:
+            predictor.observe(*open_.pop(draw.randrange(100)))
+    assert highest < 5000.0, "a tenth of the answers exceed 535"
