@@ -37,7 +37,7 @@ class PlanFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class PlanRules:
+class PlanTerms:
     """From the settings."""
 
     mode: str  # advise or enforce
@@ -67,7 +67,7 @@ class Planning:
     def __init__(
         self,
         fleet: Fleet,
-        rules: PlanRules,
+        rules: PlanTerms,
         least: Callable[[Model, Pool], int],
         scaler: Scaler,
         gate: FleetGate,

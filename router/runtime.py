@@ -36,7 +36,7 @@ from router.learned import save_predictor
 from router.learned_share import LearnedShare
 from router.observe import Condition, GatewayCollector
 from router.plan_share import PlanShare
-from router.planning import Planning, PlanRules
+from router.planning import Planning, PlanTerms
 from router.poll_client import control_client
 from router.pools import Member
 from router.ports import Caller, Endpoint
@@ -234,7 +234,7 @@ class Runtime:
         }
         return Planning(
             self.fleet,
-            PlanRules(
+            PlanTerms(
                 plan.mode,
                 plan.pools == "elastic",
                 Seconds(plan.epoch_s),
