@@ -97,8 +97,7 @@ def profile(
     prompts: Numbers = "128,512,2048,8192",
     window: Annotated[float, typer.Option(help="Seconds each point is watched, about.")] = 1.5,
     repeats: Annotated[
-        int,
-        typer.Option(min=1, help="Rounds over the points of a clock; the median counts. For a noisy host."),
+        int, typer.Option(min=1, help="Rounds over a clock's points; the median counts. For noise.")
     ] = 1,
     agent_token: Annotated[
         str, typer.Option(envvar="JOULEGATE_AGENT_TOKEN", help="For an agent on TCP.")
