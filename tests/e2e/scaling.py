@@ -33,14 +33,15 @@ class ScaleSite:
         pools: dict[str, tuple[int, list[str]]] | None = None,
         plan: dict[str, Any] | None = None,
         change: Change | None = None,
+        sleep: float = SLEEP,
     ) -> None:
-        """`plan`: what is not as below; `change`: of gateway.yaml."""
+        """`plan`: what is not as below; `change`: of gateway.yaml; `sleep`: seconds that it takes."""
         self.folder = folder
         self.pools = pools or {"all": (2, EVERY)}
         self.plan = {"mode": "enforce", "epoch_s": 5, "calm_s": 3, "back_off_s": 0.5, **(plan or {})}
         profile = folder / "profile.json"
         document = json.loads(shipped(PROFILE).read_text())
-        document["actuation"] |= {"sleep_s": SLEEP, "wake_s": WAKE}
+        document["actuation"] |= {"sleep_s": sleep, "wake_s": WAKE}
         profile.write_text(json.dumps(document))
         self.side = Side("scale", "observe", folder, profile, free_ports(7))
         self.side.write()

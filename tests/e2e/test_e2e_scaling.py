@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 LIMIT = 45.0
 
 
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + LIMIT
+def until(condition: Callable[[], object], limit: float = LIMIT) -> None:
+    end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end, f"never came true: {condition}"
         time.sleep(0.02)
@@ -125,7 +125,7 @@ def test_a_request_waits_for_a_wake_that_fails_at_first(tmp_path: Path) -> None:
 
 
 def test_instances_that_do_not_wake_are_given_up_aloud_and_clients_are_told(tmp_path: Path) -> None:
-    with site_of(tmp_path, change=impatient, plan={"tries": 2, "given_up_s": 15}) as site:
+    with site_of(tmp_path, change=impatient, plan={"tries": 2, "given_up_s": 25}) as site:
         until(lambda: site.phases() == ["stopped", "stopped"])
         engines = site.side.processes["emulate"].pid
         os.kill(engines, signal.SIGSTOP)
@@ -139,7 +139,7 @@ def test_instances_that_do_not_wake_are_given_up_aloud_and_clients_are_told(tmp_
             assert 'phase="failed"' in site.http.get("/metrics").text
         finally:
             os.kill(engines, signal.SIGCONT)
-        until(lambda: "failed" not in site.phases())
+        until(lambda: "failed" not in site.phases(), 90.0)
         assert site.ask().status_code == 200
 
 
@@ -175,7 +175,7 @@ def test_a_gateway_killed_between_fence_and_sleep_leaves_an_engine_that_serves(t
 
 
 def test_a_gateway_killed_while_an_engine_goes_to_sleep_goes_on_from_what_it_finds(tmp_path: Path) -> None:
-    with site_of(tmp_path) as site:
+    with site_of(tmp_path, sleep=3.0) as site:
         until(lambda: "stopping" in site.phases())
         site.kill("serve")
         site.start("serve")
