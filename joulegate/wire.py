@@ -1,4 +1,4 @@
-"""Pure: the messages between gateway and agent (HTTP/JSON, version 1). Bounded, unknown fields refused.
+"""Pure: the messages between gateway and agent (HTTP/JSON, version 1). Bounded.
 
     POST /v1/sync   SyncRequest  -> 200 SyncReply | 409 LeaseRefused
     POST /v1/boost  BoostRequest -> 200 BoostReply
@@ -6,6 +6,9 @@
     POST /v1/release ReleaseRequest -> 200 ReleaseReply
     GET  /v1/gpus                -> 200 GpuList
     GET  /v1/telemetry           -> SSE of GpuList
+
+Unknown fields of a request are refused: a wish that the agent does not know must not be dropped silently.
+Those of an answer are passed over, so that an agent may be one version ahead of its gateways.
 
 A target is a ceiling: the agent locks clocks to (lowest supported, target), never (target, target).
 """
@@ -26,6 +29,10 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Answer(Message):
+    model_config = ConfigDict(extra="ignore")
+
+
 class SyncRequest(Message):
     """Renew (or ask for) the lease and set a clock ceiling per GPU; null takes the ceiling away.
 
@@ -42,7 +49,7 @@ class SyncRequest(Message):
     reason: Annotated[str, Field(max_length=200)] = ""
 
 
-class GpuState(Message):
+class GpuState(Answer):
     """One GPU as the agent sees it at one moment."""
 
     uuid: Uuid
@@ -61,7 +68,7 @@ class GpuState(Message):
     observed_at_s: float  # agent's monotonic clock
 
 
-class GpuInfo(Message):
+class GpuInfo(Answer):
     """What does not change: limits, capabilities."""
 
     uuid: Uuid
@@ -77,7 +84,7 @@ class GpuInfo(Message):
     why_not_writable: str | None = None
 
 
-class SyncReply(Message):
+class SyncReply(Answer):
     version: Literal[1] = VERSION
     lease: int  # token of the lease now held
     expires_in_s: float
@@ -85,7 +92,7 @@ class SyncReply(Message):
     gpus: tuple[GpuState, ...]
 
 
-class LeaseRefused(Message):
+class LeaseRefused(Answer):
     """409: somebody else holds the lease, or the token is stale. Observing needs no lease."""
 
     version: Literal[1] = VERSION
@@ -105,7 +112,7 @@ class BoostRequest(Message):
     reason: Annotated[str, Field(max_length=200)] = ""
 
 
-class BoostReply(Message):
+class BoostReply(Answer):
     version: Literal[1] = VERSION
     gpus: tuple[GpuState, ...]
 
@@ -125,13 +132,13 @@ class CapsRequest(Message):
     reason: Annotated[str, Field(max_length=200)] = ""
 
 
-class CapState(Message):
+class CapState(Answer):
     cap_w: float | None  # read back; None: cannot be read
     wanted_w: float | None  # None: not ours
     fault: str | None = None
 
 
-class CapsReply(Message):
+class CapsReply(Answer):
     version: Literal[1] = VERSION
     epoch: int
     caps: dict[str, CapState]
@@ -145,19 +152,19 @@ class ReleaseRequest(Message):
     resume: bool = False  # true: take the GPUs up again
 
 
-class ReleaseReply(Message):
+class ReleaseReply(Answer):
     version: Literal[1] = VERSION
     released: bool
 
 
-class GpuList(Message):
+class GpuList(Answer):
     version: Literal[1] = VERSION
     node: str
     infos: tuple[GpuInfo, ...] = ()
     gpus: tuple[GpuState, ...]
 
 
-class WireError(Message):
+class WireError(Answer):
     """Every other refusal: 400, 401, 403, 413, 429, 503."""
 
     error: str
