@@ -40,8 +40,16 @@ need_command() { # COMMAND PACKAGE: install PACKAGE unless COMMAND is there
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
+can_make_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+
+# The distribution's own comes first: it is built with profile-guided optimisation, what pyenv builds by default
+# is not, and a request costs a quarter more CPU there.
 find_python() { # prints a Python >= 3.11, installing one where the distribution has it
-  local candidate
+  local candidate=/usr/bin/python3
+  if [ -x "$candidate" ] && is_new_enough "$candidate" && can_make_venv "$candidate"; then
+    printf '%s\n' "$candidate"
+    return
+  fi
   for candidate in python3 python3.13 python3.12 python3.11 python3.14; do
     if command -v "$candidate" >/dev/null && is_new_enough "$candidate"; then
       command -v "$candidate"
@@ -58,7 +66,7 @@ find_python() { # prints a Python >= 3.11, installing one where the distribution
 
 make_venv() { # PYTHON DIRECTORY
   local version
-  if ! "$1" -c 'import ensurepip, venv' 2>/dev/null; then
+  if ! can_make_venv "$1"; then
     version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     apt_install "python$version-venv"
   fi
