@@ -1,12 +1,11 @@
 """Shell: `python -m control.plan_child < QUESTION > ANSWER`: one plan beside a running gateway.
 
-It reads a pickled `control.provision.Question` from the gateway that started it and writes the pickled
-`Provision`. It gives way to everything else on the machine, ends by itself, and takes neither much time nor
-memory. Exit status 0: the answer is there; 1 and a line on stderr: it is not.
+It reads a `control.provision.Question` from the gateway that started it and writes the `Provision`, both as
+JSON (`control.plan_wire`). It gives way to everything else on the machine, ends by itself, and takes neither
+much time nor memory. Exit status 0: the answer is there; 1 and a line on stderr: it is not.
 """
 
 import os
-import pickle
 import resource
 import sys
 
@@ -20,9 +19,10 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     from control.fleet_plan import greedy  # not before the limits hold
     from control.fleet_solver import solve
+    from control.plan_wire import encoded, question_in
     from control.provision import Solution, provision
 
-    question = pickle.load(sys.stdin.buffer)
+    question = question_in(sys.stdin.buffer.read())
     try:
         answer = provision(
             question,
@@ -32,7 +32,7 @@ def main() -> int:
     except (ValueError, MemoryError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.buffer.write(pickle.dumps(answer))
+    sys.stdout.buffer.write(encoded(answer))
     return 0
 
 

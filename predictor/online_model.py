@@ -63,6 +63,7 @@ class OnlineModel:
         self._idle = idle_watts
         self.coefficients = coefficients
         self.laws = tuple(laws)
+        self.power = tuple(power)  # (clock, watts) as seen
         self._power_clocks = [clock for clock, _ in power]
         self._power = [watts for _, watts in power]
 

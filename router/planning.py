@@ -8,11 +8,11 @@ enough for a while. Before the first plan, and where no plan can be made, what r
 
 import asyncio
 import logging
-import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from control.plan_wire import encoded, provision_in
 from control.provision import Provision, Question
 from control.turnout import Calm
 from joulegate.units import Seconds
@@ -191,7 +191,7 @@ async def ask(question: Question, child: tuple[str, ...] = CHILD) -> Provision:
     )
     try:
         async with asyncio.timeout(PATIENCE):
-            answer, said = await process.communicate(pickle.dumps(question))
+            answer, said = await process.communicate(encoded(question))
     except TimeoutError as error:
         raise PlanFailed(f"not done after {PATIENCE:.0f} s") from error
     finally:
@@ -201,5 +201,7 @@ async def ask(question: Question, child: tuple[str, ...] = CHILD) -> Provision:
     if process.returncode != 0:
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         raise PlanFailed(last or f"the child ended with {process.returncode}")
-    found: Provision = pickle.loads(answer)
-    return found
+    try:
+        return provision_in(answer)
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlanFailed(f"an answer that is no plan: {error!r}") from error
