@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import shutil
@@ -97,6 +98,8 @@ async def _serve(node: Node, settings: AgentSettings, companion: Companion | Non
         await asyncio.to_thread(_start, node, companion)
         deadman.start()
         await server.start()
+        gc.collect()
+        gc.freeze()  # what stands at the start stays: no collection walks it again
         log.info("agent ready", extra={"node": name, "address": _address(listener)} | _summary(node))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_housekeeping(node, companion, stop))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from joulegate.errors import UserError
 
+MAX_PACKET = 16 * 1024  # bytes, between agent and watchdog
+
 
 def bound(path: Path, kind: socket.SocketKind, who: str, setting: str) -> socket.socket:
     """Its file is its owner's alone. Raises UserError when `who` else listens there, OSError.

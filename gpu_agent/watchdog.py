@@ -27,8 +27,7 @@ from pathlib import Path
 
 from gpu_agent.device import Broken, DeviceError, Driver, Outdated
 from gpu_agent.state_file import claimant, read
-from gpu_agent.unix_socket import bound
-from gpu_agent.watchdog_link import MAX_PACKET
+from gpu_agent.unix_socket import MAX_PACKET, bound
 from joulegate.errors import UserError
 from joulegate.units import Seconds
 

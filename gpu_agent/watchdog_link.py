@@ -9,7 +9,6 @@ only ever kill the process that sent it. Each packet states everything the watch
 `deadline` is CLOCK_MONOTONIC; null: nothing is locked. `hold` false: let go of the driver.
 """
 
-import json
 import os
 import socket
 import struct
@@ -19,9 +18,11 @@ from math import inf
 from pathlib import Path
 from typing import Protocol
 
+import orjson
+
+from gpu_agent.unix_socket import MAX_PACKET
 from joulegate.units import Seconds
 
-MAX_PACKET = 16 * 1024
 SULK = 1.0  # seconds for which a watchdog that did not answer is not waited for again
 SILENT = "the watchdog does not answer"
 
@@ -141,9 +142,7 @@ class WatchdogLink:
 
     def _packet(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool) -> bytes:
         self._seq += 1
-        return json.dumps(
-            {"seq": self._seq, "deadline": deadline, "gpus": sorted(gpus), "hold": hold}
-        ).encode()
+        return orjson.dumps({"seq": self._seq, "deadline": deadline, "gpus": sorted(gpus), "hold": hold})
 
     def _receive(self, flags: int = 0) -> None:
         """One answer: `problem` is what hinders the watchdog, empty if nothing does. Raises OSError."""
@@ -151,5 +150,5 @@ class WatchdogLink:
         packet = self._socket.recv(MAX_PACKET, flags)
         if not packet:
             raise ConnectionResetError("it has gone")
-        answer = json.loads(packet)
+        answer = orjson.loads(packet)
         self._answered, self.problem = answer["seq"], str(answer["why"])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_agent.watchdog_link import MAX_PACKET, SILENT, WatchdogLink
+from gpu_agent.unix_socket import MAX_PACKET
+from gpu_agent.watchdog_link import SILENT, WatchdogLink
 from joulegate.units import Seconds
 
 GPUS = frozenset({"GPU-0"})
