@@ -32,9 +32,16 @@ class Background:
         self.loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
+        self.run(_settled())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+
+async def _settled() -> None:
+    """A connection accepted a moment ago has a few rounds of the loop to begin, and with that to end."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 class Front:
@@ -99,6 +106,8 @@ class Front:
         assert task is not None
         self._tasks.add(task)
         line = Line(reader, writer, 0)
+        if self._server is None:  # shut between the connection and its first step
+            line.reset()
         try:
             while not writer.is_closing():
                 received = await line.request()
