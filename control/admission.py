@@ -336,11 +336,6 @@ def backlog(queue: PoolQueue, instances: Sequence[Instance]) -> Seconds:
     return Seconds(max(1.0, queue.tokens / sum(rates), paced))
 
 
-def refuse(queue: PoolQueue, flight: Flight, why: str, instances: Sequence[Instance]) -> Reject:
-    """What a new request is told that is not queued."""
-    return Reject(flight, why, backlog(queue, instances))
-
-
 def learned_slots(slots: int, running: int, waiting: int, known: int | None) -> int:
     """Sequences an engine may hold, from its own gauges.
 

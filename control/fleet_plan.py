@@ -49,9 +49,7 @@ class Fleet:
     stop_joules: Mapping[str, float] = field(default_factory=dict)  # sessions of one instance prefilled again
     epoch: float = 300.0  # seconds that a change pays back in
     least: int = 1  # instances that stay warm
-    most: Mapping[str, int] = field(
-        default_factory=dict
-    )  # instances of a kind that there are; not in it: any
+    most: Mapping[str, int] = field(default_factory=dict)  # instances of a kind; not in it: any number
 
 
 @dataclass(frozen=True, slots=True, eq=False)

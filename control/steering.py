@@ -20,10 +20,11 @@ from control.admission import (
     Layout,
     Outcome,
     PoolQueue,
+    Reject,
     assign,
+    backlog,
     layout,
     place,
-    refuse,
     takes_prompts,
 )
 from control.arrivals import Arrivals
@@ -174,7 +175,7 @@ class Steering:
             if grant is not None:
                 return Outcome(grants=(grant,))
         if why := state.queue.refusal(flight, self.admission):
-            return Outcome(rejects=(refuse(state.queue, flight, why, self._of(pool)),))
+            return Outcome(rejects=(Reject(flight, why, backlog(state.queue, self._of(pool))),))
         state.queue.push(flight, self.admission)
         return self.assign(now)
 

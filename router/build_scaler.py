@@ -1,6 +1,7 @@
 """Shell: from settings to what stops and starts instances."""
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from control.lifecycle import Patience
 from joulegate.errors import UserError
@@ -13,6 +14,9 @@ from router.http_client import ControlClient
 from router.pools import Fleet, Member
 from router.scaler import Limits, Scaled
 from router.vllm_sleep import VllmSleep
+
+if TYPE_CHECKING:  # it needs an extra
+    from router.kubernetes_scale import Workload
 
 Reach = Callable[[Member], ControlClient]  # a client for an instance
 
@@ -54,7 +58,7 @@ class Actuators:
     def __init__(self, reach: Reach, health: str) -> None:
         self._reach = reach
         self._health = health
-        self._workloads: dict[Kubernetes, object] = {}
+        self._workloads: dict[Kubernetes, Workload] = {}
 
     def actuator(self, scale: Scale, member: Member) -> Actuator:
         if scale.command is not None:
@@ -81,6 +85,6 @@ class Actuators:
                 "scaling through Kubernetes needs its client", "pip install 'joulegate[k8s]'"
             ) from error
         shared = section.model_copy(update={"replica": 0})
-        workload = self._workloads.setdefault(shared, Workload(shared))
-        assert isinstance(workload, Workload)
-        return KubernetesReplica(workload, section.replica)
+        if shared not in self._workloads:
+            self._workloads[shared] = Workload(shared)
+        return KubernetesReplica(self._workloads[shared], section.replica)

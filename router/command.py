@@ -6,15 +6,14 @@ to say: its health is asked for.
 """
 
 import asyncio
-import contextlib
 import os
-import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import IO
 
 from control.lifecycle import Seen
 from router.actuators import ActuationFailed, Sight
+from router.child import running
 from router.http_client import ControlClient, Unreachable
 
 LOOK_WITHIN = 2.0  # seconds
@@ -74,32 +73,15 @@ async def run(words: Sequence[str], limit: float, variables: Mapping[str, str]) 
     """Run a program to its end. Raises ActuationFailed unless it ends with 0 within `limit` seconds."""
     with tempfile.TemporaryFile() as said:
         try:
-            process = await asyncio.create_subprocess_exec(
-                *words,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=said,  # no pipe: what it leaves running may hold it open
-                env=dict(variables),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ActuationFailed(f"{words[0]}: {error.strerror}") from error
-        try:
-            status = await asyncio.wait_for(process.wait(), limit)
+            # no pipe for what it says: what it leaves running may hold it open
+            async with running(words, stderr=said, env=variables) as process:
+                status = await asyncio.wait_for(process.wait(), limit)
         except TimeoutError as error:
             raise ActuationFailed(f"{words[0]} did not end in {limit:g} s") from error
-        finally:
-            if process.returncode is None:
-                _kill(process)
-                await process.wait()
+        except OSError as error:
+            raise ActuationFailed(f"{words[0]}: {error.strerror}") from error
         if status != 0:
             raise ActuationFailed(f"{words[0]} ended with {status}: {_last_words(said)}")
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """With all that it has started in its session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _last_words(said: IO[bytes]) -> str:

@@ -198,13 +198,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._complete:
             self.close()  # a byte nobody asked for
-        elif self._between_chunks:
-            sink, body = self._sink, whole_chunk(data)
+        elif self._between_chunks and self._sink is not None and (body := whole_chunk(data)):
             self.deadline = time.monotonic() + self.limits.silence
-            if body and sink is not None:
-                sink.feed(body)  # the parser need not see it
-            else:
-                self._parse(data)
+            self._sink.feed(body)  # the parser need not see it
         elif self._answered or not self._take_alike(data):
             self._parse(data)
 

@@ -61,17 +61,14 @@ class FleetGate:
         if not isinstance(slot, Ticket) or slot.member is None:
             return None
         request, failed, now = slot.request, slot.member.law.name, self._now()
-        model = self._model(request) if slot.trip is None else slot.trip.model
-        pool = model.pools[slot.member.law.pool] if slot.trip is None else slot.trip.pool
+        trip = slot.trip
+        model = trip.model if trip else self._model(request)
+        pool = trip.pool if trip else model.pools[slot.member.law.pool]
         if pool.retries < 1.0 or self._deaths.suspects(request.fingerprint, now):
             return None
         if self._maker(request, model) is not None:
             return None  # no other could answer it
-        if slot.trip is None:
-            able = bool(_able(model, request, failed, now))
-        else:
-            able = self._alive(model, pool, now, failed)
-        if not able:
+        if not (self._alive(model, pool, now, failed) if trip else _able(model, request, failed, now)):
             return None
         pool.retries -= 1.0
         pool.tally.retried += 1

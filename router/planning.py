@@ -18,6 +18,7 @@ from control.turnout import Calm
 from joulegate.units import Seconds
 from predictor.forecast import LoadForecast
 from router.capacity import desired_replicas
+from router.child import PIPE, running
 from router.elastic import arrange
 from router.gate import FleetGate
 from router.load_meter import PARTS
@@ -183,21 +184,14 @@ class Planning:
 
 async def ask(question: Question, child: tuple[str, ...] = CHILD) -> Provision:
     """A plan from a child process. Raises PlanFailed."""
-    process = await asyncio.create_subprocess_exec(
-        *child,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with (
+            running(child, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process,
+            asyncio.timeout(PATIENCE),
+        ):
             answer, said = await process.communicate(encoded(question))
     except TimeoutError as error:
         raise PlanFailed(f"not done after {PATIENCE:.0f} s") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     if process.returncode != 0:
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         raise PlanFailed(last or f"the child ended with {process.returncode}")

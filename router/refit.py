@@ -23,6 +23,7 @@ from predictor.latency_artifact import load
 from predictor.latency_data import Engine, Row
 from predictor.online_drift import DriftSettings, RefitReason, refit_reason
 from predictor.online_refit import as_csv
+from router.child import running
 from router.pools import Fleet, Member
 
 log = logging.getLogger(__name__)
@@ -123,21 +124,11 @@ def _keep(model: Path, place: Path) -> None:
 async def _run(words: Sequence[str], said: Path) -> None:
     """What it says goes to a file: a pipe may still be open when a cancelled task has ended."""
     with said.open("wb") as errors:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=errors,
-            env={**os.environ, **ONE_THREAD},
-        )
-    try:
-        await asyncio.wait_for(process.wait(), PATIENCE)
-    except TimeoutError as error:
-        raise RefitFailed(f"not done after {PATIENCE:.0f} s") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        try:
+            async with running(words, stderr=errors, env={**os.environ, **ONE_THREAD}) as process:
+                await asyncio.wait_for(process.wait(), PATIENCE)
+        except TimeoutError as error:
+            raise RefitFailed(f"not done after {PATIENCE:.0f} s") from error
     if process.returncode != 0:
         raise RefitFailed(_last_line(said) or f"the child ended with {process.returncode}")
 

@@ -234,7 +234,7 @@ class Exchange:
 
     async def __aenter__(self) -> Connection:
         kept = self.pool.take(self.key)
-        self.connection = connection = kept or await self._connect()
+        self.connection = connection = kept or await self.pool.connect(self.endpoint)
         try:
             self._send(connection)
             await connection.answered(self.with_body)
@@ -247,7 +247,7 @@ class Exchange:
         except BaseException:
             self._drop()
             raise
-        self.connection = connection = await self._connect()
+        self.connection = connection = await self.pool.connect(self.endpoint)
         try:
             self._send(connection)
             await connection.answered(self.with_body)
@@ -262,17 +262,6 @@ class Exchange:
         if self.connection is not None:
             self.pool.release(self.key, self.connection)
             self.connection = None
-
-    async def _connect(self) -> Connection:
-        """In a task: who waits here may be a Stepper, which has none for a time-out to cancel."""
-        connecting = asyncio.get_running_loop().create_task(self.pool.connect(self.endpoint))
-        try:
-            return await connecting
-        except asyncio.CancelledError:
-            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-                self.connection = connecting.result()
-                self._drop()
-            raise
 
     def _send(self, connection: Connection) -> None:
         connection.send(self.message, self.head_only)

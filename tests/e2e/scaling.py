@@ -1,27 +1,20 @@
 """An emulated fleet whose engines sleep, under a gateway whose plan is in force."""
 
-import asyncio
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
-from ruamel.yaml import YAML
 
-from gpu_agent.plant import Plant
 from joulegate.shipped import shipped
 from joulegate.units import Seconds
 from simulator.demo_cli import PROFILE
 from simulator.demo_site import MODEL, Side, free_ports
+from tests.e2e.standing import Edit, edit_yaml, serves, start, start_again
 
 SLEEP, WAKE = 0.3, 1.0  # seconds
 EVERY = ["SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL"]
-NAMES = {"serve": "gateway", "emulate": "fleet"}
-Change = Callable[[dict[str, Any]], None]
 
 
 class ScaleSite:
@@ -32,7 +25,7 @@ class ScaleSite:
         folder: Path,
         pools: dict[str, tuple[int, list[str]]] | None = None,
         plan: dict[str, Any] | None = None,
-        change: Change | None = None,
+        change: Edit | None = None,
         sleep: float = SLEEP,
     ) -> None:
         """`plan`: what is not as below; `change`: of gateway.yaml; `sleep`: seconds that it takes."""
@@ -49,21 +42,12 @@ class ScaleSite:
         self.rewrite("gateway", self._planned)
         if change is not None:
             self.rewrite("gateway", change)
-        try:
-            asyncio.run(self.side.start())
-        except BaseException:
-            self.side.stop()
-            raise
-        self.plant = Plant.open(folder / "node.plant")
+        self.plant = start(self.side)
         self.http = httpx.Client(base_url=self.side.url, timeout=60.0)
 
-    def rewrite(self, name: str, change: Change) -> None:
-        """Change one of the side's files."""
-        path = self.folder / f"{name}.yaml"
-        document = YAML().load(path.read_text())
-        change(document)
-        with path.open("w") as file:
-            YAML().dump(document, file)
+    def rewrite(self, name: str, change: Edit) -> None:
+        """Edit one of the side's files."""
+        edit_yaml(self.folder / f"{name}.yaml", change)
 
     def _engines_that_sleep(self, fleet: dict[str, Any]) -> None:
         count = sum(number for number, _ in self.pools.values())
@@ -116,20 +100,10 @@ class ScaleSite:
 
     def start(self, word: str) -> None:
         """Start it again as it was."""
-        with (self.folder / f"{word}-again.log").open("wb") as log:
-            self.side.processes[word] = subprocess.Popen(
-                [sys.executable, "-m", "joulegate", word, "-c", str(self.folder / f"{NAMES[word]}.yaml")],
-                cwd=self.folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )
+        start_again(self.side, word)
 
     def serves(self) -> bool:
-        try:
-            return self.http.get("/readyz").status_code == 200
-        except httpx.HTTPError:
-            return False
+        return serves(self.http)
 
     def close(self) -> None:
         self.http.close()

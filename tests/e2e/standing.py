@@ -38,17 +38,12 @@ class Site:
             self.edit(edit)
         if redis_url is not None:
             self._replica(folder / "gateway.yaml", "one", self.side.ports[-1])
-        try:
-            asyncio.run(self.side.start())
-        except BaseException:
-            self.side.stop()
-            raise
-        self.plant = Plant.open(folder / "node.plant")
+        self.plant = start(self.side)
         self.http = httpx.Client(base_url=self.side.url, timeout=10.0)
 
     def edit(self, edit: Edit) -> None:
         """Change gateway.yaml."""
-        _edit(self.side.folder / "gateway.yaml", edit)
+        edit_yaml(self.side.folder / "gateway.yaml", edit)
 
     def second_gateway(self) -> tuple[subprocess.Popen[bytes], str]:
         """Another replica over the same Redis: its process and its URL."""
@@ -68,7 +63,7 @@ class Site:
 
     def _replica(self, path: Path, name: str, port: int) -> None:
         ours = {"name": name, "listen": {"port": port}, "store": {"redis_url": self.redis_url}}
-        _edit(path, lambda document: document.update(ours))
+        edit_yaml(path, lambda document: document.update(ours))
 
     def ceilings(self) -> list[MegaHertz]:
         """What every GPU may clock to now, as the driver would have it."""
@@ -92,22 +87,40 @@ def restart_gateway(side: Side, http: httpx.Client) -> None:
     before = side.processes["serve"]
     before.terminate()
     before.wait(30.0)
-    with (side.folder / "serve-again.log").open("wb") as log:
-        side.processes["serve"] = subprocess.Popen(before.args, cwd=side.folder, stdout=log, stderr=log)
+    start_again(side, "serve")
     end = time.monotonic() + 60.0
-    while not _serves(http):
+    while not serves(http):
         assert time.monotonic() < end, "the gateway did not come back"
         time.sleep(0.1)
 
 
-def _serves(http: httpx.Client) -> bool:
+def start(side: Side) -> Plant:
+    """All of it, or nothing; its GPUs."""
+    try:
+        asyncio.run(side.start())
+    except BaseException:
+        side.stop()
+        raise
+    return Plant.open(side.folder / "node.plant")
+
+
+def start_again(side: Side, word: str) -> None:
+    """A process that has ended, as it was."""
+    words = side.processes[word].args
+    with (side.folder / f"{word}-again.log").open("ab") as log:
+        side.processes[word] = subprocess.Popen(
+            words, cwd=side.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+
+def serves(http: httpx.Client) -> bool:
     try:
         return http.get("/readyz").is_success
     except httpx.TransportError:
         return False
 
 
-def _edit(path: Path, edit: Edit) -> None:
+def edit_yaml(path: Path, edit: Edit) -> None:
     yaml = YAML()
     document = yaml.load(path.read_text())
     edit(document)
