@@ -20,7 +20,7 @@ async def running(
     stderr: int | IO[bytes] = NOWHERE,
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`words` as they are, no shell; what still runs at the end is killed. Raises OSError: no such program."""
+    """`words` as they are, no shell; what still runs at the end is killed. Raises OSError: no such file."""
     process = await asyncio.create_subprocess_exec(
         *words, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True
     )
