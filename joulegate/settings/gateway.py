@@ -239,7 +239,7 @@ class Control(Section):
         default=2, ge=1, le=30, description="Clocks return to default this long after a crash."
     )
     dwell_s: float = Field(
-        default=1, ge=0, description="A lower clock must hold for this long before it is set."
+        default=0.5, ge=0, description="A lower clock must hold for this long before it is set."
     )
     holdback_pct: Percent = Field(
         default=2, description="Instance-time at default clocks, to measure the saving."
