@@ -10,7 +10,6 @@ noticed), but what it sends is kept back, unparsed, until the answer is out.
 """
 
 import asyncio
-from enum import Enum
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -21,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from router.client import ClientExchange
-from router.errors import BadRequest, ClientTimeout, GatewayError, HeadTooLarge
+from router.errors import BadRequest, BodyTooLarge, ClientTimeout, GatewayError, HeadTooLarge
 from router.head import (
     NO_HEAD,
     Outline,
@@ -34,7 +33,7 @@ from router.head import (
 from router.limits import EdgeLimits
 from router.stepper import Step, Stepper
 from router.target import Target, target_of
-from router.warden import Warden
+from router.warden import Reading, Warden
 
 LINGER = 1.0  # seconds in which a refused client may still read why
 AHEAD = 64 * 1024  # bytes kept back from a client that does not wait for its answer
@@ -53,16 +52,6 @@ def guard(limits: EdgeLimits, relay: Answerer) -> type[asyncio.Protocol]:
     # uvicorn only calls it; its annotation asks for a class
     made = partial(Guard, limits=limits, warden=Warden(limits), relay=relay)
     return cast("type[asyncio.Protocol]", made)
-
-
-class Reading(Enum):
-    """What the next byte of the client belongs to."""
-
-    IDLE = "between requests"
-    HEAD = "request head"
-    BODY = "request body"
-    DONE = "nothing: the request is whole, its answer is not"
-    LINGER = "nothing: refused"
 
 
 class Guard(HttpToolsProtocol):
@@ -87,7 +76,7 @@ class Guard(HttpToolsProtocol):
         self.active: ClientExchange | None = None  # the request being answered
         self.reading = Reading.IDLE
         self.since = 0.0  # when `reading` began
-        self.received = 0  # bytes since then
+        self.received = 0  # bytes since then; parted: bytes that the client has not taken
         self.stuck_since = 0.0  # when the write buffer filled
         self.now = 0.0  # of the read that is being parsed
         self.length: bytes | None = None  # Content-Length of the head that is being parsed
@@ -270,6 +259,8 @@ class Guard(HttpToolsProtocol):
         if cycle.response_complete:
             return
         cycle.body += body
+        if not cycle.target.relayed and self.received > self.limits.app_body:
+            raise BodyTooLarge(f"the body may be at most {self.limits.app_body} bytes here")
         if cycle.claimed is None:
             if len(cycle.body) > AHEAD:
                 self.flow.pause_reading()
@@ -349,13 +340,18 @@ class Guard(HttpToolsProtocol):
     def linger(self) -> None:
         """Close, but let a client that still sends read the answer first."""
         if self.reading in (Reading.IDLE, Reading.DONE):
-            self.transport.close()
+            self._part()
             return
         self._enter(Reading.LINGER)
         self.ahead.clear()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
+
+    def _part(self) -> None:
+        """Close, once the client has taken what was written."""
+        self._enter(Reading.PARTED)
+        self.transport.close()
 
     def _lose_active(self) -> None:
         active, self.active = self.active, None
@@ -374,6 +370,11 @@ class Guard(HttpToolsProtocol):
         limits = self.limits
         if self.reading is Reading.LINGER:
             return "linger" if self.active is None and now - self.since > LINGER else None
+        if self.reading is Reading.PARTED:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent != self.received:
+                self.received, self.since = unsent, now
+            return "reader" if now - self.since > limits.reader else None
         if self.flow.write_paused and now - self.stuck_since > limits.reader:
             return "reader"
         if self.active is not None and not (self.reading is Reading.BODY and self.cycle is self.active):
@@ -392,6 +393,6 @@ class Guard(HttpToolsProtocol):
         if what in ("head", "body"):
             self.refuse(ClientTimeout(f"the request {what} did not arrive in time"))
         elif what == "idle":
-            self.transport.close()
+            self._part()
         else:
             self.transport.abort()

@@ -14,6 +14,7 @@ class EdgeLimits:
     head: float = 10.0  # from a request's first byte to its last header
     body: float = 30.0  # for the body, on top of what `body_rate` allows
     body_rate: float = 1024.0  # bytes per second a client must reach on average
+    app_body: int = 1024 * 1024  # of a request that is not the relay's: administration's are small
     reader: float = 60.0  # an answer's buffer stays full this long: the reader is gone
 
 

@@ -26,6 +26,7 @@ HEAD_CHARS = 1600
 TAIL_CHARS = 800
 FINGERPRINT_BYTES = 64 * 1024  # of each end
 SECOND_TRY = 1024 * 1024  # bytes: the slow parser takes no more
+MAX_INTEGER = 2**31
 TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
 SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,}\]]+', re.DOTALL)
 OPENING = frozenset({b"{", b"["})
@@ -338,7 +339,8 @@ def _json_mode(found: Json) -> bool:
 
 
 def _integer(found: object) -> int | None:
-    return found if type(found) is int else None
+    """None for what no engine takes for a number of tokens either: a number of any length is JSON."""
+    return found if type(found) is int and -MAX_INTEGER < found < MAX_INTEGER else None
 
 
 def _string(found: object) -> str:

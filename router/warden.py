@@ -2,9 +2,21 @@
 
 import asyncio
 from collections.abc import Collection
+from enum import Enum
 from typing import Any
 
 from router.limits import EdgeLimits
+
+
+class Reading(Enum):
+    """What the next byte of the client belongs to."""
+
+    IDLE = "between requests"
+    HEAD = "request head"
+    BODY = "request body"
+    DONE = "nothing: the request is whole, its answer is not"
+    LINGER = "nothing: refused"
+    PARTED = "nothing: closed, but for what the client has not taken yet"
 
 
 class Warden:

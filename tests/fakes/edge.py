@@ -77,7 +77,9 @@ async def edge(
     upstream: UpstreamLimits | None = None,
     relay: RelayLimits | None = None,
     tls: tuple[Path, Path] | None = None,
+    send_buffer: int | None = None,
 ) -> AsyncIterator[Edge]:
+    """`send_buffer`: bytes that the kernel takes for a client that does not read; None: as it likes."""
     pool = UpstreamPool(upstream or UpstreamLimits())
     refused: list[GatewayError] = []
     ours = Relay(gate, pool, keys or Keys(), relay or RelayLimits(), refused.append)
@@ -96,6 +98,8 @@ async def edge(
     config.load()
     server.lifespan = config.lifespan_class(config)
     with socket.socket() as listener:
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         listener.bind(("127.0.0.1", 0))
         await server.startup(sockets=[listener])
         try:

@@ -266,3 +266,11 @@ def test_a_large_body_that_would_swell_is_not_parsed() -> None:
     assert read(b"12345," * 300_000) == "m"
     assert read(b'"' + b"{[," * 500_000 + b'",') == ""  # text of nothing else: the price of not parsing it
     assert read(b'"' + b"some words, and more. " * 100_000 + b'",') == "m"
+
+
+@pytest.mark.parametrize("more", ["", ',"x":NaN'])  # the latter is read by the slow parser
+@pytest.mark.parametrize("digits", [19, 25, 400])
+def test_numbers_that_no_engine_takes_are_not_counted_with(digits: int, more: str) -> None:
+    body = f'{{"model":"m","n":{"9" * digits},"max_tokens":{"9" * digits}{more}}}'.encode()
+    found = parse("/v1/chat/completions", body, b"application/json", "")
+    assert (found.query.model, found.query.n, found.query.max_tokens) == ("m", 1, None)
