@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, Command] = {
     "pause": Command("router.cli:pause", "clocks to default, requests go on; --resume takes it back"),
     "uncap": Command("router.cli:uncap", "give back power caps that an earlier budget has left"),
     "drain": Command("router.cli:drain", "send an instance no new requests"),
+    "recheck": Command("router.cli:recheck", "decide again what a gateway recorded"),
     "agent": Command("gpu_agent.cli:agent", "run the agent of a GPU node", first=FIRST_AID),
     "watchdog": Command(
         "gpu_agent.cli:watchdog", "run the process that resets clocks when the agent dies", first=FIRST_AID

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from control.governor import GovernorRules
 from control.holdback import HoldbackRules
 from control.mapping import Proof, Standing
 from control.pick import Rng
+from control.recording import RecordedBook, RecordedSteering, Recorder
 from control.state import Instance, Limits, LoadBook, PoolRules
 from control.steering import Steering
 from joulegate.domain import EngineModel
@@ -36,12 +38,16 @@ DEFAULT_CHUNK = 2048  # prompt tokens an iteration, where neither settings nor p
 DEFAULT_SWITCH = Seconds(0.1)  # clock-switch latency of a GPU without a profile
 
 
-def build_fleet(settings: settings_of.Gateway) -> Fleet:
-    """Raises UserError for a profile that cannot be read."""
+def build_fleet(settings: settings_of.Gateway, record: Callable[[bytes], None] | None = None) -> Fleet:
+    """`record` takes the lines of a recording; None: none is made.
+
+    Raises UserError for a profile that cannot be read.
+    """
     models: dict[str, Model] = {}
     predictor = build_predictor(settings)
     for section in settings.models:
-        model = _model(settings, section, predictor)
+        recorder = None if record is None else Recorder(section.name, record)
+        model = _model(settings, section, predictor, recorder)
         models[model.name] = model
         models.update(dict.fromkeys((*section.aliases, *section.adapters), model))
     fleet = Fleet(models)
@@ -58,14 +64,20 @@ def pool_rules(settings: settings_of.Gateway, section: settings_of.Pool) -> Pool
     )
 
 
-def _model(settings: settings_of.Gateway, section: settings_of.Model, predictor: HistoryPredictor) -> Model:
+def _model(
+    settings: settings_of.Gateway,
+    section: settings_of.Model,
+    predictor: HistoryPredictor,
+    recorder: Recorder | None,
+) -> Model:
     members = {
-        pool.name: tuple(_member(settings, section, pool, instance) for instance in pool.instances)
+        pool.name: tuple(_member(settings, section, pool, each, recorder) for each in pool.instances)
         for pool in section.pools
     }
     laws = [member.law for group in members.values() for member in group]
     switch = max((_switch(member) for group in members.values() for member in group), default=DEFAULT_SWITCH)
-    steering = Steering(
+    steer = Steering if recorder is None else partial(RecordedSteering, recorder)
+    steering = steer(
         [pool_rules(settings, pool) for pool in section.pools],
         laws,
         AdmissionRules(),
@@ -107,13 +119,14 @@ def _member(
     model: settings_of.Model,
     pool: settings_of.Pool,
     section: settings_of.Instance,
+    recorder: Recorder | None,
 ) -> Member:
     profile, engine_model = read_model(section.profile)
     known_slots = section.slots or (profile.engine.max_num_seqs if profile is not None else None)
     law = Instance(
         name=section.name,
         pool=pool.name,
-        book=LoadBook(),
+        book=LoadBook() if recorder is None else RecordedBook(section.name, recorder),
         limits=_limits(section, profile),
         model=engine_model,
         slots=known_slots or ASSUMED_SLOTS,

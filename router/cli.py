@@ -100,6 +100,37 @@ def drain(
     sys.stdout.write(f"{answer['instance']}: {state}, {answer['running']} requests running\n")
 
 
+def recheck(
+    recording: Annotated[Path, typer.Argument(help="What control.record_file wrote.", show_default=False)],
+    json: AsJson = False,
+) -> None:
+    """Decide again what a gateway recorded: the same, one by one? Exit code 1 where it is not."""
+    from control.playback import playback
+
+    decisions, different = 0, []
+    try:
+        with recording.open("rb") as lines:
+            for step in playback(lines):
+                decisions += 1
+                if not step.same:
+                    different.append(step)
+    except OSError as error:
+        raise UserError(f"cannot read {recording}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{recording} is no recording: {error!r}", "control.record_file makes one") from error
+    first = different[0] if different else None
+    if json:
+        _print_json({"decisions": decisions, "different": len(different), "first": first})
+    elif first is None:
+        sys.stdout.write(f"{decisions} decisions, all as recorded\n")
+    else:
+        sys.stdout.write(
+            f"{len(different)} of {decisions} decisions differ; the first in line {first.line}:\n"
+        )
+        sys.stdout.write(f"recorded: {first.recorded}\nnow:      {first.played}\n")
+    raise typer.Exit(1 if different else 0)
+
+
 def _ask(
     url: str,
     method: str,
@@ -139,5 +170,5 @@ def _ask(
     return answer
 
 
-def _print_json(value: Json) -> None:
+def _print_json(value: object) -> None:
     sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")

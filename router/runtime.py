@@ -47,6 +47,7 @@ from router.proof_file import ProofFile
 from router.proofs import Proofs
 from router.proving import Prover
 from router.rate_limits import KeyLimits, RateLimits
+from router.record_file import RecordFile
 from router.refit import Refitter
 from router.replicas import Replicas
 from router.responses import Makers
@@ -66,7 +67,9 @@ class Runtime:
         self._stack = AsyncExitStack()
         self.name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
         self.settings = settings
-        self.fleet = build_fleet(settings)
+        path = settings.control.record_file
+        self._recording = None if path is None else RecordFile(path)
+        self.fleet = build_fleet(settings, None if self._recording is None else self._recording.write)
         self.tally = Tally(footprint=build_footprint(settings.energy))
         self.condition = Condition(reloaded_at=time.time())
         self.keys = build_keys(settings)
@@ -159,6 +162,8 @@ class Runtime:
         await self.scaler.close()
         await self.replicas.close()
         save_predictor(self.settings, next(self.fleet.unique()).predictor)  # one serves every model
+        if self._recording is not None:
+            self._recording.close()
         await self._stack.aclose()
 
     def _wake(self) -> None:

@@ -251,6 +251,10 @@ class Control(Section):
     proofs_file: LocalPath | None = Field(
         default=None, description="Keeps which instance runs on which GPUs over a restart."
     )
+    record_file: LocalPath | None = Field(
+        default=None,
+        description="Writes every input of the control laws and what they decided, 256 MiB at most.",
+    )
     refit_interval_s: Positive | None = Field(
         default=300, description="Least time between two refits of an instance that drifts; null: never."
     )
