@@ -14,7 +14,7 @@ from predictor.length import HistoryPredictor
 from predictor.length_state import prior_arrays, prior_of, restore, state_arrays
 from predictor.length_text import TextPredictor
 
-SCHEMA = "joulegate-length/3"
+SCHEMA = "joulegate-length/4"
 SHIPPED = "length_prior.npz"
 
 
