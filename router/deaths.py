@@ -1,4 +1,8 @@
-"""Pure: which request bodies took engines down, so that one query of death harms at most two instances."""
+"""Pure: which request bodies took engines down, so that one query of death harms at most two instances.
+
+Whoever is in flight when an engine dies is a suspect, first token or not. A body that was answered of late is
+none: engines that are killed from outside take down what everybody asks, too.
+"""
 
 from collections import OrderedDict
 
@@ -10,12 +14,23 @@ CONDEMNED_AFTER = 2  # instances
 
 
 class Deaths:
-    """Instances lost while a body was in flight there, unanswered, by the body's fingerprint."""
+    """Instances lost while a body was in flight there, by the body's fingerprint."""
 
     def __init__(self) -> None:
         self._bodies: OrderedDict[int, tuple[Seconds, frozenset[str]]] = OrderedDict()
+        self._harmless: OrderedDict[int, None] = OrderedDict()
+
+    def answered(self, fingerprint: int) -> None:
+        """An engine has lived through this body."""
+        self._bodies.pop(fingerprint, None)
+        self._harmless[fingerprint] = None
+        self._harmless.move_to_end(fingerprint)
+        if len(self._harmless) > MAX_BODIES:
+            self._harmless.popitem(last=False)
 
     def add(self, fingerprint: int, instance: str, now: Seconds) -> None:
+        if fingerprint in self._harmless:
+            return
         known = self._lost(fingerprint, now)
         self._bodies[fingerprint] = (now, known | {instance})
         self._bodies.move_to_end(fingerprint)

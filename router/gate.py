@@ -178,7 +178,9 @@ class FleetGate:
             return
         member.open -= 1
         self._accounts.closed(ticket.trip, member, report, now)
-        if report.ending is Ending.UPSTREAM_DOWN and report.first_output is None and ticket.was_sent:
+        if report.ending is Ending.OK:
+            self._deaths.answered(ticket.request.fingerprint)
+        elif report.ending is Ending.UPSTREAM_DOWN and ticket.was_sent:
             self._deaths.add(ticket.request.fingerprint, member.law.name, now)
         member.refresh(now)
         if ticket.trip is not None:

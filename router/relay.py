@@ -245,7 +245,7 @@ class Relay:
             client.feeder = None
         sink.end()
         if sink.failed:
-            return finished(Ending.UPSTREAM_ERROR, status, sink, sink.failed)
+            return finished(ending_of(500, sink.failed.encode()), status, sink, sink.failed)
         return finished(ending_of(status, b""), status, sink, "")
 
 

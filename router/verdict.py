@@ -6,17 +6,23 @@ from router.ports import Ending
 BUSY = frozenset({408, 429, 529})
 # vLLM's queue limit answers 503 with a text of this kind, a dead engine with another
 BUSY_WORDS = (b"busy", b"overloaded", b"different instance", b"try again")
+DEAD_WORDS = (b"EngineCore encountered", b"EngineDead")  # vLLM's last words: its process ends with them
 ANOTHER = frozenset({Ending.UPSTREAM_BUSY, Ending.UPSTREAM_DOWN, Ending.UPSTREAM_ERROR})
 
 
 def ending_of(status: int, body: bytes) -> Ending:
-    """How a whole answer ends its request. 424 is TGI's word for a generation that failed."""
+    """How a whole answer, or an error inside a stream (500), ends its request.
+
+    424 is TGI's word for a generation that failed.
+    """
     if status < 400:
         return Ending.OK
     if status in BUSY:
         return Ending.UPSTREAM_BUSY
     if status == 503 and any(word in body for word in BUSY_WORDS):
         return Ending.UPSTREAM_BUSY
+    if status == 500 and any(word in body for word in DEAD_WORDS):
+        return Ending.UPSTREAM_DOWN
     if status >= 500 or status == 424:
         return Ending.UPSTREAM_ERROR
     return Ending.CLIENT_ERROR

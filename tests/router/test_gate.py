@@ -222,6 +222,30 @@ async def test_a_query_of_death_harms_at_most_two_instances() -> None:
         later.close(OK)
 
 
+async def test_a_query_that_kills_after_its_first_token_is_one_of_death_too() -> None:
+    house = House(instances=4)
+    for _ in range(2):
+        async with house.gate.admit(house.request(fingerprint=13)) as slot:
+            slot.sent(Seconds(house.now))
+            slot.close(Report(Ending.UPSTREAM_DOWN, 200, first_output=Seconds(house.now)))
+            next(m for m in house.members if m.law.name == slot.endpoint.name).status.health = Health.DOWN
+    with pytest.raises(PoolDown, match="two instances"):
+        await house.gate.admit(house.request(fingerprint=13)).__aenter__()
+
+
+async def test_what_is_answered_again_and_again_is_not_blamed_for_engines_that_are_killed() -> None:
+    house = House(instances=4)
+    async with house.gate.admit(house.request(fingerprint=13)) as slot:
+        slot.close(OK)
+    for member in house.members[:3]:
+        async with house.gate.admit(house.request(fingerprint=13)) as slot:
+            slot.sent(Seconds(house.now))
+            slot.close(DOWN)
+            member.status.health = Health.UP
+    async with house.gate.admit(house.request(fingerprint=13)) as slot:
+        slot.close(OK)
+
+
 async def test_a_busy_instance_is_passed_over_not_marked_unhealthy() -> None:
     house = House(slots=8)
     async with house.gate.admit(house.request()) as slot:

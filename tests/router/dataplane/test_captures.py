@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from router.ports import Engine
+from router.ports import Ending, Engine
 from router.sse import events
 from tests.fakes.edge import edge, unchunked
 from tests.fakes.engine import STREAM_HEAD, FakeEngine, Line, Received
@@ -112,5 +112,5 @@ async def test_the_recorded_death_of_an_engine_passes_and_is_known_for_what_it_i
             got = await it.raw(request % (len(body), body))
             await it.settled()
     assert split(got)[2] == split(response)[2]
-    assert gate.reports[0].ending.value == "upstream_error"
+    assert gate.reports[0].ending is Ending.UPSTREAM_DOWN
     assert gate.reports[0].events > 1

@@ -62,6 +62,11 @@ def test_retry_after_is_whole_seconds_and_never_zero() -> None:
         (424, b"", Ending.UPSTREAM_ERROR),
         (429, b"", Ending.UPSTREAM_BUSY),
         (500, b"", Ending.UPSTREAM_ERROR),
+        (
+            500,
+            b'{"error":{"message":"EngineCore encountered an issue. See", "code":500}}',
+            Ending.UPSTREAM_DOWN,
+        ),
         (503, b'{"error":"unhealthy"}', Ending.UPSTREAM_ERROR),
         (503, b"Please try again later or on a different instance", Ending.UPSTREAM_BUSY),
     ],
