@@ -16,7 +16,7 @@ from rich.table import Table
 from control.fleet_plan import Fleet, greedy, total_watts
 from control.fleet_solver import solve
 from control.floor import Demand
-from control.planner import BORDERS, Kind, PlanRules, configurations, grouped, start_joules
+from control.planner import BORDERS, Kind, PlanRules, configurations, grouped
 from joulegate.domain import Cuts, RequestType, Size
 from joulegate.units import Seconds
 from simulator.costs import EngineCosts
@@ -71,7 +71,7 @@ def measure(kinds: list[Kind], pools: Mapping[str, Demand], gpus: int, share: fl
     trial = greedy({name: 100.0 * load.rate for name, load in pools.items()}, options, Fleet(10**9))
     assert trial is not None, "some type cannot be served"
     demands = {name: 100.0 * load.rate * gpus / trial.gpus for name, load in pools.items()}
-    starts = {kind.name: start_joules(kind) for kind in kinds}
+    starts = {kind.name: kind.start * kind.start_watts * kind.tp for kind in kinds}
     running = {kinds[1].name: gpus // (2 * kinds[1].tp)}
     fleet = Fleet(int(share * gpus), running, starts)
     solved, quick = solve(demands, options, fleet), greedy(demands, options, fleet)

@@ -4,8 +4,8 @@ import orjson
 
 from control.floor import Demand
 from control.model_wire import Json, model_in, plain, tupled
-from control.planner import Kind, PlanRules
-from control.provision import PoolNeed, Provision, Question, Stock
+from control.planner import Kind, PlanRules, Stock
+from control.provision import PoolNeed, Provision, Question
 from control.state import Limits
 from joulegate.domain import Objectives
 

@@ -21,35 +21,12 @@ from itertools import permutations
 
 from control.fleet_plan import Configuration, Fleet, Plan
 from control.floor import Demand
-from control.planner import Kind, PlanRules, configurations, together
-from joulegate.domain import Batch, Objectives
-from joulegate.units import Seconds, Watts
+from control.planner import PlanRules, Stock, configurations, together
+from joulegate.domain import Objectives
+from joulegate.units import Seconds
 
 WORTH = 0.03  # share of the fleet's watts that a merge must save, and that a split must
 LEAST_WATTS = 1e-3  # of a configuration: a program with free instances has no least cost
-
-
-@dataclass(frozen=True, slots=True)
-class Stock:
-    """Instances of one kind. Watts are per GPU."""
-
-    kind: Kind
-    have: int
-    up: int
-    stopped_watts: Watts
-    session_tokens: float = 0.0  # in the prefix caches of one of them, on average
-
-    @property
-    def start_joules(self) -> float:
-        return self.kind.start * max(0.0, self.kind.start_watts - self.stopped_watts) * self.kind.tp
-
-    @property
-    def stop_joules(self) -> float:
-        """Of prefilling again what the sessions of one instance have cached."""
-        model, chunk = self.kind.model, self.kind.limits.chunk_budget
-        work, top = Batch(1, 0.0, chunk, 0.5 * chunk * chunk), model.clocks[-1]
-        joules = model.iteration_time(work, top) * (model.watts(work, top) - model.idle_watts)
-        return self.session_tokens / chunk * joules * self.kind.tp
 
 
 @dataclass(frozen=True, slots=True)

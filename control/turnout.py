@@ -48,20 +48,16 @@ def turnout(candidates: Sequence[Candidate], count: int) -> frozenset[str]:
 
 
 def movers(candidates: Sequence[Candidate], wanted: frozenset[str], at_once: int) -> frozenset[str]:
-    """Those that may begin to move now: starts first, and nothing stops before what should run does.
+    """Those that may begin to move now: all that should run, and so many stops at a time.
 
-    A pool in which nothing serves waits for nobody.
+    Nothing stops before what should run does.
     """
     moving = [c for c in candidates if c.phase in MOVING]
-    serving = any(c.phase in UP and c.healthy for c in candidates)
     starts = [c.name for c in candidates if c.phase is Phase.STOPPED and c.name in wanted]
     stops = [c.name for c in reversed(candidates) if c.phase is Phase.SERVING and c.name not in wanted]
     if any(c.phase not in UP for c in candidates if c.name in wanted):
         stops = []
-    room = max(0, at_once - len(moving))
-    if not serving and not any(c.phase in (Phase.STARTING, Phase.CHECKING) for c in moving):
-        room = max(1, room)
-    return frozenset((starts + stops)[:room])
+    return frozenset(starts + stops[: max(0, at_once - len(moving))])
 
 
 class Calm:

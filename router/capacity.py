@@ -31,6 +31,12 @@ def desired_replicas(instances: Sequence[Instance], queued: int) -> int:
     return max(1, ceil(ready * used_ratio(instances, queued) / FULL - 1e-9))
 
 
+def present(instances: Sequence[Instance], queued: int) -> int:
+    """Instances that what is there asks for; none if nothing is."""
+    busy = queued > 0 or any(_running(i) for i in instances)
+    return desired_replicas(instances, queued) if busy else 0
+
+
 def _running(instance: Instance) -> int:
     """What other gateways sent there too, where the engine or they say so."""
     return max(instance.book.running, instance.gauges.running if instance.gauges is not None else 0)

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from control.floor import Demand
 from control.lifecycle import Phase
-from control.planner import Kind, PlanRules
-from control.provision import PoolNeed, Question, Stock
+from control.planner import Kind, PlanRules, Stock
+from control.provision import PoolNeed, Question
 from joulegate.domain import EngineModel, RequestType, Size
 from joulegate.units import Seconds, Watts
 from predictor.physics import PhysicsModel
@@ -16,7 +16,6 @@ from router.transitions import Transitions
 TYPES = tuple(RequestType(i, o) for i in Size for o in Size)  # in the order of the load forecast
 START = 60.0  # seconds, of an engine of which nothing is known
 Rates = Sequence[float]  # requests, input tokens and output tokens per second
-BIAS = (0.5, 3.0)  # how far the lengths that came may be from those predicted, ratio
 
 
 class Terms(Protocol):
@@ -51,7 +50,7 @@ def question_for(
     needs = []
     for pool in model.pools.values():
         members = [member for member in model.members.values() if member.home == pool.name]
-        stock = _stock(members, living)
+        stock = stock_of(members, living)
         if stock is not None:
             needs.append(
                 PoolNeed(
@@ -68,12 +67,6 @@ def question_for(
     return Question(tuple(needs), terms.elastic, merged, terms.epoch, PlanRules())
 
 
-def length_bias(pairs: Sequence[tuple[float, float]]) -> float:
-    """Output tokens that came over those predicted, of requests that ended: (came, predicted)."""
-    came, predicted = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
-    return min(BIAS[1], max(BIAS[0], came / predicted)) if predicted > 0.0 else 1.0
-
-
 def _demand(rates: Sequence[Rates], bias: float, epoch: Seconds) -> Demand | None:
     """None: less than one request is expected in two epochs."""
     requests, tokens, output = (sum(each[i] for each in rates) for i in range(3))
@@ -82,8 +75,8 @@ def _demand(rates: Sequence[Rates], bias: float, epoch: Seconds) -> Demand | Non
     return Demand(requests, tokens / requests, tokens / requests, max(1.0, bias * output / requests))
 
 
-def _stock(members: Sequence[Member], living: Living) -> tuple[Stock, ...] | None:
-    """By kind; None where one of them has no model."""
+def stock_of(members: Sequence[Member], living: Living) -> tuple[Stock, ...] | None:
+    """By kind, in the order they are listed; None where one of them has no model."""
     kinds: dict[str, list[Member]] = {}
     for member in members:
         kinds.setdefault(member.kind, []).append(member)

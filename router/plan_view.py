@@ -51,15 +51,17 @@ def _model(model: Model, planned: Planned, scaler: Scaler, now: Seconds) -> Json
             "gap_ratio": plan.gap,
             "more_load_than_instances": list(plan.short),
         },
-        "pools": [_pool(pool, scaler, now) for pool in model.pools.values()],
+        "pools": [_pool(pool, planned, scaler, now) for pool in model.pools.values()],
     }
 
 
-def _pool(pool: Pool, scaler: Scaler, now: Seconds) -> Json:
+def _pool(pool: Pool, planned: Planned, scaler: Scaler, now: Seconds) -> Json:
+    sizing = planned.sizes.get(pool.name)
     return {
         "name": pool.name,
         "merged_into": pool.host,
         "desired": pool.desired,
+        "why": "" if sizing is None else sizing.sentence,
         "running": sum(member.law.ready for member in pool.members),
         "instances": [
             {

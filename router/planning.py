@@ -1,28 +1,29 @@
-"""Shell: plans how many instances run: learns the load, asks a child process once an epoch, sets targets.
+"""Shell: plans how many instances run, and which pools share them.
 
-Each part of an epoch what arrived is counted; each epoch the forecast learns it and is asked for the peak of
-the next; `control.plan_child` answers how many instances that takes. In between, a load that is there and
-needs more than planned is enough reason for more (`router.capacity`). Fewer run only after fewer have been
-enough for a while. Before the first plan, and where no plan can be made, what runs goes on.
+How many is `control.sizing`, every few seconds, from the load that comes. Which pools share them, where they
+may (`elastic`), is worked out once an epoch: what arrived is counted, the forecast learns it and is asked for
+the peak of the next epoch, and `control.plan_child` answers. Where it cannot, pools stay as they are.
 """
 
 import asyncio
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from control.lifecycle import Phase
 from control.plan_wire import encoded, provision_in
+from control.planner import PlanRules
 from control.provision import Provision, Question
-from control.turnout import Calm
+from control.sizing import KNOWN, Sizing, Terms, length_bias
 from joulegate.units import Seconds
-from predictor.forecast import LoadForecast
-from router.capacity import desired_replicas
+from predictor.forecast import Floats, LoadForecast
+from router.capacity import present
 from router.child import PIPE, running
 from router.elastic import arrange
 from router.gate import FleetGate
 from router.load_meter import PARTS
-from router.plan_question import TYPES, length_bias, question_for
+from router.plan_question import TYPES, question_for, stock_of
 from router.pools import Fleet, Model, Pool
 from router.scaler import Scaler
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 PERIOD = 1.0  # seconds between two looks at what is needed
 PATIENCE = 120.0  # seconds for a child of low priority on a busy machine
 MONDAY = 4 * 86_400  # seconds from 1970-01-01 to the first Monday
+COMING = (Phase.STARTING, Phase.CHECKING)
 CHILD = (sys.executable, "-m", "control.plan_child")
 
 
@@ -59,7 +61,7 @@ class Planned:
     at: Seconds = Seconds(float("-inf"))  # of the last plan
     seconds: float = 0.0  # that it took
     problem: str = ""  # why there is no newer one
-    calm: dict[str, Calm] = field(default_factory=dict)  # by pool
+    sizes: dict[str, Sizing] = field(default_factory=dict)  # by pool
 
 
 class Planning:
@@ -100,6 +102,7 @@ class Planning:
             while True:
                 await asyncio.sleep(min(PERIOD, self.rules.epoch / PARTS))
                 self.tick()
+                await self._looks()
         finally:
             if self._learning is not None:
                 self._learning.cancel()
@@ -117,6 +120,13 @@ class Planning:
         for model, pool in self._fleet.pools():
             self._aim(model, pool)
 
+    async def _looks(self) -> None:
+        """At the load of every pool whose time has come."""
+        for model, pool in list(self._fleet.pools()):
+            if self.sizing(model, pool).due(Seconds(self._clock())):
+                self._look(model, pool)
+                await asyncio.sleep(0)  # a look is milliseconds of computing
+
     async def _epochs(self) -> None:
         """Each model's, one after the other. A model that cannot be planned does not keep the others."""
         for model in self._fleet.unique():
@@ -133,10 +143,13 @@ class Planning:
         start = (self._wall() - MONDAY) // self.rules.epoch * self.rules.epoch
         planned.forecast.observe(Seconds(start - self.rules.epoch), load)
         planned.epochs += 1
-        if not self._leads():
-            return
         peak = planned.forecast.forecast(Seconds(start)) * self._replicas()
         planned.peak = float(peak[:, 0].sum())
+        if self.rules.elastic and self._leads():
+            await self._divide(model, planned, peak)
+
+    async def _divide(self, model: Model, planned: Planned, peak: Floats) -> None:
+        """Which pools share instances, by the child's answer."""
         began = self._clock()
         rates = dict(zip(TYPES, peak.tolist(), strict=True))
         question = question_for(model, rates, self._bias(model), self._least, self._scaler, self.rules)
@@ -148,7 +161,7 @@ class Planning:
             log.error("no new plan", extra={"model": model.name, "problem": planned.problem})
         else:
             log.info("plan", extra={"model": model.name, "counts": dict(planned.plan.counts)})
-            if self.rules.elastic and self.rules.mode == "enforce" and self._leads():
+            if self.rules.mode == "enforce" and self._leads():
                 self._arrange(model, planned.plan)
         planned.at, planned.seconds = Seconds(self._clock()), self._clock() - began
 
@@ -159,23 +172,43 @@ class Planning:
             log.info("pools", extra={"model": model.name, "merged": dict(plan.merged)})
             for pool in model.pools.values():
                 up = sum(member.law.ready for member in pool.members)
-                self._calm(model, pool).settle(up, now)
+                self.sizing(model, pool).count(up, up, now)
 
     def _aim(self, model: Model, pool: Pool) -> None:
         """How many should run now; the scaler is told, where there is one."""
-        planned, now = self.models[model.name], Seconds(self._clock())
+        sizing, now = self.sizing(model, pool), Seconds(self._clock())
         laws = [member.law for member in pool.members]
-        up = sum(law.ready for law in laws)
-        busy = len(pool.queue) > 0 or any(law.book.running for law in laws)
-        present = desired_replicas(laws, len(pool.queue)) if busy else 0
-        asked = up if planned.plan is None else planned.plan.counts.get(pool.name, up)
-        count = self._calm(model, pool).settle(max(asked, present, self._least(model, pool)), now)
-        pool.desired = min(count, len(pool.members))
+        needed = max(present(laws, len(pool.queue)), self._least(model, pool))
+        pool.desired = min(sizing.count(self._up(pool), needed, now), len(pool.members))
         if self.rules.mode == "enforce" and self._leads():
             self._scaler.targets[model.name, pool.name] = pool.desired
 
-    def _calm(self, model: Model, pool: Pool) -> Calm:
-        return self.models[model.name].calm.setdefault(pool.name, Calm(self.rules.calm))
+    def _look(self, model: Model, pool: Pool) -> None:
+        """The pool's load of this moment, with what other gateways get of it, against what it could run."""
+        sizing, now = self.sizing(model, pool), Seconds(self._clock())
+        state, stock = model.steering.pools[pool.name], stock_of(pool.members, self._scaler)
+        load = state.demand(now)
+        if not stock or (load is not None and state.arrivals.age(now) < KNOWN):
+            sizing.unknown(now)
+            return
+        if load is not None:
+            load = replace(load, rate=load.rate * self._replicas())
+        terms = Terms(
+            pool.rules.objectives.tpot, state.prices.price, PlanRules(full_speed=pool.mode != "enforce")
+        )
+        sizing.look(stock, load, self._bias(model), self._up(pool), terms, now)
+
+    def _up(self, pool: Pool) -> int:
+        """Instances that run or are on their way."""
+        laws = (member.law for member in pool.members)
+        return sum(law.ready or self._scaler.phase(law.name) in COMING for law in laws)
+
+    def sizing(self, model: Model, pool: Pool) -> Sizing:
+        """The law of that pool, with what it has learned."""
+        sizes = self.models[model.name].sizes
+        if pool.name not in sizes:
+            sizes[pool.name] = Sizing(self.rules.calm)
+        return sizes[pool.name]
 
     def _bias(self, model: Model) -> float:
         ended = [r for r in self._fleet.requests if r.model == model.name and r.output_tokens]

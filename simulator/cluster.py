@@ -7,6 +7,7 @@ gateway's own code (`control.steering`); a policy only chooses its rules. The ag
 clock-switch latency of the profile, the dwell and one lowering a second.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
@@ -15,7 +16,8 @@ from math import floor
 from control.admission import AdmissionRules, Outcome
 from control.classify import classify, pool_for
 from control.governor import GovernorRules
-from control.planner import Growth, Kind, PlanRules, Scale, scale, work_of
+from control.planner import PlanRules, Stock
+from control.sizing import KNOWN, Growth, Sizing, Terms, length_bias
 from control.state import Flight, PoolRules
 from control.steering import PoolState, Steering
 from joulegate.domain import (
@@ -28,19 +30,20 @@ from joulegate.domain import (
     Size,
 )
 from joulegate.units import MegaHertz, Seconds
+from router.capacity import present
 from simulator.costs import EngineCosts
 from simulator.jobs import Job
 from simulator.results import Run
-from simulator.sites import Sites
+from simulator.sites import ONE_POOL, Sites
 from simulator.station import BIN, Station
 from simulator.workload import Load
 
-RESCALE_FROM = 30.0  # seconds until the load is known well enough to plan on
+RESCALE_EVERY = 1.0  # seconds between two looks at how many instances should run
+ENDED = 1000  # requests whose lengths are held against what was predicted
 MAX_LAGS = 4.0
 KV_NEAR = 0.9  # share of the cache; the governor projects it from a little above on
 IDLE = 60.0  # seconds without work after which nothing that is remembered moves any more
 NEVER = float("inf")
-ONE_POOL = "all"
 ALL_TYPES = frozenset(RequestType(i, o) for i in Size for o in Size)
 
 
@@ -70,11 +73,12 @@ class Laws:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Instances come and go by the planner's law."""
+    """Instances of one kind come and go by the gateway's law."""
 
-    kind: Kind
+    stock: Stock
     rules: PlanRules
-    period: float = 10.0  # seconds between two looks (papers §2.7)
+    calm: Seconds
+    at_once: int  # stops
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +88,10 @@ class Knowledge:
     predictor: LengthPredictor
     pools: dict[str, PoolState] = field(default_factory=dict)
     instances: int | None = None  # that the last run ended with
-    growth: Growth | None = None  # of the load, where instances come and go
+    growth: Growth = field(default_factory=Growth)  # of the load, where instances come and go
+    lengths: deque[tuple[float, float]] = field(
+        default_factory=lambda: deque(maxlen=ENDED)
+    )  # came, predicted
 
 
 class Cluster:
@@ -96,7 +103,9 @@ class Cluster:
         self._knowledge = knowledge
         self._rules = pools_of(setup)
         self._pool = {kind: pool_for(kind, self._rules) for kind in ALL_TYPES}
-        self._sites = Sites(setup.costs, setup.places)
+        have = 0 if laws.scaling is None else laws.scaling.stock.have
+        self._sites = Sites(setup.costs, setup.places, setup.costs[:1] * (have - len(setup.costs)))
+        self._sizing = None if laws.scaling is None else Sizing(laws.scaling.calm, knowledge.growth)
         self._by_name = {station.law.name: station for station in self._sites.stations}
         governed = [station.law for station in self._sites.stations]
         self._steering = Steering(self._rules, governed, laws.admission, laws.governor, rng)
@@ -105,8 +114,7 @@ class Cluster:
         self._told: dict[int, tuple[LengthQuery, LengthPrediction | None]] = {}
         self._due: list[tuple[float, int, Station]] = []  # heap: when a station has news at the earliest
         self._serial = 0
-        self._scale = Scale({})
-        self._rescale_at = RESCALE_FROM
+        self._rescale_at = 0.0
         self._open = 0
         self._busy_at = 0.0
 
@@ -184,6 +192,7 @@ class Cluster:
         query, prediction = self._told.pop(job.key)
         if prediction is not None:
             self._knowledge.predictor.observe(query, prediction, job.output_tokens)
+            self._knowledge.lengths.append((float(job.output_tokens), prediction.q50))
 
     def _arrive(self, key: int, now: float) -> None:
         job = self._jobs[key]
@@ -276,33 +285,24 @@ class Cluster:
             self._steering.leave(station.law.name)
         if came or left:
             self._by_name = {station.law.name: station for station in self._sites.stations}
-        scaling = self._laws.scaling
-        if scaling is None or now < self._rescale_at:
+        scaling, sizing = self._laws.scaling, self._sizing
+        if scaling is None or sizing is None or now < self._rescale_at:
             return
-        self._rescale_at = now + scaling.period
-        state = self._steering.pools[ONE_POOL]
-        demand = state.demand(Seconds(now))
-        if demand is None:
-            return
-        growth = self._knowledge.growth
-        if growth is None:
-            growth = self._knowledge.growth = Growth(scaling.kind, Seconds(scaling.period))
-        growth.see(work_of(scaling.kind, demand, self._setup.objectives.tpot, scaling.rules))
-        decision, self._scale = scale(
-            scaling.kind,
-            self._sites.count,
-            demand,
-            self._setup.objectives.tpot,
-            state.prices.price,
-            self._scale,
-            scaling.rules,
-            Seconds(now),
-            growth.ratio,
-        )
-        for _ in range(decision.target - self._sites.count):
-            self._sites.start(self._setup.costs[0], now)
-        if decision.target < self._sites.count and len(self._sites.serving) > 1:
-            self._sites.stop_one()
+        self._rescale_at = now + RESCALE_EVERY
+        at, up, state = Seconds(now), self._sites.count, self._steering.pools[ONE_POOL]
+        if sizing.due(at):
+            if state.arrivals.age(at) < KNOWN:
+                sizing.unknown(at)
+            else:
+                demand, terms = (
+                    state.demand(at),
+                    Terms(self._setup.objectives.tpot, state.prices.price, scaling.rules),
+                )
+                bias = length_bias(self._knowledge.lengths)
+                sizing.look((scaling.stock,), demand, bias, up, terms, at)
+        laws = [station.law for station in self._sites.stations]
+        needed = max(1, present(laws, self._steering.queued))
+        self._sites.turn(min(scaling.stock.have, sizing.count(up, needed, at)), scaling.at_once, now)
 
 
 class Unsteered:

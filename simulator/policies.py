@@ -24,8 +24,11 @@ from control.admission import AdmissionRules
 from control.floor import Demand, settle
 from control.governor import GovernorRules
 from control.pick import Rng
-from control.planner import Kind, PlanRules, best_kind, enough, fewest
+from control.planner import Kind, PlanRules, Stock, enough, fewest
+from control.sizing import Terms as SizeTerms
+from control.sizing import best_kind
 from joulegate.domain import Objectives
+from joulegate.settings.plan import Plan
 from joulegate.units import Seconds, Watts
 from predictor.length import HistoryPredictor
 from simulator.cluster import ALL_TYPES, Cluster, Knowledge, Laws, Scaling, Setup, run_fixed
@@ -93,14 +96,21 @@ def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Loa
     """The kind of instance that serves the mean load of the learning half with the least watts, scaled."""
     tokens, output = float(learn.input.mean()), float(learn.output.mean())
     demand = Demand(len(learn) / learn.span, tokens, tokens, output)
-    rules = PlanRules(full_speed=laws.governor.static_clock is not None)
-    option = best_kind([kind_of(costs) for costs in builds], demand, setup.objectives.tpot, 0.0, rules)
-    if option is None:
+    rules, plan = PlanRules(full_speed=laws.governor.static_clock is not None), Plan()
+    stocks = [stock_of(costs, gpus_of(setup)) for costs in builds]
+    found = best_kind(stocks, demand, SizeTerms(setup.objectives.tpot, rules=rules))
+    if found is None:
         return setup, laws
-    costs = next(c for c in builds if c.profile.name == option.kind.name)
-    most = max(1, gpus_of(setup) // option.kind.tp)
-    scaling = Scaling(option.kind, replace(rules, most=most))
-    return replace(setup, costs=(costs,) * min(most, option.count)), replace(laws, scaling=scaling)
+    stock, count = found
+    costs = next(c for c in builds if c.profile.name == stock.kind.name)
+    scaling = Scaling(stock, rules, Seconds(plan.calm_s), plan.at_once)
+    return replace(setup, costs=(costs,) * count), replace(laws, scaling=scaling)
+
+
+def stock_of(costs: EngineCosts, gpus: int) -> Stock:
+    """All of so many GPUs in instances of one kind. One that is stopped is given back: it draws nothing."""
+    kind = kind_of(costs)
+    return Stock(kind, gpus // kind.tp, 0, Watts(0.0))
 
 
 def gpus_of(setup: Setup) -> int:
@@ -146,10 +156,8 @@ def _peak(load: Load) -> Demand:
 
 
 def _for_peak(terms: Terms, load: Load) -> int:
-    rules = PlanRules()
-    return (
-        fewest(kind_of(terms.setup.costs[0]), _peak(load), terms.setup.objectives.tpot, rules) or rules.most
-    )
+    kind, tpot = kind_of(terms.setup.costs[0]), terms.setup.objectives.tpot
+    return fewest(kind, _peak(load), tpot, PlanRules()) or len(terms.setup.costs)
 
 
 def kind_of(costs: EngineCosts) -> Kind:

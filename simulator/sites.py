@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from control.lifecycle import Phase
+from control.turnout import Candidate, movers, turnout
 from simulator.costs import EngineCosts
 from simulator.histogram import Histogram
 from simulator.jobs import Job
@@ -17,25 +19,38 @@ from simulator.results import Run, bucket_bounds
 from simulator.station import BIN, Station
 from simulator.workload import Load
 
+ONE_POOL = "all"
 
-@dataclass(frozen=True, slots=True)
-class _Start:
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """Where an instance runs, is started, or rests."""
+
     name: str
+    pool: str
     costs: EngineCosts
-    ordered: float
-    ready: float
+    station: Station | None = None
+    ordered: float | None = None  # when its start was asked for, until it serves
+
+    @property
+    def phase(self) -> Phase:
+        if self.station is not None:
+            return Phase.SERVING if self.station.law.ready else Phase.DRAINING
+        return Phase.STOPPED if self.ordered is None else Phase.STARTING
 
 
 class Sites:
-    """All instances of one run."""
+    """All instances of one run: one for each of `costs`, and `spare` places at rest."""
 
-    def __init__(self, costs: Sequence[EngineCosts], places: Sequence[str] = ()) -> None:
-        pools = places or ["all"] * len(costs)
-        self.stations = [
-            Station(f"i{n}", pool, one, 0.0) for n, (one, pool) in enumerate(zip(costs, pools, strict=True))
-        ]
-        self._named = len(self.stations)
-        self._starting: list[_Start] = []
+    def __init__(
+        self, costs: Sequence[EngineCosts], places: Sequence[str] = (), spare: Sequence[EngineCosts] = ()
+    ) -> None:
+        pools = places or [ONE_POOL] * len(costs)
+        made = [*zip(costs, pools, strict=True), *((each, ONE_POOL) for each in spare)]
+        self._places = [_Place(f"i{n}", pool, each) for n, (each, pool) in enumerate(made)]
+        for place in self._places[: len(costs)]:
+            place.station = Station(place.name, place.pool, place.costs, 0.0)
+        self.stations = [place.station for place in self._places if place.station is not None]
         self._stopped: list[Station] = []
         self._start_joules = 0.0
         self._gpu_seconds = 0.0  # of instances that have left, and of starts
@@ -43,46 +58,48 @@ class Sites:
         self._instances: list[float] = []
 
     @property
-    def serving(self) -> list[Station]:
-        return [station for station in self.stations if station.law.ready]
-
-    @property
     def count(self) -> int:
         """Instances that take requests, now or once they are up."""
-        return len(self.serving) + len(self._starting)
+        return sum(place.phase in (Phase.SERVING, Phase.STARTING) for place in self._places)
 
-    def start(self, costs: EngineCosts, now: float) -> None:
-        seconds = costs.profile.actuation.instance_start_s
-        self._starting.append(_Start(f"i{self._named}", costs, now, now + seconds))
-        self._named += 1
-
-    def stop_one(self) -> None:
-        """The emptiest instance takes no more requests."""
-        emptiest = min(self.serving, key=lambda station: station.law.book.running)
-        emptiest.law.ready = False
+    def turn(self, count: int, at_once: int, now: float) -> None:
+        """Start and stop, so that `count` run: which ones and when is the gateway's law."""
+        candidates = [Candidate(place.name, place.phase) for place in self._places]
+        wanted = turnout(candidates, count)
+        may_move = movers(candidates, wanted, at_once)
+        for place in self._places:
+            if place.station is not None and place.name in wanted:
+                place.station.law.ready = True  # had back, where it was draining
+            elif place.station is not None and place.name in may_move:
+                place.station.law.ready = False
+            elif place.name in may_move:
+                place.ordered = now
 
     def step(self, now: float) -> tuple[list[Station], list[Station]]:
         """Starts that are done and stops that are done by `now`: (came, left)."""
-        came, left = [], []
-        for start in [s for s in self._starting if s.ready <= now]:
-            self._starting.remove(start)
-            profile = start.costs.profile
-            self._start_joules += profile.tp * profile.power.p_start_w * (start.ready - start.ordered)
-            self._gpu_seconds += profile.tp * (start.ready - start.ordered)
-            came.append(Station(start.name, "all", start.costs, now))
-        for station in [s for s in self.stations if not s.law.ready and not s.jobs]:
-            station.settle(now)
-            self._gpu_seconds += station.profile.tp * (now - station.started)
-            self._stopped.append(station)
-            left.append(station)
-        self.stations = [s for s in self.stations if s not in left] + came
+        came, left = list[Station](), list[Station]()
+        for place in self._places:
+            profile, station = place.costs.profile, place.station
+            if place.ordered is not None and place.ordered + profile.actuation.instance_start_s <= now:
+                self._start_joules += profile.tp * profile.power.p_start_w * (now - place.ordered)
+                self._gpu_seconds += profile.tp * (now - place.ordered)
+                place.ordered, place.station = None, Station(place.name, place.pool, place.costs, now)
+                came.append(place.station)
+            elif station is not None and not station.law.ready and not station.jobs:
+                station.settle(now)
+                self._gpu_seconds += profile.tp * (now - station.started)
+                self._stopped.append(station)
+                left.append(station)
+                place.station = None
+        if came or left:
+            self.stations = [place.station for place in self._places if place.station is not None]
         return came, left
 
     def note(self, now: float) -> None:
         """Once a BIN: energy and instances for the timelines."""
         while now >= BIN * len(self._joules):
             self._joules.append(self._spent(now))
-            self._instances.append(float(len(self.stations) + len(self._starting)))
+            self._instances.append(float(sum(p.phase is not Phase.STOPPED for p in self._places)))
 
     def result(self, load: Load, jobs: Sequence[Job], end: float, owned_gpus: float | None) -> Run:
         """The run, measured from zero to `end`. `owned_gpus` None: those it began with."""
@@ -123,6 +140,8 @@ class Sites:
         """Joules so far, instances that are starting included."""
         engines = sum(float(s.engine.energy) for s in (*self.stations, *self._stopped))
         starting = sum(
-            s.costs.profile.tp * s.costs.profile.power.p_start_w * (now - s.ordered) for s in self._starting
+            p.costs.profile.tp * p.costs.profile.power.p_start_w * (now - p.ordered)
+            for p in self._places
+            if p.ordered is not None
         )
         return engines + self._start_joules + starting

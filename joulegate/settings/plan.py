@@ -89,7 +89,7 @@ class Plan(Section):
     cover_pct: Percent = Field(
         default=90, description="Share of the epochs whose busiest tenth the load forecast should cover."
     )
-    at_once: Count = Field(default=1, description="Instances of a pool that stop or start at a time.")
+    at_once: Count = Field(default=1, description="Instances of a pool that stop at a time; those that start do so together.")
     tries: Count = Field(default=3, description="Failed in a row, and an instance is given up for a while.")
     back_off_s: Positive = Field(default=10, description="After the first failure; doubled by each other.")
     given_up_s: Positive = Field(default=1800, description="Until an instance given up is tried again.")

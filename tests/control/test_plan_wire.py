@@ -6,8 +6,8 @@ import pytest
 
 from control.floor import Demand
 from control.plan_wire import encoded, provision_in, question_in
-from control.planner import Kind, PlanRules
-from control.provision import PoolNeed, Provision, Question, Stock
+from control.planner import Kind, PlanRules, Stock
+from control.provision import PoolNeed, Provision, Question
 from control.state import Limits
 from joulegate.domain import Batch, EngineModel, Objectives
 from joulegate.shipped import shipped
@@ -48,7 +48,7 @@ def question(model: EngineModel) -> Question:
     stock = (Stock(kind, 4, 3, Watts(70.0), 12.5),)
     busy = PoolNeed("a", (1, 2), objectives, Demand(2.0, 60.0, 70.0, 80.0), 1, stock, ("enforce", None, True))
     idle = PoolNeed("b", (2, 2), objectives, None, 0, stock)
-    return Question((busy, idle), True, {"a": "b"}, Seconds(300.0), PlanRules(most=9))
+    return Question((busy, idle), True, {"a": "b"}, Seconds(300.0), PlanRules(kv_share=0.5))
 
 
 @pytest.mark.parametrize("model", [PHYSICS, ONLINE, TABLE], ids=lambda model: type(model).__name__)

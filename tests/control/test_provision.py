@@ -8,8 +8,8 @@ import pytest
 from control.fleet_plan import greedy
 from control.fleet_solver import solve
 from control.floor import Demand
-from control.planner import Kind, PlanRules
-from control.provision import PoolNeed, Provision, Question, Solution, Stock, provision
+from control.planner import Kind, PlanRules, Stock
+from control.provision import PoolNeed, Provision, Question, Solution, provision
 from control.state import Limits
 from joulegate.domain import Objectives
 from joulegate.engine_profile import parse_profile

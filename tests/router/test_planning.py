@@ -8,8 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from control.floor import Demand
-from control.planner import Kind, PlanRules
-from control.provision import PoolNeed, Question, Stock
+from control.planner import Kind, PlanRules, Stock
+from control.provision import PoolNeed, Question
 from control.state import Limits
 from joulegate.domain import Objectives
 from joulegate.settings.gateway import Gateway

@@ -10,7 +10,7 @@ import pytest
 
 from control.admission import AdmissionRules
 from control.governor import GovernorRules
-from control.planner import Kind, PlanRules
+from control.planner import Kind, PlanRules, Stock
 from joulegate.domain import Cuts, Objectives
 from joulegate.engine_profile import EngineProfile, parse_profile
 from joulegate.units import MegaHertz, Seconds, Watts
@@ -162,11 +162,13 @@ def test_instances_come_and_go_with_the_load_and_a_start_takes_its_time_and_ener
     )
     here = profile()
     kind = Kind(here.name, PhysicsModel(here), limits_of(here), 1, Seconds(45.0), Watts(98.0))
-    laws = Laws(AdmissionRules(), GovernorRules(), scaling=Scaling(kind, PlanRules()))
+    scaling = Scaling(Stock(kind, 4, 0, Watts(0.0)), PlanRules(), Seconds(60.0), at_once=1)
+    laws = Laws(AdmissionRules(), GovernorRules(), scaling=scaling)
     cluster = Cluster(setup(1), laws, Knowledge(HistoryPredictor(Cuts())), random.Random(1).randrange)
     run = cluster.run(both)
     assert run.instances[0] == 1
-    assert run.instances.max() >= 2
+    assert 2 <= run.instances.max() <= 4
+    assert (np.diff(run.instances) >= -1.0).all(), "one stops at a time"
     assert np.isfinite(run.e2e).all()
 
 

@@ -1,0 +1,228 @@
+"""Pure: how many instances of a pool should run: the law that gateway and simulator call.
+
+Theory of operation (papers §1.4, §2.7). Every `LOOK` seconds a pool's load of that moment is held against
+what its instances carry at *maximum* clock (`control.planner.carries`). There must be enough for what the
+load may become until an instance that is started now serves (`Growth`): that decides the fewest. Among the
+fewest and the few above them the count that draws the least watts at the load *as it is* wins, each instance
+at the cheapest clock of its share: clocks follow the load, so the watts of a rare peak count for little.
+
+More at once. Fewer only after fewer have been enough for `calm` seconds, and only if what stopping saves in
+that time is more than starting again costs. In between, requests that are there and need more are reason
+enough (`present`). Instances are started in the order of the stock.
+
+Missing input: before `KNOWN` seconds of arrivals, and without a latency model, what runs goes on. No arrivals
+at all: the fewest that stay warm. Stale input: the load fades by itself while nothing comes.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+
+from control.floor import Demand, cheapest, settle
+from control.planner import PlanRules, Stock, carries
+from control.turnout import Calm
+from joulegate.units import Seconds, Watts
+
+LOOK = Seconds(10.0)  # between two looks at the load (papers §2.7)
+KNOWN = Seconds(30.0)  # of arrivals, until their rate is believed
+COVER = 0.95  # share of the growth seen that is planned for
+FIRST = 1.5  # growth that is taken for granted before much was seen
+SEEN = 20  # looks after which FIRST counts no more
+MEMORY = 180  # looks
+LITTLE = 0.2  # of an instance: from less, growth means nothing
+BIAS = (0.5, 3.0)  # how far the lengths that came may be from those predicted, ratio
+STEPS = 8  # between the fewest and half as many more, in larger fleets
+
+
+class Growth:
+    """What a load may become until an instance that is started now serves. Learned from the past.
+
+    The highest load within the time that a start takes, over the highest of as much time before: a
+    conversation grows by a tenth, a burst of code doubles. The share `COVER` of what was seen lies below;
+    before much was seen it is taken to be `FIRST`. Against the *highest*, because against the load of one
+    moment every dip looks like growth to come.
+    """
+
+    def __init__(self) -> None:
+        self._loads: deque[float] = deque(maxlen=MEMORY)
+        self._grown: deque[float] = deque(maxlen=MEMORY)
+        self._ahead = 1  # looks
+
+    def see(self, load: float, start: Seconds) -> None:
+        """The load of this look, in instances, of which one takes `start` to serve."""
+        self._ahead = min(MEMORY // 2, ceil(start / LOOK) + 3)  # rates are means over a quarter of a minute
+        self._loads.append(load)
+        if len(self._loads) >= 2 * self._ahead:
+            *before, since = self._windows(2)
+            self._grown.append(max(since) / max(LITTLE, *before[0]))
+
+    @property
+    def ratio(self) -> float:
+        seen = sorted([*self._grown, *[FIRST] * max(0, SEEN - len(self._grown))])
+        return seen[min(len(seen) - 1, int(COVER * len(seen)))]
+
+    @property
+    def expected(self) -> float:
+        """Instances; never fewer than the load of the last look. 0 before one."""
+        if not self._loads:
+            return 0.0
+        [recent] = self._windows(1)
+        return max(self._loads[-1], self.ratio * max(recent))
+
+    def _windows(self, count: int) -> Iterator[list[float]]:
+        """The last `count` times as many looks as a start takes, oldest first."""
+        loads = list(self._loads)[-count * self._ahead :]
+        return (loads[i : i + self._ahead] for i in range(0, len(loads), self._ahead))
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a pool promises and what delay costs it: watts per request in the system."""
+
+    tpot: Seconds
+    price: float = 0.0
+    rules: PlanRules = field(default_factory=PlanRules)
+
+
+def best_count(stock: Sequence[Stock], demand: Demand, expected: float, terms: Terms) -> int:
+    """The count with the least watts at `demand` among those that carry `expected` requests/s.
+
+    All of them where that is not enough.
+    """
+    rates = [carries(each.kind, demand, terms.tpot, terms.rules) for each in stock]
+    have = sum(each.have for each in stock)
+    fewest = _fewest(stock, rates, expected)
+    if fewest >= have:
+        return have
+    step, most = max(1, fewest // (2 * STEPS)), min(have, fewest + max(2, ceil(0.5 * fewest)))
+    best, least = fewest, watts_of(stock, rates, fewest, demand, terms)
+    for count in range(fewest + step, most + 1, step):  # watts fall, then rise with the count
+        watts = watts_of(stock, rates, count, demand, terms)
+        if watts >= least:
+            break
+        best, least = count, watts
+    return best
+
+
+def _fewest(stock: Sequence[Stock], rates: Sequence[float], expected: float) -> int:
+    """At least one, at most all."""
+    count, left = 0, expected
+    for each, rate in zip(stock, rates, strict=True):
+        needed = ceil(left / rate - 1e-9) if rate > 0.0 else each.have
+        count += min(each.have, max(0, needed))
+        left -= each.have * rate
+        if left <= 0.0:
+            break
+    return max(1, count)
+
+
+def watts_of(
+    stock: Sequence[Stock], rates: Sequence[float], count: int, demand: Demand, terms: Terms
+) -> Watts:
+    """Of `count` instances under `demand`, above what they would draw stopped."""
+    taken = [
+        min(each.have, max(0, count - before)) for each, before in zip(stock, _before(stock), strict=True)
+    ]
+    carried = sum(n * rate for n, rate in zip(taken, rates, strict=True))
+    total = 0.0
+    for each, n, rate in zip(stock, taken, rates, strict=True):
+        if n:
+            share = replace(
+                demand, rate=demand.rate * rate / carried if carried > 0.0 else demand.rate / count
+            )
+            total += n * each.kind.tp * (_watts(each, share, terms) - each.stopped_watts)
+    return Watts(total)
+
+
+def _before(stock: Sequence[Stock]) -> Iterator[int]:
+    count = 0
+    for each in stock:
+        yield count
+        count += each.have
+
+
+def _watts(stock: Stock, share: Demand, terms: Terms) -> float:
+    """Per GPU; at maximum clock where clocks are not ours."""
+    model, chunk = stock.kind.model, stock.kind.limits.chunk_budget
+    clock = model.clocks[-1] if terms.rules.full_speed else cheapest(model, share, chunk, terms.price)
+    return settle(model, share, clock, chunk).watts
+
+
+def pays(stock: Sequence[Stock], demand: Demand, up: int, fewer: int, calm: Seconds, terms: Terms) -> bool:
+    """Whether what stopping saves within `calm` is more than starting again will cost."""
+    rates = [carries(each.kind, demand, terms.tpot, terms.rules) for each in stock]
+    now, then = (watts_of(stock, rates, count, demand, terms) for count in (up, fewer))
+    dearest = max(each.start_joules + each.stop_joules for each in stock)
+    return (now - then) * calm > (up - fewer) * dearest
+
+
+def length_bias(pairs: Collection[tuple[float, float]]) -> float:
+    """Output tokens that came over those predicted, of requests that ended: (came, predicted)."""
+    came, predicted = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+    return min(BIAS[1], max(BIAS[0], came / predicted)) if predicted > 0.0 else 1.0
+
+
+class Sizing:
+    """The count of one pool. `look` every LOOK seconds, `count` as often as somebody may be waiting."""
+
+    def __init__(self, calm: Seconds, growth: Growth | None = None) -> None:
+        self.growth = growth or Growth()
+        self.sentence = ""
+        self._calm = calm
+        self._counts = Calm(calm)
+        self._asked: int | None = None
+        self._look_at = float("-inf")
+
+    def due(self, now: Seconds) -> bool:
+        """Whether it is time for another look."""
+        return now >= self._look_at
+
+    def look(
+        self, stock: Sequence[Stock], load: Demand | None, bias: float, up: int, terms: Terms, now: Seconds
+    ) -> None:
+        """`load`: of this moment; None: nothing came. `bias`: output tokens that came over those predicted.
+
+        `up`: instances that run or are being started.
+        """
+        self._look_at = now + LOOK
+        if load is None or 2.0 * load.rate * self._calm < 1.0:
+            self._asked, self.sentence = 0, "nothing comes"
+            return
+        demand = replace(load, output_tokens=max(1.0, bias * load.output_tokens))
+        one = carries(stock[0].kind, demand, terms.tpot, terms.rules)
+        if one <= 0.0:
+            self._asked, self.sentence = None, "not one such request is carried within its objectives"
+            return
+        self.growth.see(demand.rate / one, stock[0].kind.start)
+        expected = self.growth.expected * one
+        asked = best_count(stock, demand, expected, terms)
+        self.sentence = (
+            f"{asked} for {demand.rate:.3g} requests/s and up to {expected:.3g} until one more serves"
+        )
+        if asked < up and not pays(stock, demand, up, asked, self._calm, terms):
+            self.sentence += f"; {up} go on, stopping would not pay"
+            asked = up
+        self._asked = asked
+
+    def unknown(self, now: Seconds) -> None:
+        """The load or what carries it is not known: what runs goes on."""
+        self._look_at, self._asked, self.sentence = now + LOOK, None, "not known yet"
+
+    def count(self, up: int, present: int, now: Seconds) -> int:
+        """How many should run. `present`: what requests that are there need, and what stays warm."""
+        return self._counts.settle(max(present, up if self._asked is None else self._asked), now)
+
+
+def best_kind(stocks: Sequence[Stock], demand: Demand, terms: Terms) -> tuple[Stock, int] | None:
+    """The kind that carries a load alone with the least watts, and its count; None if none can."""
+    found = []
+    for each in stocks:
+        rate = carries(each.kind, demand, terms.tpot, terms.rules)
+        if rate * each.have >= demand.rate > 0.0:
+            count = best_count((each,), demand, demand.rate, terms)
+            found.append((watts_of((each,), (rate,), count, demand, terms), each, count))
+    if not found:
+        return None
+    _, stock, count = min(found, key=lambda one: one[0])
+    return stock, count
