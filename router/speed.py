@@ -1,9 +1,11 @@
 """Pure: what live traffic teaches about one instance's speed and power.
 
-A tick's window gives one observation: the mean gap between output events of the requests that stream is the
-mean iteration time, the counters' joules over the window are the power. A profiled instance keeps its model,
-learns a correction, and keeps what a refit needs should the engine change for good (`router.refit`). One
-without a profile keeps samples until a model can be learned from them, and stays at default clocks till then.
+A window of one tick or a few gives one observation: the mean gap between output events of the requests that
+stream is the mean iteration time, the counters' joules over the window are the power. It lasts from one tick
+at which no prompt is being read to the next: a prompt that is read in several windows would look like
+slowness in all but the last. A profiled instance keeps its model, learns a correction, and keeps what a refit
+needs should the engine change for good (`router.refit`). One without a profile keeps samples until a model
+can be learned from them, and stays at default clocks till then.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from predictor.online_samples import Sample, SampleMemory, SampleSettings
 from predictor.table import TableModel
 
 LEAST_EVENTS = 8  # of a window, to learn from it
+LONGEST_WINDOW = 2.0  # seconds: where prompts are always being read, what is cut off at its ends is little
 FIRST_WINDOWS = 40  # of an instance without a profile, before anything is learned: ten seconds of traffic
 RELEARN = 5.0  # seconds between two models of it
 STEADY = 0.25  # of the batch: how far it may have moved within a window that is remembered
@@ -32,7 +35,7 @@ LONGEST_CONTEXT = 100_000.0  # tokens read per step that a refit covers where th
 
 @dataclass(slots=True)
 class Window:
-    """What one instance was seen to do since the last tick."""
+    """What one instance was seen to do since the window began."""
 
     gaps: float = 0.0  # seconds between output events, summed over the requests that stream
     events: int = 0  # as many gaps
@@ -40,6 +43,7 @@ class Window:
     joules: float = 0.0  # of one GPU, on average
     since: Seconds = Seconds(0.0)
     clock: MegaHertz | None = None  # at its start
+    torn: bool = False  # a prompt was being read when it began
 
 
 @dataclass(slots=True)
@@ -87,10 +91,14 @@ class Speed:
     def tick(self, law: Instance, now: Seconds) -> None:
         """Learn from the window that ends, and start the next. Sets `law.correction`, or a model learned."""
         seen, clock = self.window, self._clock(law)
-        self.window = Window(since=now, clock=clock)
+        reading, young = bool(law.book.prompts), now - seen.since < LONGEST_WINDOW
+        if reading and young and seen.clock == clock:
+            return
+        self.window = Window(since=now, clock=clock, torn=reading)
         if clock is None:
             return
-        if law.telemetry_at is not None and seen.clock == clock and seen.since:
+        whole = not (young and (reading or seen.torn)) and seen.since
+        if law.telemetry_at is not None and seen.clock == clock and whole:
             self._observe(law, seen, clock, now)
         if not self.profiled and self._memory is not None and self._memory.seen >= FIRST_WINDOWS:
             self._learn(law, self._memory, now)
