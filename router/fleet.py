@@ -79,6 +79,8 @@ class InstanceStatus:
     busy_until: Seconds = Seconds(float("-inf"))
     gauges: Gauges = field(default_factory=Gauges)
     gauges_at: Seconds = Seconds(float("-inf"))
+    running_elsewhere: int = 0  # sequences of others, when its gauges were read
+    waiting_elsewhere: int = 0
     problem: str = ""
 
     def signal(self, signal: Signal, now: Seconds, problem: str = "") -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from control.state import LoadBook
 from joulegate.units import Seconds
 from router.engine_metrics import MAX_PAGE, read_gauges
 from router.fleet import InstanceStatus, Signal
@@ -19,6 +20,7 @@ class Prober:
     def __init__(
         self,
         status: InstanceStatus,
+        book: LoadBook,
         client: ControlClient,
         clock: Callable[[], float],
         on_change: Callable[[], None],
@@ -26,6 +28,7 @@ class Prober:
         timeout: float,
     ) -> None:
         self._status = status
+        self._book = book
         self._client = client
         self._clock = clock
         self._on_change = on_change
@@ -70,15 +73,22 @@ class Prober:
             self._status.signal(Signal.PROBE_FAILED, now, f"{self._path} answered {reply.status}")
 
     async def _gauges(self) -> None:
+        """Read them, and at once how much of it is not ours: a second later our own count has moved on."""
+        status, book = self._status, self._book
+        running, prompts = book.running, len(book.prompts)
         try:
             reply = await self._client.get("/metrics", self._timeout)
         except Unreachable:
             return  # what we knew grows stale, and stale means unknown: not that the instance is down
         if reply.status != 200 or len(reply.body) > MAX_PAGE:
             return
-        self._status.gauges = read_gauges(reply.body, self._status.endpoint.engine)
-        self._status.gauges_at = Seconds(self._clock())
-        self._status.asleep = self._status.gauges.asleep
+        gauges = status.gauges = read_gauges(reply.body, status.endpoint.engine)
+        status.gauges_at = Seconds(self._clock())
+        status.asleep = gauges.asleep
+        # the page was made at some moment since we asked: what came or ended meanwhile is ours all the same
+        running, prompts = max(running, book.running), max(prompts, len(book.prompts))
+        status.running_elsewhere = max(0, (gauges.running or 0) - running)
+        status.waiting_elsewhere = max(0, (gauges.waiting or 0) - prompts)
 
     async def close(self) -> None:
         await self._client.close()

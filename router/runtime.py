@@ -279,6 +279,7 @@ class Runtime:
         health = self.settings.health
         return Prober(
             member.status,
+            member.law.book,
             self._engine(member.endpoint),
             time.monotonic,
             self._changed,

@@ -108,8 +108,8 @@ class ControlTick:
         fresh = gauges.running is not None and now - status.gauges_at <= GAUGES_FRESH
         law.unseen = not fresh and member.endpoint.engine is not Engine.OPENAI
         if gauges.running is not None and fresh:
-            waiting = max(0, (gauges.waiting or 0) - others.prompts)
-            running = max(gauges.running, law.book.running + others.running)
+            waiting = len(law.book.prompts) + max(0, status.waiting_elsewhere - others.prompts)
+            running = law.book.running + max(status.running_elsewhere, others.running)
             law.gauges = Gauges(running, waiting, status.gauges_at)
             law.slots = learned_slots(law.slots, gauges.running, gauges.waiting or 0, member.known_slots)
         elif others.running:

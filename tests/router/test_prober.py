@@ -1,0 +1,81 @@
+"""How much of an engine's load is not ours is known from the moment its page was made, not from later."""
+
+import asyncio
+from collections.abc import Callable
+
+from control.state import Flight, LoadBook
+from joulegate.domain import RequestType, Size
+from joulegate.units import Seconds
+from router.fleet import InstanceStatus
+from router.http_client import Reply
+from router.ports import Endpoint, Engine
+from router.prober import Prober
+
+
+class FakeEngine:
+    """Answers /metrics with a page made before `meanwhile` happens."""
+
+    def __init__(self, running: int, waiting: int) -> None:
+        gauges = {"running": running, "waiting": waiting}
+        self.page = "".join(f'vllm:num_requests_{k}{{engine="0"}} {n}\n' for k, n in gauges.items())
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def get(self, path: str, timeout: float) -> Reply:  # noqa: ASYNC109
+        if path != "/metrics":
+            return Reply(200, b"")
+        self.meanwhile()
+        return Reply(200, self.page.encode())
+
+    async def post(self, path: str, body: bytes, timeout: float) -> Reply:  # noqa: ASYNC109
+        raise AssertionError("a probe changes nothing")
+
+    async def close(self) -> None: ...
+
+
+def request(book: LoadBook, name: str) -> Flight:
+    flight = Flight(
+        name, RequestType(Size.S, Size.S), 10, 10, 5.0, 9.0, Seconds(0.0), Seconds(1.0), Seconds(1.0)
+    )
+    book.send(flight, Seconds(0.0))
+    return flight
+
+
+def probed(book: LoadBook, engine: FakeEngine) -> InstanceStatus:
+    status = InstanceStatus(Endpoint("i", "p", Engine.VLLM, "h", 1))
+    prober = Prober(status, book, engine, lambda: 1.0, lambda: None, "/health", 1.0)
+    asyncio.run(prober.tick())
+    return status
+
+
+def test_what_others_sent_is_what_is_beyond_our_own() -> None:
+    book = LoadBook()
+    request(book, "a")
+    status = probed(book, FakeEngine(running=3, waiting=2))
+    assert (status.running_elsewhere, status.waiting_elsewhere) == (2, 1)
+
+
+def test_our_own_requests_that_ended_since_the_page_was_made_are_not_others() -> None:
+    book = LoadBook()
+    flights = [request(book, name) for name in "abc"]
+    engine = FakeEngine(running=2, waiting=1)
+
+    def all_end() -> None:
+        for flight in flights:
+            book.close(flight)
+
+    engine.meanwhile = all_end
+    status = probed(book, engine)
+    assert (status.running_elsewhere, status.waiting_elsewhere) == (0, 0)
+
+
+def test_our_own_requests_that_came_before_the_page_was_made_are_not_others() -> None:
+    book = LoadBook()
+    engine = FakeEngine(running=1, waiting=1)
+
+    def two_come() -> None:
+        request(book, "a")
+        request(book, "b")
+
+    engine.meanwhile = two_come
+    status = probed(book, engine)
+    assert (status.running_elsewhere, status.waiting_elsewhere) == (0, 0)
