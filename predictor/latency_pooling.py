@@ -46,9 +46,12 @@ class Pooling:
     scales: Scales
 
     def advice(self, work: Work) -> Array:
-        return np.asarray(
-            _kernel(_places(work), np.log(work.x), self.places, self.slowness, self.scales) @ self.pull
-        )
+        # A table asks the same loads at every clock: each load is compared with the rows once.
+        loads, which = np.unique(_places(work), axis=0, return_inverse=True)
+        alike = _alike(loads, self.places, self.scales)
+        offset = self.scales.offset**2 * (alike @ self.pull)
+        slope = self.scales.slope**2 * (alike @ (self.slowness * self.pull))
+        return np.asarray(offset[which] + slope[which] * np.log(work.x))
 
 
 def fit_pooling(work: Work, left: Array) -> tuple[Pooling, Array] | None:
@@ -58,7 +61,7 @@ def fit_pooling(work: Work, left: Array) -> tuple[Pooling, Array] | None:
     places, slowness = _places(work), np.log(work.x)
     best: tuple[float, Scales, Array] | None = None
     for scales in (Scales(*choice) for choice in product(OFFSETS, SLOPES, NOISES, NEARS)):
-        covariance = _kernel(places, slowness, places, slowness, scales)
+        covariance = _kernel(places, slowness, scales)
         covariance[np.diag_indices(len(left))] += scales.noise**2
         root = np.linalg.cholesky(covariance)
         white = np.linalg.solve(root, left)
@@ -78,7 +81,11 @@ def _places(work: Work) -> Array:
     return np.log2(1.0 + np.stack([work.batch, each, work.tokens], axis=1)) / REACH
 
 
-def _kernel(places: Array, slowness: Array, others: Array, slow: Array, scales: Scales) -> Array:
+def _kernel(places: Array, slowness: Array, scales: Scales) -> Array:
+    clocks = scales.offset**2 + scales.slope**2 * np.outer(slowness, slowness)
+    return np.asarray(_alike(places, places, scales) * clocks)
+
+
+def _alike(places: Array, others: Array, scales: Scales) -> Array:
     apart: npt.NDArray[np.float64] = ((places[:, None, :] - others[None, :, :]) ** 2).sum(axis=2)
-    alike = scales.near * np.exp(-0.5 * apart) + (1.0 - scales.near) * (apart < 1e-9)
-    return np.asarray(alike * (scales.offset**2 + scales.slope**2 * np.outer(slowness, slow)))
+    return np.asarray(scales.near * np.exp(-0.5 * apart) + (1.0 - scales.near) * (apart < 1e-9))
