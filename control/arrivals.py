@@ -26,6 +26,8 @@ class Arrivals:
         self, uncached_tokens: float, expected_output: float, now: Seconds, full_chunks: float = 0.0
     ) -> None:
         """A request arrived: predicted output tokens, and how many iterations its prompt fills."""
+        if self._at < 0.0:
+            self._at = self._start = now  # by the first request, not by whoever asks before it
         self._decay(now)
         self._recent += 1.0
         self._count += 1.0
@@ -57,7 +59,6 @@ class Arrivals:
 
     def _decay(self, now: float) -> None:
         if self._at < 0.0:
-            self._at = self._start = now
             return
         passed = now - self._at
         if passed > 0.0:

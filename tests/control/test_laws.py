@@ -308,6 +308,18 @@ def test_without_a_slowdown_limit_slowness_costs_nothing() -> None:
 # -- arrivals
 
 
+def test_the_age_of_the_load_is_counted_from_the_first_request_whoever_asked_before() -> None:
+    """A control tick asks for means and rates long before anything comes."""
+    made = Arrivals()
+    assert made.means(Seconds(5.0)) == (0.0, 0.0)
+    assert made.rate(Seconds(50.0)) == 0.0
+    made.add(100.0, 50.0, Seconds(100.0))
+    assert made.age(Seconds(103.0)) == pytest.approx(3.0)
+    assert made.rate(Seconds(101.0)) == pytest.approx(1.0, rel=0.05), (
+        "one request in the only second there was"
+    )
+
+
 def test_the_rate_and_the_means_follow_a_steady_stream() -> None:
     made = Arrivals()
     for n in range(2000):
