@@ -26,10 +26,9 @@ from joulegate.units import Seconds, Watts
 
 LOOK = Seconds(10.0)  # between two looks at the load (papers §2.7)
 KNOWN = Seconds(30.0)  # of arrivals, until their rate is believed
-COVER = 0.95  # share of the growth seen that is planned for
 FIRST = 1.5  # growth that is taken for granted before much was seen
 SEEN = 20  # looks after which FIRST counts no more
-MEMORY = 180  # looks
+MEMORY = 360  # looks: a burst of this hour may come again
 LITTLE = 0.2  # of an instance: from less, growth means nothing
 BIAS = (0.5, 3.0)  # how far the lengths that came may be from those predicted, ratio
 STEPS = 8  # between the fewest and half as many more, in larger fleets
@@ -39,9 +38,10 @@ class Growth:
     """What a load may become until an instance that is started now serves. Learned from the past.
 
     The highest load within the time that a start takes, over the highest of as much time before: a
-    conversation grows by a tenth, a burst of code doubles. The share `COVER` of what was seen lies below;
-    before much was seen it is taken to be `FIRST`. Against the *highest*, because against the load of one
-    moment every dip looks like growth to come.
+    conversation grows by a tenth, a burst of code doubles. Against the *highest*, because against the load of
+    one moment every dip looks like growth to come. A burst is in sight of as many looks as a start takes, so
+    that many of the last hour's are passed over less one: what one whole burst was like is planned for.
+    Before much was seen it is taken to be `FIRST`.
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ class Growth:
 
     @property
     def ratio(self) -> float:
-        seen = sorted([*self._grown, *[FIRST] * max(0, SEEN - len(self._grown))])
-        return seen[min(len(seen) - 1, int(COVER * len(seen)))]
+        seen = sorted([*self._grown, *[FIRST] * max(0, SEEN - len(self._grown))], reverse=True)
+        return seen[min(len(seen), self._ahead) - 1]
 
     @property
     def expected(self) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from control.floor import Demand
 from control.planner import Kind, PlanRules, Stock, carries, enough
-from control.sizing import LOOK, Growth, Sizing, Terms, best_count, best_kind, length_bias, pays
+from control.sizing import LOOK, MEMORY, Growth, Sizing, Terms, best_count, best_kind, length_bias, pays
 from control.state import Limits
 from joulegate.engine_profile import parse_profile
 from joulegate.units import Seconds, Watts
@@ -92,12 +92,16 @@ def test_the_best_kind_is_the_one_with_the_least_watts_that_carries_it() -> None
     assert best_kind(list(STOCKS.values()), demand(1e5), TERMS) is None
 
 
-def test_more_run_at_once_and_fewer_after_a_calm_time() -> None:
-    found = counts(Sizing(CALM), [2.0 * ONE] * 40 + [6.0 * ONE] + [2.0 * ONE] * 40)
-    assert found[40] >= 6 > found[39]
+def test_more_run_at_once() -> None:
+    found = counts(Sizing(CALM), [2.0 * ONE] * 40 + [6.0 * ONE])
+    assert found[-1] >= 6 > found[-2]
+
+
+def test_fewer_run_after_a_calm_time() -> None:
+    found = counts(Sizing(CALM), [6.0 * ONE] * 40 + [2.0 * ONE] * 40)
     calm = int(CALM / LOOK)
     assert min(found[40 : 40 + calm]) >= 6
-    assert found[-1] < found[40]
+    assert 2 <= found[-1] < 6
 
 
 @settings(deadline=None, max_examples=15)
@@ -134,7 +138,7 @@ def test_stopping_what_would_cost_more_to_start_again_does_not_pay() -> None:
 def test_a_load_that_doubles_now_and_then_gets_twice_the_instances_and_a_steady_one_does_not() -> None:
     steady, bursty, dipping = Growth(), Growth(), Growth()
     assert steady.ratio == pytest.approx(1.5)  # nothing seen yet
-    for look in range(300):
+    for look in range(MEMORY):
         steady.see(3.0, Seconds(90.0))
         bursty.see(6.0 if look % 60 > 50 else 3.0, Seconds(90.0))
         dipping.see(1.5 if look % 60 > 58 else 3.0, Seconds(90.0))
@@ -142,6 +146,17 @@ def test_a_load_that_doubles_now_and_then_gets_twice_the_instances_and_a_steady_
     assert steady.expected == pytest.approx(3.0)
     assert bursty.ratio == pytest.approx(2.0)
     assert dipping.ratio == pytest.approx(1.0), "a dip is no growth to come"
+    for _ in range(MEMORY):
+        bursty.see(3.0, Seconds(90.0))
+    assert bursty.ratio == pytest.approx(1.0), "after an hour without a burst"
+
+
+def test_one_burst_within_the_hour_is_planned_for_as_long_as_a_start_takes() -> None:
+    for start in (5.0, 90.0, 600.0):
+        growth = Growth()
+        for look in range(MEMORY):
+            growth.see(9.0 if 200 <= look < 220 else 3.0, Seconds(start))
+        assert growth.expected == pytest.approx(9.0)
 
 
 @given(st.lists(st.floats(0.0, 50.0), min_size=1, max_size=200), st.floats(0.0, 400.0))
