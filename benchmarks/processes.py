@@ -119,8 +119,13 @@ def cpu_seconds(root: int) -> float:
 
 def rss_mb(root: int) -> float:
     """Resident memory of the whole tree, in MB."""
-    pages = sum(int(fields[21]) for pid in tree(root) if (fields := stat_fields(pid)))
-    return pages * PAGE / 1e6
+    return sum(own_rss_mb(pid) for pid in tree(root))
+
+
+def own_rss_mb(pid: int) -> float:
+    """Resident memory of one process, in MB; 0 if it is gone."""
+    fields = stat_fields(pid)
+    return int(fields[21]) * PAGE / 1e6 if fields else 0.0
 
 
 def open_files(root: int) -> int:

@@ -1,7 +1,8 @@
 """Shell: does the gateway's memory stay flat over many requests and cancelled streams, and does nothing leak?
 
 Rounds of whole requests, streams and streams that their clients leave; after each the resident memory of the
-gateway's process tree. The slope is fitted to the second half: the first fills caches and learned tables.
+gateway, and of the children that it may have at that moment (one that learns an engine anew, for seconds).
+The slope is the gateway's, fitted to the second half: the first fills caches and learned tables.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.overhead import Failed, Plan, load, raise_file_limit, start, talk
-from benchmarks.processes import DidNotStart, open_files, rss_mb
+from benchmarks.processes import DidNotStart, open_files, own_rss_mb, rss_mb
 from benchmarks.proxies import Proxy
 
 GOAL_MB_PER_MILLION = 5.0
@@ -27,6 +28,7 @@ class Mark:
     requests: int
     cancellations: int
     rss_mb: float
+    children_mb: float
     open_files: int
 
 
@@ -41,8 +43,13 @@ def rounds(proxy: Proxy, plan: Plan, requests: int, cancellations: int) -> list[
         if left < cancellations:
             left += int(load(proxy, brief, "cancel", connections=16)["requests"])
         done += int(whole + streams)
-        marks.append(Mark(done, left, rss_mb(proxy.pid), open_files(proxy.pid)))
-        talk(f"{done} requests, {left} cancelled, {marks[-1].rss_mb:.1f} MB, {marks[-1].open_files} files")
+        own = own_rss_mb(proxy.pid)
+        mark = Mark(done, left, own, rss_mb(proxy.pid) - own, open_files(proxy.pid))
+        marks.append(mark)
+        talk(
+            f"{done} requests, {left} cancelled, {mark.rss_mb:.1f} MB, "
+            f"children {mark.children_mb:.1f} MB, {mark.open_files} files"
+        )
     return marks
 
 
@@ -81,6 +88,7 @@ def main() -> None:
         "requests": last.requests,
         "cancellations": last.cancellations,
         "rss_mb": round(last.rss_mb, 1),
+        "children_mb_most": round(max(mark.children_mb for mark in marks), 1),
         "rss_mb_per_million_requests": None if rise is None else round(rise, 2),
         "open_files": last.open_files,
         "marks": [asdict(mark) for mark in marks],
