@@ -23,7 +23,7 @@ same is served after the others.
 that the next pick sees it), and returns everything it did. Every event re-runs it: arrival, first token,
 completion, cancel, tick.
 
-Fairness needs no quota (`control.tenants`): a tenant with much more in flight than the mean goes after the
+Fairness needs no quota (`control.tenants`): a tenant that asks for much more than the mean goes after the
 others and leaves them room; of other requests due within the same `fairness` seconds, the tenant with less in
 flight goes first.
 """
@@ -42,6 +42,7 @@ from joulegate.units import Seconds
 ASSUMED_SLOTS = 16
 TIMELY = 0.5  # share of its TTFT objective before which nobody asks whether a request is lost
 Entry = tuple[float, int, Flight]  # of a queue: due, in slots of `fairness`; serial
+COMPARED = 16  # of those due at the same time, so many are looked at for the tenant with least in flight
 MAX_CAUTION = 4.0
 CAUTION_STEP = 0.2  # more where one was late; as many in time as should be for one that is late undo it
 NEVER = 1e12  # seconds: a deadline that nothing reaches
@@ -89,7 +90,6 @@ class PoolQueue:
 
     rules: PoolRules
     waiting: list[Entry] = field(default_factory=list)  # in order, whoever sent them
-    lines: dict[str, list[Entry]] = field(default_factory=dict)  # the same by tenant
     tokens: float = 0.0  # uncached prompt tokens queued
     tenants: Tenants = field(default_factory=Tenants)
     interval: float = 0.0  # seconds between two grants while some wait; a mean of the last twenty or so
@@ -97,6 +97,9 @@ class PoolQueue:
     caution: float = 1.0
     first_after: float = 0.0  # seconds from a grant to the first token, where the last one went
     _serial: int = 0
+    _places: dict[str, Entry] = field(default_factory=dict)  # by flight
+    _light: list[Entry] = field(default_factory=list)  # of `waiting`, those of tenants that are not heavy
+    _changes: int = 0  # of who is heavy, when that was looked at
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -112,31 +115,39 @@ class PoolQueue:
     def wait(self, flight: Flight, admission: AdmissionRules) -> float:
         """Seconds to the first token of `flight`, carefully; the first in the queue may always hope."""
         entry = (_slot(flight, admission), self._serial + 1, flight)
-        place = 1
-        heavy = self.tenants.heavy(flight.tenant)
-        for tenant, line in self.lines.items():
-            other = tenant != flight.tenant and self.tenants.heavy(tenant)
-            if other == heavy or tenant == flight.tenant:
-                place += bisect_left(line, entry)
-            elif heavy:
-                place += len(line)
+        light = self._of_light()
+        ahead = bisect_left(light, entry)
+        if flight.tenant in self.tenants.heavies:
+            ahead = len(light) + bisect_left(self.waiting, entry) - ahead
+        place = ahead + 1
         if place == 1:
             return 0.0
         return self.interval * (place + self.caution * sqrt(place)) + self.first_after
 
     def push(self, flight: Flight, admission: AdmissionRules) -> None:
         self._serial += 1
-        self._insert((_slot(flight, admission), self._serial, flight))
+        light, entry = self._of_light(), (_slot(flight, admission), self._serial, flight)
+        insort(self.waiting, entry)
+        if light is not self.waiting and flight.tenant not in self.tenants.heavies:
+            insort(light, entry)
+        self._places[flight.id] = entry
         self.tokens += flight.uncached_tokens
+        self.tenants.waits(flight.tenant)
 
     def remove(self, flight: Flight) -> bool:
         """Take out a request that was granted or left (cancelled); False if it is not here."""
-        for entry in self.lines.get(flight.tenant, ()):
-            if entry[2] is flight:
-                self._take(entry)
-                self.tokens -= flight.uncached_tokens
-                return True
-        return False
+        entry = self._places.pop(flight.id, None)
+        if entry is None:
+            return False
+        light = self._of_light()
+        del self.waiting[bisect_left(self.waiting, entry)]
+        if light is not self.waiting and flight.tenant not in self.tenants.heavies:
+            del light[bisect_left(light, entry)]
+        self.tokens -= flight.uncached_tokens
+        self.tenants.waits_no_more(flight.tenant)
+        if not self.waiting:
+            self.granted_at = None
+        return True
 
     def every(self, stride: int, first: int) -> tuple[Flight, ...]:
         """Of those waiting, in order, every `stride`-th from `first` on."""
@@ -144,34 +155,28 @@ class PoolQueue:
 
     def head(self) -> Flight | None:
         """Who goes next: heavy tenants last, then the earliest due, then who has least in flight."""
-        lines = self.lines
-        if len(lines) > 1:
-            tenants = self.tenants
-            name = min(
-                lines, key=lambda t: (tenants.heavy(t), lines[t][0][0], tenants.running(t), lines[t][0][1])
-            )
-            return lines[name][0][2]
-        return self.waiting[0][2] if self.waiting else None
+        line = self._of_light() or self.waiting
+        if not line:
+            return None
+        due, running = line[0][0], self.tenants.running
+        if len(line) == 1 or line[1][0] != due:
+            return line[0][2]
+        equal = (entry for entry in line[:COMPARED] if entry[0] == due)
+        return min(equal, key=lambda entry: (running(entry[2].tenant), entry[1]))[2]
+
+    def _of_light(self) -> list[Entry]:
+        """Those who go first, in order; `waiting` itself where no tenant is heavy."""
+        tenants = self.tenants
+        if self._changes != tenants.changes:
+            self._changes, heavies = tenants.changes, tenants.heavies
+            self._light = [entry for entry in self.waiting if entry[2].tenant not in heavies]
+        return self._light if tenants.heavies else self.waiting
 
     def lose(self, flight: Flight, admission: AdmissionRules) -> None:
         """It cannot be in time any more: give it a later deadline, so that it delays nobody who can."""
         self.remove(flight)
         flight.lost = True
         self.push(flight, admission)
-
-    def _insert(self, entry: Entry) -> None:
-        insort(self.waiting, entry)
-        insort(self.lines.setdefault(entry[2].tenant, []), entry)
-
-    def _take(self, entry: Entry) -> None:
-        tenant = entry[2].tenant
-        line = self.lines[tenant]
-        del self.waiting[bisect_left(self.waiting, entry)]
-        del line[bisect_left(line, entry)]
-        if not line:
-            del self.lines[tenant]
-        if not self.waiting:
-            self.granted_at = None
 
     def granted(self, flight: Flight, first_after: float, admission: AdmissionRules, now: Seconds) -> None:
         """One that waited goes: learn how fast the queue moves, and who is late.
@@ -254,7 +259,7 @@ def place(flight: Flight, tiers: Sequence[Tier], rng: Rng, now: Seconds, share: 
     for tier in tiers:
         if tier.queue is not queue and tier.queue.waiting:
             continue  # it has its own to serve first
-        if tier.queue.tenants.heavy(flight.tenant) and not _room_beside_others(tier, now):
+        if held_back(flight, tier):
             continue
         open_ = [i for i in tier.instances if i.book.queued_tokens < i.prompt_window or takes_prompts(i, now)]
         chosen = pick(flight, open_, rng, share) if open_ else None
@@ -264,11 +269,14 @@ def place(flight: Flight, tiers: Sequence[Tier], rng: Rng, now: Seconds, share: 
     return None
 
 
-def _room_beside_others(tier: Tier, now: Seconds) -> bool:
-    """Whether a heavy tenant may have one more place: the others' next ones stay free."""
+def held_back(flight: Flight, tier: Tier) -> bool:
+    """Whether its tenant is heavy and may not have one more place: the others' next ones stay free."""
+    tenants = tier.queue.tenants
+    if flight.tenant not in tenants.heavies:
+        return False
     slots = sum(i.slots for i in tier.instances if i.ready)
     running = sum(i.book.running for i in tier.instances if i.ready)
-    return slots - running > tier.queue.tenants.reserve(slots, now)
+    return slots - running <= tenants.reserve(slots)
 
 
 def takes_prompts(instance: Instance, now: Seconds) -> bool:

@@ -23,6 +23,7 @@ from control.admission import (
     Reject,
     assign,
     backlog,
+    held_back,
     layout,
     place,
     takes_prompts,
@@ -190,7 +191,12 @@ class Steering:
     def _at_home(self, flight: Flight, now: Seconds) -> Grant | None:
         """Where most of the session is cached, whatever pool that is in now, while objectives hold there."""
         homes = (s.instance for s in self.steered.values() if flight.session in s.instance.sessions)
-        found = pick(flight, [home for home in homes if takes_prompts(home, now)], self._rng, self.share)
+        able = [
+            home
+            for home in homes
+            if takes_prompts(home, now) and not held_back(flight, self._places[home.pool][0])
+        ]
+        found = pick(flight, able, self._rng, self.share)
         if found is None or found.reason != "session":
             return None
         found.instance.book.send(flight, now)

@@ -47,10 +47,10 @@ class Pool:
         self._serial += 1
         heapq.heappush(self._events, (when, self._serial, what))
 
-    def offer(self, tenant: str, rate: float, start: float, end: float, seed: int) -> None:
+    def offer(self, tenant: str, rate: float, start: float, end: float, seed: int, session: str = "") -> None:
         rng, when = random.Random(seed), start
         while (when := when + rng.expovariate(rate)) < end:
-            self.at(when, lambda when=when: self._arrive(tenant, when))  # type: ignore[misc]
+            self.at(when, lambda when=when: self._arrive(tenant, when, session))  # type: ignore[misc]
 
     def run(self) -> None:
         while self._events:
@@ -62,11 +62,12 @@ class Pool:
         mine = [f for t, who, f in self.firsts if start <= t < end and who.startswith(tenant)]
         return sum(first <= TTFT for first in mine) / (end - start)
 
-    def _arrive(self, tenant: str, when: float) -> None:
+    def _arrive(self, tenant: str, when: float, session: str) -> None:
         self._serial += 1
         kind, now = RequestType(Size.S, Size.S), Seconds(when)
         ttft, tpot = Seconds(TTFT), Seconds(0.1)
         flight = Flight(f"{self._serial}", kind, 100, 100, 40.0, 60.0, now, ttft, tpot, tenant=tenant)
+        flight.session = session
         self._told(self.steering.arrive(flight, "all", now))
         self.at(when + 0.25, self._look)  # the tick
 
@@ -130,11 +131,31 @@ def test_a_tenant_with_ten_times_the_load_does_not_push_another_back(shed: bool)
 
 
 @pytest.mark.parametrize("shed", [True, False])
-def test_a_tenant_that_alone_is_more_than_the_pool_can_take_waits_in_its_own_queue(shed: bool) -> None:
-    pool = Pool(shed=shed)
-    pool.offer("light", 0.15 * CAPACITY, 0.0, 60.0, 1)
-    pool.offer("heavy", 1.5 * CAPACITY, 0.0, 60.0, 2)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_tenant_with_ten_times_the_load_is_not_felt_by_one_that_asks_for_little(
+    seed: int, shed: bool
+) -> None:
+    """One takes 0.15 of the pool, the other would take 1.5 of it."""
+    firsts, heavy = [], 0.0
+    for times in (1, 10):
+        pool = Pool(shed=shed)
+        pool.offer("light", 0.15 * CAPACITY, 0.0, 80.0, seed)
+        pool.offer("heavy", 0.15 * times * CAPACITY, 0.0, 80.0, 100 + seed)
+        pool.run()
+        light = [first for arrived, who, first in pool.firsts if who == "light" and arrived > 5.0]
+        assert len(light) == pytest.approx(0.15 * CAPACITY * 75, rel=0.15)  # none of them refused
+        firsts.append(quantile(light, 0.99))
+        heavy = sum(who == "heavy" and 5.0 < arrived < 80.0 for arrived, who, _ in pool.firsts) / 75
+    assert firsts[1] <= 1.2 * firsts[0], firsts
+    assert heavy >= 0.45 * CAPACITY, "what is kept for the light one is no more than half"
+
+
+def test_a_session_at_home_does_not_pass_what_holds_its_tenant_back() -> None:
+    pool = Pool()
+    for instance in pool.instances:
+        instance.sessions = {"s": 100}
+    pool.offer("light", 0.15 * CAPACITY, 0.0, 20.0, 1)
+    pool.offer("heavy", 1.5 * CAPACITY, 0.0, 20.0, 2, session="s")
     pool.run()
     light = [first for arrived, who, first in pool.firsts if who == "light" and arrived > 5.0]
-    assert len(light) == pytest.approx(0.15 * CAPACITY * 55, rel=0.1)  # none of them refused
-    assert quantile(light, 0.99) <= PREFILL + 5.0 / CAPACITY  # a few slots' turns
+    assert quantile(light, 0.99) <= 1.2 * PREFILL
