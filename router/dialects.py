@@ -77,7 +77,7 @@ def _no_output(event: Json) -> bool:
     return False
 
 
-ERROR = b'{"error"'
+ERROR = b'"error"'  # a key, or a value that is the whole of a string: in a text its quotes are escaped
 CHAT = Dialect("chat", b'"delta"', _chat_output, (ERROR,), True, True)
 COMPLETIONS = Dialect("completions", b'"text"', _text_output, (ERROR,), True, True)
 RESPONSES = Dialect(
@@ -253,7 +253,7 @@ class Tap:
         if not any(mark in event for mark in marks):  # of many events in one read, most need no second look
             return False
         said = payload(event)
-        if not said.startswith(ERROR) and not any(event.startswith(mark) for mark in marks[1:]):
+        if not any(event.startswith(mark) for mark in marks[1:]) and not _says_error(_json(said)):
             return False
         self.failed = said[:500].decode("utf-8", "replace")
         return True
@@ -262,7 +262,9 @@ class Tap:
         if not self.dialect.translates or not event.startswith(b"data:"):
             return event
         found = _json(payload(event))
-        object_ = translate_object(500, found) if found is not None else None
+        if found is None or "choices" in found or found.get("type") == "error":
+            return event  # it is the route's own, or says more than that
+        object_ = translate_object(500, found)
         return event if object_ is None else b"data: %b\n\n" % orjson.dumps(object_)
 
 
@@ -272,6 +274,16 @@ def _json(text: bytes) -> Json | None:
     except orjson.JSONDecodeError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _says_error(found: Json | None) -> bool:
+    """`{"error": ...}` as engines write it, an event that is one, or the object without its envelope."""
+    if found is None:
+        return False
+    error = found.get("error")
+    if isinstance(error, dict | str) and error:
+        return True
+    return found.get("type") == "error" or found.get("object") == "error"
 
 
 def _objects(found: object) -> list[Json]:

@@ -18,6 +18,8 @@ GatewayError
 └── UpstreamError             502 upstream_error
     ├── UpstreamDown          502                         refused, reset, or cut off
     ├── UpstreamGarbled       502                         broke HTTP's framing
+    ├── Resteered             503                         + Retry-After; taken back, and no other had a place
+    ├── Squashed              429 rate_limit_error        + Retry-After; past its deadline, and others wait
     └── UpstreamSilent        504                         no answer, or none to its end, in time
 """
 
@@ -151,6 +153,30 @@ class UpstreamGarbled(UpstreamError):
     code = "instance_garbled"
 
 
+class TakenBack(UpstreamError):
+    """By us, from an instance that had not begun to answer."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Resteered(TakenBack):
+    """To be asked of another; the client is told only if none has a place."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "instance_slow"
+
+
+class Squashed(TakenBack):
+    """For good."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "deadline_passed"
+
+
 class UpstreamSilent(UpstreamError):
     status = 504
     code = "instance_silent"
@@ -208,15 +234,9 @@ def translate_object(status: int, found: object) -> dict[str, object] | None:
         text = detail if isinstance(detail, str) else orjson.dumps(detail).decode()
         return _wrapped(text, type_of(status), status)
     if isinstance(found.get("message"), str):  # old vLLM: the object without its envelope
-        return {
-            "error": {
-                "message": found["message"],
-                "type": type_of(status),
-                "param": None,
-                "code": status,
-                **found,
-            }
-        }
+        kind = found.get("type")
+        stated = {"type": kind if isinstance(kind, str) else type_of(status)}
+        return {"error": {"param": None, "code": status, **found, **stated}}
     return _wrapped(orjson.dumps(found).decode()[:2000], type_of(status), status)
 
 

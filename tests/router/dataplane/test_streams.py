@@ -201,6 +201,9 @@ def test_tgis_error_inside_a_stream_becomes_openais(dialect: Dialect) -> None:
         (MESSAGES, b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"m"}}\n\n'),
         (RESPONSES, b'event: response.failed\ndata: {"type":"response.failed","response":{}}\n\n'),
         (RESPONSES, b'event: error\ndata: {"type":"error","message":"m"}\n\n'),
+        (RESPONSES, b'data: {"type":"error","code":"x","message":"m"}\n\n'),
+        (CHAT, b'data: { "error" : {"message":"m","type":"t"}}\n\n'),
+        (CHAT, b'data: {"id":"c","choices":[{"delta":{}}],"error":{"code":502,"message":"m"}}\n\n'),
         (OTHER, b'data: {"error":{"message":"m","type":"t"}}\n\n'),
     ],
 )  # fmt: skip
@@ -208,6 +211,33 @@ def test_an_error_event_is_noticed_and_passes(dialect: Dialect, sent: bytes) -> 
     tap = Tap(dialect, False)
     assert tap.feed(sent) == sent
     assert tap.failed
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'data: {"object":"error","message":"bad","type":"BadRequestError","param":null,"code":400}\n\n',
+        b'data: {"error":"bad"}\n\n',
+        b'data:{"error":"bad","error_type":"generation"}\n\n',
+        b'data: {"id":"x","error":{"message":"bad"}}\n\n',
+    ],
+)
+def test_an_engines_error_inside_a_stream_becomes_openais_whatever_its_shape(sent: bytes) -> None:
+    for cut in range(1, len(sent)):
+        tap = Tap(CHAT, True)
+        out = tap.feed(sent[:cut]) + tap.feed(sent[cut:])
+        error = orjson.loads(payload(out))["error"]
+        assert error["message"] == "bad"
+        assert isinstance(error["type"], str)
+        assert "bad" in tap.failed
+
+
+def test_a_token_that_reads_error_is_none() -> None:
+    tap = Tap(CHAT, True)
+    sent = b'data: {"choices":[{"delta":{"content":"error"},"logprobs":{"content":[{"token":"error"}]}}]}\n\n'
+    assert tap.feed(sent) == sent
+    assert not tap.failed
+    assert tap.count == 1
 
 
 @pytest.mark.parametrize("text", ['{"error": 1}', 'data: {"error":{"message":"x"}}', "event: error\ndata: x"])
