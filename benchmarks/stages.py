@@ -48,6 +48,7 @@ def fleet_gate(instances: int) -> FleetGate:
     for model, _, member in fleet.members():
         member.status.signal(Signal.PROBE_PASSED, now)
         member.refresh(now)
+        member.law.telemetry_at = Seconds(now + 3600.0)  # its agent is heard of as long as this takes
         model.steering.tick(member.law, now)
     rng = random.Random(0).randrange
     limits = RateLimits({}, now)

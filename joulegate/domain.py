@@ -1,6 +1,6 @@
 """Pure: the words every room shares: sizes, request types, objectives, and the work on one engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -41,10 +41,10 @@ class RequestType:
 
     input: Size
     output: Size
+    name: str = field(init=False, repr=False, compare=False)  # SS to LL
 
-    @property
-    def name(self) -> str:
-        return self.input.name + self.output.name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.input.name + self.output.name)
 
     def fits_in(self, other: "RequestType") -> bool:
         """A request may only spill to a type at least as large in both dimensions (papers §1.7)."""

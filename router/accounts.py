@@ -90,19 +90,18 @@ class Accounts:
         self._fleet.requests.append(trip.record)
 
     def progressed(self, trip: Trip, member: Member, events: int, now: Seconds) -> bool:
-        """Output arrived. True if it was the first."""
+        """Output arrived. True if it was the first; what follows is booked once a tick (`estimate`)."""
         flight = trip.flight
         first = flight.first_token is None
         if first:
             trip.pool.tally.ttft.add(now - flight.arrived)
             member.speed.window.prompts.append(flight.uncached_tokens)
+            trip.last = trip.booked = now
+            _advance(member, flight, events * trip.model.tokens_per_event.value, now)
         elif trip.last is not None and events:
-            gap, window = now - trip.last, member.speed.window
-            trip.pool.tally.itl.add(gap / events, events)
-            window.gaps += gap
-            window.events += events
-        trip.last = now
-        _advance(member, flight, events * trip.model.tokens_per_event.value, now)
+            trip.pool.tally.itl.add((now - trip.last) / events, events)
+            trip.unbooked += events
+            trip.last = now
         return first
 
     def sent(self, trip: Trip, now: Seconds) -> None:
@@ -118,10 +117,11 @@ class Accounts:
         if trip is None:
             return
         flight = trip.flight
+        book(member, trip)
         member.law.book.close(flight)
         member.blind.pop(flight.id, None)
         member.energy.close(flight.id)
-        trip.pool.tally.outcome(report.ending.value)
+        trip.pool.tally.outcome(report.ending)
         self._measured(trip, report, now)
         if report.ending is Ending.OK:
             self._learn(trip, member, report)
@@ -145,7 +145,7 @@ class Accounts:
             tally.tpot.add(tpot)
         if trip.record is not None:
             record = trip.record
-            record.outcome, record.ttft, record.tpot = report.ending.value, ttft, tpot
+            record.outcome, record.ttft, record.tpot = report.ending, ttft, tpot
             record.output_tokens = output
             if ttft is not None and record.predicted_ttft is not None:
                 self._tally.predicted("ttft", record.predicted_ttft, ttft)
@@ -213,8 +213,10 @@ class Accounts:
 
 
 def estimate(member: Member, now: Seconds) -> None:
-    """Progress of the requests that do not stream, from the time since dispatch at the present pace."""
+    """Progress of every request: what was seen of it; where nothing is, by the time since dispatch."""
     law = member.law
+    for trip in member.trips.values():
+        book(member, trip)
     if not member.blind or law.model is None:
         return
     pace = _pace(member)
@@ -229,6 +231,17 @@ def estimate(member: Member, now: Seconds) -> None:
         new = min(tokens, cap) - flight.tokens_out
         if new >= 1.0:
             _advance(member, flight, new, now)
+
+
+def book(member: Member, trip: Trip) -> None:
+    """Book what came out of `trip` since it was booked last."""
+    if not trip.unbooked or trip.last is None or trip.booked is None:
+        return
+    window = member.speed.window
+    window.gaps += trip.last - trip.booked
+    window.events += trip.unbooked
+    _advance(member, trip.flight, trip.unbooked * trip.model.tokens_per_event.value, trip.last)
+    trip.unbooked, trip.booked = 0, trip.last
 
 
 def _advance(member: Member, flight: Flight, tokens: float, now: Seconds) -> None:

@@ -14,7 +14,7 @@ from control.classify import classify, pool_for
 from control.pick import Rng
 from control.state import Flight
 from joulegate.units import Seconds
-from router.accounts import Accounts
+from router.accounts import Accounts, book
 from router.deaths import Deaths
 from router.errors import GatewayBusy, GatewayError, NoSuchModel, PoolDown, RateLimited, Shed
 from router.pools import Fleet, Member, Model, Pool, Trip
@@ -116,7 +116,7 @@ class FleetGate:
         """The client went away while it waited."""
         if ticket.trip is not None and self._waiting.pop(ticket.trip.flight.id, None) is not None:
             ticket.trip.pool.queue.remove(ticket.trip.flight)
-            ticket.trip.pool.tally.outcome(Ending.CLIENT_LEFT.value)
+            ticket.trip.pool.tally.outcome(Ending.CLIENT_LEFT)
         ticket.close(Report(Ending.CLIENT_LEFT, 0))  # in case the grant came in the same moment
 
     def run(self, model: Model) -> None:
@@ -169,6 +169,7 @@ class FleetGate:
         if trip is None or member is None:
             return None
         law = member.law
+        book(member, trip)
         return member.energy.so_far(trip.flight.id, law.model, member.batch(), law.clock, self._now())
 
     def closed(self, ticket: Ticket, report: Report) -> None:
@@ -313,7 +314,7 @@ class FleetGate:
         return False
 
     def _refusal(self, reason: str, retry_after: float, pool: Pool) -> GatewayError:
-        pool.tally.outcome(Ending.SHED.value)
+        pool.tally.outcome(Ending.SHED)
         kind = RateLimited if pool.rules.shed else Shed
         return kind(reason, retry_after=retry_after)
 
@@ -342,20 +343,20 @@ class Admission:
         else:
             limits.take(key, Seconds(self._gate.clock()))
         try:
-            return await self._place()
+            ticket = self._ticket = self._gate.enter(self._request, self._failed)
+            if ticket.member is None:
+                await self._wait(ticket)
+            return ticket
         except BaseException:
             limits.done(key, 0)
             raise
 
-    async def _place(self) -> Ticket:
-        ticket = self._ticket = self._gate.enter(self._request, self._failed)
-        if ticket.member is None:
-            try:
-                await ticket.granted()
-            except asyncio.CancelledError:
-                self._gate.leave(ticket)
-                raise
-        return ticket
+    async def _wait(self, ticket: Ticket) -> None:
+        try:
+            await ticket.granted()
+        except asyncio.CancelledError:
+            self._gate.leave(ticket)
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -48,7 +48,7 @@ TRUE_LENGTH = b"x-joulegate-true-output-tokens"
 NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 
 MAX_DIGITS = 12  # of a Content-Length that is not looked at twice
-CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
+MAX_SIZE = 8  # digits of the size of a chunk that is not looked at twice
 LENGTH_LINE = re.compile(rb"(?i)\r\ncontent-length: *(\d{1,12})(?=\r\n)")
 
 SEGMENT = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~:@!$&'()*+,=-]+"
@@ -128,13 +128,11 @@ def outline(data: bytes, body: int) -> Outline | None:
 
 def whole_chunk(data: bytes) -> bytes:
     """The body of `data`, which is exactly one chunk but the last; b"": it is not, or not surely."""
-    match = CHUNK_SIZE.match(data)
-    if match is None:
+    end = data.find(b"\r", 1, MAX_SIZE + 1)
+    size = len(data) - end - 4
+    if size <= 0 or not data.endswith(b"\r\n") or not data.startswith(b"%x\r\n" % size):
         return b""
-    start, end = match.end(), len(data) - 2
-    if end - start != int(match[1], 16) or not data.endswith(b"\r\n"):
-        return b""
-    return data[start:end]
+    return data[end + 2 : -2]
 
 
 @dataclass(frozen=True, slots=True)

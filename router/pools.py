@@ -231,6 +231,8 @@ class Trip:
     queued: float = 0.0  # seconds in it
     record: RequestRecord | None = None
     last: Seconds | None = None  # when output last arrived
+    booked: Seconds | None = None  # when the output last arrived that the books know of
+    unbooked: int = 0  # events since then
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,7 @@ the other works.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Protocol
 
 from joulegate.domain import LengthQuery
@@ -80,7 +80,7 @@ class RelayRequest:
     response: str = ""  # id of the stored response it is about: only the instance that made it knows it
 
 
-class Ending(Enum):
+class Ending(StrEnum):
     """How a request left."""
 
     OK = "ok"
@@ -92,8 +92,6 @@ class Ending(Enum):
     UPSTREAM_DOWN = "upstream_down"  # connect, reset, truncated
     UPSTREAM_BUSY = "upstream_busy"  # 429, 408, vLLM's queue-limit 503: try the next, not unhealthy
     TIMEOUT = "timeout"
-
-    __hash__ = object.__hash__  # Enum's own is Python, and every request asks for it
 
 
 @dataclass(slots=True, unsafe_hash=True)  # as above
