@@ -5,7 +5,7 @@ with an error changes nothing.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -52,11 +52,15 @@ class ReloadReport:
 
 @dataclass(slots=True)
 class Reloader:
-    """Reads `path` again for `runtime`; `keys_to` are told the new keys."""
+    """Reads `path` again for `runtime`; `keys_to` are told the new keys.
+
+    `renew`: reads the listener's certificate again; whether it was another. Raises UserError for a bad one.
+    """
 
     path: Path
     runtime: Runtime
     keys_to: list["TakesKeys"] = field(default_factory=list)
+    renew: Callable[[], bool] = lambda: False
     started_with: settings_of.Gateway = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +71,7 @@ class Reloader:
         try:
             new = load(self.path, settings_of.Gateway)
             keys = build_keys(new)
+            renewed = self.renew()
         except UserError as error:
             condition.reload_successful = False
             return ReloadReport(refused=error.message)
@@ -76,8 +81,9 @@ class Reloader:
         self._apply(new, keys)
         self.runtime.settings = new
         condition.reload_successful, condition.reloaded_at = True, time.time()
+        applied = [key for key in since_last if _applies(key)] + ["listen.tls"] * renewed
         return ReloadReport(
-            applied=tuple(sorted(key for key in since_last if _applies(key))),
+            applied=tuple(sorted(applied)),
             needs_restart=tuple(sorted(key for key in since_start if not _applies(key))),
         )
 

@@ -4,6 +4,7 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -13,14 +14,14 @@ from fastapi import FastAPI
 
 from joulegate.errors import UserError
 from joulegate.settings import gateway as settings_of
-from joulegate.settings.front import Edge, Listen
+from joulegate.settings.front import Edge, Listen, Tls
 from router.app import build_app
 from router.guard import guard
 from router.limits import EdgeLimits, RelayLimits, UpstreamLimits
 from router.relay import Relay
 from router.reload import Reloader
 from router.runtime import Runtime
-from router.upstream import UpstreamPool
+from router.upstream import UpstreamPool, written
 
 log = logging.getLogger(__name__)
 COLLECT = 10_000, 20, 20  # a request leaves little behind: Python's own (700, 10, 10) looks for it too often
@@ -45,6 +46,31 @@ class GatewayServer(uvicorn.Server):
         gc.set_threshold(*COLLECT)
 
 
+class Certificate:
+    """The listener's, as it lies in its files."""
+
+    def __init__(self, files: Tls, config: uvicorn.Config) -> None:
+        self._files = (str(files.cert_file), str(files.key_file))
+        self._config = config
+        self._stamp = tuple(map(written, self._files))
+
+    def renew(self) -> bool:
+        """Take over what the files hold now: for new connections. Whether they have changed.
+
+        Raises UserError for what is no certificate with its key; the old ones stay.
+        """
+        stamp = tuple(map(written, self._files))
+        if stamp == self._stamp or self._config.ssl is None:
+            return False
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._files)
+            self._config.ssl.load_cert_chain(*self._files)
+        except OSError as error:
+            raise UserError(f"listen.tls: {error}", "a certificate and its key, both as PEM") from error
+        self._stamp = stamp
+        return True
+
+
 def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
     """Serve until a signal. `path` is read again on SIGHUP."""
     runtime = Runtime(settings)
@@ -65,7 +91,10 @@ def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
     signal.signal(signal.SIGHUP, hang_up)
     if runtime.keys.is_open:
         log.warning("no API keys: everybody who reaches this port may use the models")
-    server = GatewayServer(_config(settings, app, relay), stopping)
+    config = _config(settings, app, relay)
+    if settings.listen.tls is not None:
+        reloader.renew = Certificate(settings.listen.tls, config).renew
+    server = GatewayServer(config, stopping)
     listener = _bound(settings.listen)
     log.info("gateway starts", extra={"gateway": runtime.name, "port": listener.getsockname()[1]})
     server.run(sockets=[listener])

@@ -6,7 +6,7 @@
 
 A connection is kept only after an answer that was read to its exact end and that allows it; one that brings a
 byte nobody asked for is dropped. Kept ones are used last-in first-out and expire before the engine's own 5 s.
-The name of a host is resolved anew for every new connection.
+The name of a host is resolved anew for every new connection, and TLS files that have changed are read again.
 
 A kept connection may be closed by the engine just as we write (keep-alive race). The request is sent once
 more, on a fresh connection to the same instance, when all of this holds: the connection had been used
@@ -16,6 +16,8 @@ that it may be repeated (generation, GET and HEAD: nothing but the answer is los
 
 import asyncio
 import errno
+import logging
+import os
 import ssl
 import time
 from collections import deque
@@ -30,6 +32,8 @@ from router.ports import Endpoint
 
 OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 Key = tuple[str, int, str | None]
+Stamp = tuple[int, ...]  # when files were written
+logger = logging.getLogger("joulegate.upstream")
 STEPS = 10  # in which a connection is waited for
 
 
@@ -40,7 +44,7 @@ class UpstreamPool:
         self.limits = limits
         self._idle: dict[Key, deque[Connection]] = {}
         self._busy: set[Connection] = set()
-        self._contexts: dict[tuple[str, tuple[str, str] | None], ssl.SSLContext] = {}
+        self._contexts: dict[tuple[str, ...], tuple[Stamp, ssl.SSLContext]] = {}  # by their files
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -79,10 +83,6 @@ class UpstreamPool:
         """Close what is kept to an instance (drained, moved or gone)."""
         for connection in self._idle.pop(_key(endpoint), ()):
             connection.close()
-
-    def reload_tls(self) -> None:
-        """Read CA files again for new connections."""
-        self._contexts.clear()
 
     def take(self, key: Key) -> Connection | None:
         """A kept connection, fresh enough to be alive."""
@@ -137,13 +137,20 @@ class UpstreamPool:
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext | None:
         if not endpoint.tls:
             return None
-        files = endpoint.ca_file or "", endpoint.client_cert
-        context = self._contexts.get(files)
-        if context is None:
+        files = endpoint.ca_file or "", *(endpoint.client_cert or ())
+        known, stamp = self._contexts.get(files), tuple(map(written, files))
+        if known is not None and known[0] == stamp:
+            return known[1]
+        try:
             context = ssl.create_default_context(cafile=endpoint.ca_file)
             if endpoint.client_cert is not None:
                 context.load_cert_chain(*endpoint.client_cert)
-            self._contexts[files] = context
+        except OSError as error:
+            if known is None:
+                raise
+            logger.warning("TLS files cannot be read: as before", extra={"files": files, "why": str(error)})
+            context = known[1]
+        self._contexts[files] = stamp, context
         return context
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -191,6 +198,14 @@ def _unwanted(opening: "asyncio.Task[tuple[object, Connection]]") -> None:
     """It came about although nobody waits for it any more."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result()[1].close()
+
+
+def written(file: str) -> int:
+    """When it was, in ns; 0: it cannot be seen."""
+    try:
+        return os.stat(file).st_mtime_ns  # noqa: PTH116 - for every new connection
+    except OSError:
+        return 0
 
 
 def _key(endpoint: Endpoint) -> Key:

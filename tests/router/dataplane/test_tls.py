@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from joulegate.errors import UserError
+from joulegate.settings.front import Tls
 from router.limits import UpstreamLimits
-from router.ports import Ending
+from router.ports import Ending, Endpoint, Engine
+from router.serve import Certificate
 from tests.fakes.edge import edge, post, unchunked
 from tests.fakes.engine import (
     LAST_CHUNK,
@@ -26,6 +29,7 @@ from tests.fakes.gate import FakeGate
 
 ASK = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 GOOD = answer(b'{"a":1}')
+NOWHERE = Endpoint("none", "pool", Engine.VLLM, "127.0.0.1", 9)
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
@@ -123,3 +127,55 @@ async def test_a_client_behind_tls_is_served_refused_and_seen_to_leave(pair: tup
             await asyncio.wait_for(left.wait(), 5)
             await it.settled()
     assert [report.ending for report in gate.reports] == [Ending.OK, Ending.CLIENT_LEFT]
+
+
+async def test_a_ca_file_that_changes_is_read_again_and_a_broken_one_is_not_believed(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ca_file = (await asyncio.to_thread(certificate, tmp_path, "other"))[0]
+    async with FakeEngine(says(GOOD), tls=server_context(pair)) as engine:
+        endpoint = replace(engine.endpoint(), host="localhost", tls=True, ca_file=str(ca_file))
+        async with edge(FakeGate(endpoint), upstream=UpstreamLimits(keep_alive=0.0)) as it:
+            assert (await it.raw(post(ASK))).startswith(b"HTTP/1.1 502 ")
+            ca_file.write_bytes(pair[0].read_bytes())
+            assert (await it.raw(post(ASK))).startswith(b"HTTP/1.1 200 ")
+            ca_file.write_text("-----BEGIN CERTIFICATE-----\nhalf of")
+            assert (await it.raw(post(ASK))).startswith(b"HTTP/1.1 200 ")
+        assert engine.connections >= 2
+
+
+async def test_the_listeners_certificate_is_renewed_and_a_bad_one_is_refused(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cert, key = tmp_path / "served.pem", tmp_path / "served.key"
+    other = await asyncio.to_thread(certificate, tmp_path, "other")
+
+    def put(made: tuple[Path, Path]) -> None:
+        cert.write_bytes(made[0].read_bytes())
+        key.write_bytes(made[1].read_bytes())
+
+    put(pair)
+    async with edge(FakeGate(NOWHERE), tls=(cert, key)) as it:
+
+        async def shows(made: tuple[Path, Path]) -> bool:
+            trust = ssl.create_default_context(cafile=str(made[0]))
+            try:
+                _, writer = await asyncio.open_connection(
+                    "127.0.0.1", it.port, ssl=trust, server_hostname="localhost"
+                )
+            except ssl.SSLCertVerificationError:
+                return False
+            writer.close()
+            return True
+
+        shown = Certificate(Tls(cert_file=cert, key_file=key), it.server.config)
+        assert not shown.renew()
+        assert await shows(pair)
+        put(other)
+        assert shown.renew()
+        assert await shows(other)
+        assert not await shows(pair)
+        key.write_bytes(pair[1].read_bytes())
+        with pytest.raises(UserError, match=r"listen\.tls"):
+            shown.renew()
+        assert await shows(other)
