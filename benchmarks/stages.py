@@ -26,7 +26,7 @@ from router.fleet import Signal
 from router.gate import FleetGate
 from router.head import RequestHead
 from router.intake import Call, message, understand
-from router.ports import Caller, Ending, Report
+from router.ports import Caller, Ending, RelayRequest, Report
 from router.rate_limits import RateLimits
 from router.responses import Makers
 from router.tally import Tally
@@ -85,12 +85,18 @@ def stages(instances: int) -> Iterator[tuple[str, Callable[[], object]]]:
 
     yield "parse and understand", lambda: understood(call.head, call.body, call.request.arrived)
     yield "predict the output length", lambda: model.predictor.predict(query)
-    yield "admit, pick, account, give back", lambda: gate.enter(call.request).close(REPORT)
+    yield "admit, pick, account, give back", lambda: serve_one(gate, call.request)
     yield "the message to the instance", lambda: message(call, member.endpoint)
     yield "usage of an answer", lambda: usage_of(body)
     yield "one streamed event", lambda: tap.feed(event)
     yield "learn from one answer", lambda: model.predictor.observe(query, prediction, 60)
     yield "choose one clock", lambda: model.steering.tick(member.law, Seconds(time.monotonic()))
+
+
+def serve_one(gate: FleetGate, request: RelayRequest) -> None:
+    """One that came just now: an old one would be taken for late."""
+    request.arrived = Seconds(time.monotonic())
+    gate.enter(request).close(REPORT)
 
 
 def least(action: Callable[[], object]) -> float:
