@@ -65,7 +65,7 @@ def types_of(trace: Path) -> dict[RequestType, Demand]:
 def measure(kinds: list[Kind], pools: Mapping[str, Demand], gpus: int, share: float) -> dict[str, object]:
     """One plan for as much load as `gpus` GPUs carry at the cheapest plan, with `share` of them."""
     options = {
-        name: [one for kind in kinds for one in configurations(kind, load, TPOT, RULES)]
+        name: [one for kind in kinds for one in configurations(kind, load, load.rate, TPOT, RULES)]
         for name, load in pools.items()
     }
     trial = greedy({name: 100.0 * load.rate for name, load in pools.items()}, options, Fleet(10**9))

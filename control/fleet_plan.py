@@ -12,7 +12,7 @@ many instances of a kind are started (s) and stopped (e):
                n whole, not negative
 
 `start` is the energy of a start, `stop` that of prefilling again the sessions that a stopped instance held.
-The clock is part of a configuration, not a variable: with about ten per type and tensor parallelism the
+The load is part of a configuration, not a variable: with about ten per type and tensor parallelism the
 program stays small enough for 1,000 GPUs. `greedy` needs no solver: it covers each type with its cheapest
 configuration per request and then replaces the last instance by a smaller one; where that takes too many
 GPUs, a price per GPU is raised until it does not. It is the first answer, the fallback and the check.
@@ -31,7 +31,7 @@ PRICES = 40  # steps of the bisection over the price of a GPU
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One instance serving one type at one clock, as loaded as its objectives allow."""
+    """One instance serving so much of one type."""
 
     kind: str
     tp: int
@@ -208,19 +208,3 @@ def _covered(
         name, coldest = min(((name, c) for name, c, _ in counts), key=lambda one: dear(one[1]))
         counts.append((name, coldest, missing))
     return Plan(tuple(counts))
-
-
-def waves(running: Mapping[str, int], wanted: Mapping[str, int], most: int) -> list[dict[str, int]]:
-    """Changes by kind, one wave after the other: starts first, and at most `most` stops at a time.
-
-    A stop waits for the starts that replace it, and no more instances than `most` are down together.
-    """
-    change = {kind: wanted.get(kind, 0) - running.get(kind, 0) for kind in {*running, *wanted}}
-    made = [{kind: n for kind, n in sorted(change.items()) if n > 0}]
-    stops = [kind for kind, n in sorted(change.items()) for _ in range(-n)]
-    for first in range(0, len(stops), most):
-        wave: dict[str, int] = {}
-        for kind in stops[first : first + most]:
-            wave[kind] = wave.get(kind, 0) - 1
-        made.append(wave)
-    return [wave for wave in made if wave]

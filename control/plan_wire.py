@@ -20,7 +20,7 @@ def question_in(content: bytes) -> Question:
     asked = orjson.loads(content)
     pools = tuple(_need(pool) for pool in asked["pools"])
     rules = PlanRules(**asked["rules"])
-    return Question(pools, asked["elastic"], asked["merged"], asked["epoch"], rules)
+    return Question(pools, asked["merged"], asked["epoch"], rules)
 
 
 def provision_in(content: bytes) -> Provision:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from control.fleet_plan import Configuration
-from control.floor import Demand, settle
+from control.floor import Demand, cheapest, settle
 from control.state import Limits
 from joulegate.domain import Batch, EngineModel, RequestType
 from joulegate.units import MegaHertz, Seconds, Watts
@@ -103,18 +103,26 @@ def fewest(kind: Kind, demand: Demand, tpot: Seconds, rules: PlanRules) -> int |
 
 
 def configurations(
-    kind: Kind, demand: Demand, tpot: Seconds, rules: PlanRules, clocks: int = 10
+    kind: Kind, demand: Demand, expected: float, tpot: Seconds, rules: PlanRules, levels: int = 10
 ) -> list[Configuration]:
-    """What one instance carries of a load like `demand` at each of so many clocks, and its watts then."""
-    ladder = kind.model.clocks
-    made = []
-    for i in range(clocks):
-        clock = ladder[round(i * (len(ladder) - 1) / max(1, clocks - 1))]
-        rate = carries(kind, demand, tpot, rules, clock)
-        if rate > 0.0:
-            steady = settle(kind.model, replace(demand, rate=rate), clock, kind.limits.chunk_budget)
-            made.append(Configuration(kind.name, kind.tp, rate, kind.tp * steady.watts))
-    return made
+    """One instance at so many levels, up to all it carries at maximum clock of the `expected` requests/s.
+
+    Watts are those at its share of `demand`, which is what comes on average.
+    """
+    top, mean = carries(kind, demand, tpot, rules), demand.rate / expected
+    loads = [top * level / levels for level in range(1, levels + 1)] if top > 0.0 else []
+    watts = [watts_at(kind, replace(demand, rate=mean * load), 0.0, rules) for load in loads]
+    return [
+        Configuration(kind.name, kind.tp, load, kind.tp * each)
+        for load, each in zip(loads, watts, strict=True)
+    ]
+
+
+def watts_at(kind: Kind, share: Demand, price: float, rules: PlanRules) -> Watts:
+    """Per GPU, at the cheapest clock for what comes to one instance (`price`: see `control.floor`)."""
+    model, chunk = kind.model, kind.limits.chunk_budget
+    clock = model.clocks[-1] if rules.full_speed else cheapest(model, share, chunk, price)
+    return Watts(settle(model, share, clock, chunk).watts)
 
 
 def carries(

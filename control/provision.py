@@ -1,15 +1,14 @@
-"""Pure: how many instances of each pool should run in the next epoch, and which pools should be one.
+"""Pure: which pools of a model should share their instances in the next epoch, and how many each gets.
 
-Theory of operation (papers §1.4, §1.7). The load asked about is the peak that the forecast expects of the
-epoch. What one instance carries of it at each of ten clocks, and its watts then, are the columns of the fleet
-program (`control.fleet_plan`); the watts of a stopped instance are taken off, since it draws them anyway, so
-that only what stopping frees counts. Starting one and prefilling the sessions of one that stops again are
-paid back within the epoch, or nothing changes.
+Theory of operation (papers §1.4, §1.7). Pools share the model's instances, and those of them are merged, two
+at a time, whose merging saves most, until none saves `WORTH` of the whole. A pool may only be merged into one
+that is at least as large in both dimensions and promises the same.
 
-Fixed pools are planned each by itself, with the instances listed there. Elastic pools share the model's
-instances, and those of them are merged, two at a time, whose merging saves most, until none saves
-`WORTH` of the whole. A pool may only be merged into one that is at least as large in both dimensions and
-promises the same.
+What each border costs is a fleet program (`control.fleet_plan`) by the measure of `control.sizing`: enough at
+maximum clock for the most that the forecast expects of the epoch, least watts at what comes on average. Its
+columns are one instance of a kind at ten levels of load; the watts of a stopped instance are taken off, since
+it draws them anyway, so that only what stopping frees counts. Starting one and prefilling the sessions of one
+that stops again are paid back within the epoch, or nothing changes.
 
 Where the load is more than there is, everything runs. Who asks leaves out what has no model: nothing is
 known of it, so nothing of it is stopped.
@@ -31,12 +30,13 @@ LEAST_WATTS = 1e-3  # of a configuration: a program with free instances has no l
 
 @dataclass(frozen=True, slots=True)
 class PoolNeed:
-    """One pool as it is configured. `demand` None: nothing was forecast."""
+    """One pool as it is configured. `demand` None: nothing comes."""
 
     name: str
     reach: tuple[int, int]
     objectives: Objectives
-    demand: Demand | None
+    demand: Demand | None  # on average
+    expected: float  # requests per second, at most
     least: int  # instances that stay warm
     stock: tuple[Stock, ...]
     terms: tuple[object, ...] = ()  # what else pools must have in common to be one
@@ -52,7 +52,6 @@ class Question:
     """One model's fleet. `merged`: pool -> the one it is part of now."""
 
     pools: tuple[PoolNeed, ...]
-    elastic: bool
     merged: Mapping[str, str]
     epoch: Seconds
     rules: PlanRules
@@ -94,6 +93,10 @@ class _Group:
         return found
 
     @property
+    def expected(self) -> float:
+        return sum(pool.expected for pool in self.pools)
+
+    @property
     def least(self) -> int:
         return max(pool.least for pool in self.pools)
 
@@ -101,16 +104,6 @@ class _Group:
 def provision(question: Question, solve: Solve, quick: Solve) -> Provision:
     """The answer. `quick` compares borders, `solve` makes the plan."""
     alone = [_Group(pool, (pool,)) for pool in question.pools]
-    if not question.elastic:
-        parts = [_planned([group], group.host.stock, question, solve) for group in alone]
-        gaps = [part.gap for part in parts if part.gap is not None]
-        return Provision(
-            {name: n for part in parts for name, n in part.counts.items()},
-            {},
-            sum(part.watts for part in parts),
-            max(gaps) if len(gaps) == len(parts) else None,
-            tuple(name for part in parts for name in part.short),
-        )
     stock = _together(question.pools)
     groups = _borders(alone, stock, question, quick)
     return _planned(groups, stock, question, solve)
@@ -170,9 +163,8 @@ def _planned(groups: list[_Group], stock: tuple[Stock, ...], question: Question,
     for name, group in busy.items():
         demand = group.demand
         assert demand is not None
-        tpot = group.host.objectives.tpot
-        options[name] = [one for each in stock for one in _options(each, demand, tpot, question.rules)]
-        demands[name] = demand.rate
+        options[name] = [one for each in stock for one in _options(each, group, demand, question.rules)]
+        demands[name] = group.expected
     fleet = _fleet(stock, sum(g.least for g in busy.values()), question.epoch)
     found = solve(demands, options, fleet) if busy else Solution(Plan(()), 0.0)
     counts = {group.host.name: group.least for group in groups}
@@ -187,12 +179,12 @@ def _planned(groups: list[_Group], stock: tuple[Stock, ...], question: Question,
     return Provision(counts, merged, watts, found.gap, ())
 
 
-def _options(stock: Stock, demand: Demand, tpot: Seconds, rules: PlanRules) -> list[Configuration]:
+def _options(stock: Stock, group: _Group, demand: Demand, rules: PlanRules) -> list[Configuration]:
     """What stopping it would free is what it costs."""
-    free = stock.stopped_watts * stock.kind.tp
+    free, tpot = stock.stopped_watts * stock.kind.tp, group.host.objectives.tpot
     return [
         replace(one, watts=max(LEAST_WATTS, one.watts - free))
-        for one in configurations(stock.kind, demand, tpot, rules)
+        for one in configurations(stock.kind, demand, group.expected, tpot, rules)
     ]
 
 

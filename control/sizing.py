@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 
-from control.floor import Demand, cheapest, settle
-from control.planner import PlanRules, Stock, carries
+from control.floor import Demand
+from control.planner import PlanRules, Stock, carries, watts_at
 from control.turnout import Calm
 from joulegate.units import Seconds, Watts
 
@@ -131,7 +131,9 @@ def watts_of(
             share = replace(
                 demand, rate=demand.rate * rate / carried if carried > 0.0 else demand.rate / count
             )
-            total += n * each.kind.tp * (_watts(each, share, terms) - each.stopped_watts)
+            total += (
+                n * each.kind.tp * (watts_at(each.kind, share, terms.price, terms.rules) - each.stopped_watts)
+            )
     return Watts(total)
 
 
@@ -140,13 +142,6 @@ def _before(stock: Sequence[Stock]) -> Iterator[int]:
     for each in stock:
         yield count
         count += each.have
-
-
-def _watts(stock: Stock, share: Demand, terms: Terms) -> float:
-    """Per GPU; at maximum clock where clocks are not ours."""
-    model, chunk = stock.kind.model, stock.kind.limits.chunk_budget
-    clock = model.clocks[-1] if terms.rules.full_speed else cheapest(model, share, chunk, terms.price)
-    return settle(model, share, clock, chunk).watts
 
 
 def pays(stock: Sequence[Stock], demand: Demand, up: int, fewer: int, calm: Seconds, terms: Terms) -> bool:

@@ -22,9 +22,6 @@ class Terms(Protocol):
     """What the settings say."""
 
     @property
-    def elastic(self) -> bool: ...
-
-    @property
     def epoch(self) -> Seconds: ...
 
 
@@ -40,36 +37,52 @@ class Living(Protocol):
 
 def question_for(
     model: Model,
+    mean: Mapping[RequestType, Rates],
     peak: Mapping[RequestType, Rates],
     bias: float,
     least: Callable[[Model, Pool], int],
     living: Living,
     terms: Terms,
 ) -> Question:
-    """`bias`: output tokens that came over those predicted. Pools without a latency model are left out."""
+    """`mean`: what came in the last epoch; `peak`: the most to expect of the next.
+
+    `bias`: output tokens that came over those predicted. Pools without a latency model are left out.
+    """
     needs = []
     for pool in model.pools.values():
         members = [member for member in model.members.values() if member.home == pool.name]
         stock = stock_of(members, living)
         if stock is not None:
+            came, most = (_summed([each[kind] for kind in pool.home.types]) for each in (mean, peak))
+            demand = _demand(came if came[0] > 0.0 else most, bias, terms.epoch)
             needs.append(
                 PoolNeed(
                     pool.name,
                     pool.home.reach,
                     pool.home.objectives,
-                    _demand([peak[kind] for kind in pool.home.types], bias, terms.epoch),
+                    demand,
+                    0.0 if demand is None else demand.rate * _growth(came, most),
                     min(least(model, pool), len(members)),
                     stock,
                     (pool.mode, pool.static_clock, pool.home.shed, pool.power_priority),
                 )
             )
     merged = {name: pool.host for name, pool in model.pools.items() if pool.host}
-    return Question(tuple(needs), terms.elastic, merged, terms.epoch, PlanRules())
+    return Question(tuple(needs), merged, terms.epoch, PlanRules())
 
 
-def _demand(rates: Sequence[Rates], bias: float, epoch: Seconds) -> Demand | None:
-    """None: less than one request is expected in two epochs."""
-    requests, tokens, output = (sum(each[i] for each in rates) for i in range(3))
+def _summed(rates: Sequence[Rates]) -> Rates:
+    return [sum(each[i] for each in rates) for i in range(3)]
+
+
+def _growth(mean: Rates, peak: Rates) -> float:
+    """Of requests or of tokens, whichever grow most; at least 1."""
+    return max([1.0, *(most / came for came, most in zip(mean, peak, strict=True) if came > 0.0)])
+
+
+def _demand(rates: Rates, bias: float, epoch: Seconds) -> Demand | None:
+    """None: less than one request in two epochs."""
+    requests, tokens, output = rates
     if 2.0 * requests * epoch < 1.0:
         return None
     return Demand(requests, tokens / requests, tokens / requests, max(1.0, bias * output / requests))

@@ -144,15 +144,16 @@ class Planning:
         planned.forecast.observe(Seconds(start - self.rules.epoch), load)
         planned.epochs += 1
         peak = planned.forecast.forecast(Seconds(start)) * self._replicas()
+        mean = load.mean * self._replicas()
         planned.peak = float(peak[:, 0].sum())
         if self.rules.elastic and self._leads():
-            await self._divide(model, planned, peak)
+            await self._divide(model, planned, mean, peak)
 
-    async def _divide(self, model: Model, planned: Planned, peak: Floats) -> None:
+    async def _divide(self, model: Model, planned: Planned, mean: Floats, peak: Floats) -> None:
         """Which pools share instances, by the child's answer."""
         began = self._clock()
-        rates = dict(zip(TYPES, peak.tolist(), strict=True))
-        question = question_for(model, rates, self._bias(model), self._least, self._scaler, self.rules)
+        came, most = (dict(zip(TYPES, rates.tolist(), strict=True)) for rates in (mean, peak))
+        question = question_for(model, came, most, self._bias(model), self._least, self._scaler, self.rules)
         try:
             planned.plan = await ask(question, self._child)
             planned.problem = ""

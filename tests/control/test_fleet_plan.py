@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control.fleet_plan import Configuration, Fleet, Plan, greedy, pareto, total_watts, waves
+from control.fleet_plan import Configuration, Fleet, Plan, greedy, pareto, total_watts
 from control.fleet_solver import Solved, solve
 
 PLENTY = Fleet(10_000)
@@ -92,11 +92,6 @@ def test_no_more_instances_of_a_kind_are_planned_than_there_are() -> None:
     assert answer.plan is not None
     assert answer.plan.by_kind() == {"cheap": 3, "dear": 2}
     assert greedy({"MM": 10.0}, options, Fleet(100, most={"cheap": 3})) is None
-
-
-def test_starts_come_before_stops_and_stops_one_after_the_other() -> None:
-    assert waves({"tp8": 3, "tp2": 1}, {"tp4": 4, "tp2": 1}, most=2) == [{"tp4": 4}, {"tp8": -2}, {"tp8": -1}]
-    assert waves({"tp8": 3}, {"tp8": 3}, most=1) == []
 
 
 def test_a_type_without_demand_gets_nothing() -> None:

@@ -46,9 +46,11 @@ def question(model: EngineModel) -> Question:
     kind = Kind("a kind", model, Limits(256, 8192, None), 2, Seconds(5.0), Watts(98.0))
     objectives = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, 1.2)
     stock = (Stock(kind, 4, 3, Watts(70.0), 12.5),)
-    busy = PoolNeed("a", (1, 2), objectives, Demand(2.0, 60.0, 70.0, 80.0), 1, stock, ("enforce", None, True))
-    idle = PoolNeed("b", (2, 2), objectives, None, 0, stock)
-    return Question((busy, idle), True, {"a": "b"}, Seconds(300.0), PlanRules(kv_share=0.5))
+    busy = PoolNeed(
+        "a", (1, 2), objectives, Demand(2.0, 60.0, 70.0, 80.0), 3.0, 1, stock, ("enforce", None, True)
+    )
+    idle = PoolNeed("b", (2, 2), objectives, None, 0.0, 0, stock)
+    return Question((busy, idle), {"a": "b"}, Seconds(300.0), PlanRules(kv_share=0.5))
 
 
 @pytest.mark.parametrize("model", [PHYSICS, ONLINE, TABLE], ids=lambda model: type(model).__name__)

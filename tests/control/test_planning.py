@@ -58,14 +58,14 @@ def test_the_fewest_is_enough_and_one_less_is_not(rate: float) -> None:
     assert count == 1 or not enough(KINDS[8], demand(rate), count - 1, TPOT, RULES)
 
 
-def test_slower_clocks_carry_less_and_every_configuration_is_enough() -> None:
-    made = configurations(KINDS[4], demand(1.0), TPOT, RULES)
-    loads = [one.load for one in made]
+def test_a_full_configuration_is_all_that_maximum_clock_carries_and_watts_are_those_of_the_mean() -> None:
+    flat, peaked = (configurations(KINDS[4], demand(10.0), top, TPOT, RULES) for top in (10.0, 20.0))
+    loads = [one.load for one in flat]
     assert loads == sorted(loads)
-    clock = KINDS[4].model.clocks[-1]
-    assert enough(KINDS[4], demand(made[-1].load), 1, TPOT, RULES, clock)
-    assert not enough(KINDS[4], demand(1.05 * made[-1].load), 1, TPOT, RULES, clock)
-    assert all(one.watts < one.tp * 700.0 for one in made)
+    assert loads == pytest.approx([one.load for one in peaked])
+    assert enough(KINDS[4], demand(flat[-1].load), 1, TPOT, RULES)
+    assert not enough(KINDS[4], demand(1.05 * flat[-1].load), 1, TPOT, RULES)
+    assert all(peak.watts < one.watts < one.tp * 700.0 for one, peak in zip(flat, peaked, strict=True))
 
 
 def test_borders_move_load_between_pools_and_lose_none() -> None:

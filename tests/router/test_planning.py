@@ -31,8 +31,8 @@ def question() -> Question:
     assert isinstance(model, PhysicsModel)
     kind = Kind("h100", model, Limits(256, 8192, 400_000), 1, Seconds(5.0), Watts(98.0))
     demand = Demand(20.0, 600.0, 600.0, 200.0)
-    pool = PoolNeed("all", (2, 2), OBJECTIVES, demand, 1, (Stock(kind, 4, 4, Watts(70.0)),))
-    return Question((pool,), False, {}, Seconds(300.0), PlanRules())
+    pool = PoolNeed("all", (2, 2), OBJECTIVES, demand, 20.0, 1, (Stock(kind, 4, 4, Watts(70.0)),))
+    return Question((pool,), {}, Seconds(300.0), PlanRules())
 
 
 async def test_a_child_answers_and_ends() -> None:
