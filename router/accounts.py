@@ -163,7 +163,7 @@ class Accounts:
         self, trip: Trip, report: Report, ttft: float | None, tpot: float | None, now: Seconds
     ) -> dict[str, bool]:
         """Which objectives applied, and whether they were met. A request that failed missed them."""
-        if report.ending in (Ending.CLIENT_ERROR, Ending.CLIENT_LEFT):
+        if report.ending in (Ending.CLIENT_ERROR, Ending.CLIENT_LEFT, Ending.RESTEERED):
             return {}
         if report.ending is not Ending.OK:
             return {"ttft": False, "tpot": False}

@@ -111,6 +111,11 @@ class Connection(asyncio.Protocol):
         self.close()
         self._wake()
 
+    def recall(self, error: UpstreamError) -> None:
+        """Give the request up, if it waits for the first byte of a body."""
+        if self._awaits_body and self._signal is not None and not self._held_size and self._sink is None:
+            self.fail(error)
+
     def close(self) -> None:
         """At once: an engine that sees its client gone aborts the request."""
         self._clean = False

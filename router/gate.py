@@ -53,6 +53,7 @@ class FleetGate:
         self._deaths = Deaths()
         self._makers = makers
         self._timers: dict[str, asyncio.TimerHandle] = {}  # by model
+        self.unanswered: dict[str, Ticket] = {}  # sent, no output yet; by flight
 
     def admit(self, request: RelayRequest) -> "Admission":
         return Admission(self, request)
@@ -64,21 +65,26 @@ class FleetGate:
         trip = slot.trip
         model = trip.model if trip else self._model(request)
         pool = trip.pool if trip else model.pools[slot.member.law.pool]
-        if pool.retries < 1.0 or self._deaths.suspects(request.fingerprint, now):
+        if not self._repeats(request, model, pool, now):
             return None
-        if self._maker(request, model) is not None:
-            return None  # no other could answer it
         if not (self._alive(model, pool, now, failed) if trip else _able(model, request, failed, now)):
             return None
         pool.retries -= 1.0
         pool.tally.retried += 1
         return Admission(self, request, failed)
 
+    def may_move(self, ticket: Ticket) -> bool:
+        """Whether another instance may be asked, should this one not begin to answer."""
+        trip = ticket.trip
+        return trip is not None and self._repeats(ticket.request, trip.model, trip.pool, self._now())
+
+    def _repeats(self, request: RelayRequest, model: Model, pool: Pool, now: Seconds) -> bool:
+        if pool.retries < 1.0 or self._deaths.suspects(request.fingerprint, now):
+            return False
+        return self._maker(request, model) is None  # else no other could answer it
+
     def models(self) -> Sequence[ModelCard]:
-        return [
-            ModelCard(name, max_model_len=_longest(model))
-            for name, model in sorted(self.fleet.models.items())
-        ]
+        return [ModelCard(name, max_model_len=_longest(m)) for name, m in sorted(self.fleet.models.items())]
 
     def enter(self, request: RelayRequest, avoid: str = "") -> Ticket:
         """A ticket, granted or waiting. Raises GatewayError where the request is refused at once.
@@ -149,6 +155,7 @@ class FleetGate:
         """The request is on its way to the instance."""
         if ticket.trip is not None:
             self._accounts.sent(ticket.trip, now)
+            self.unanswered[ticket.trip.flight.id] = ticket
 
     def progressed(self, ticket: Ticket, events: int, now: Seconds) -> None:
         """Output arrived for `ticket`."""
@@ -156,6 +163,7 @@ class FleetGate:
         if trip is None or member is None:
             return
         if self._accounts.progressed(trip, member, events, now):
+            self.unanswered.pop(trip.flight.id, None)
             self.run(trip.model)  # a prompt is done: there is room for the next
 
     def made(self, ticket: Ticket, response: str) -> None:
@@ -185,6 +193,7 @@ class FleetGate:
             self._deaths.add(ticket.request.fingerprint, member.law.name, now)
         member.refresh(now)
         if ticket.trip is not None:
+            self.unanswered.pop(ticket.trip.flight.id, None)
             self.run(ticket.trip.model)
 
     def _look_again(self, model: Model) -> None:

@@ -13,7 +13,7 @@ from joulegate.units import Seconds
 from router.errors import GatewayError
 from router.http_client import MAX_REPLY, ControlClient, HttpClient, Reply, Unreachable
 from router.limits import UpstreamLimits
-from router.ports import Endpoint, Engine
+from router.ports import Endpoint, Engine, Recall
 from router.upstream import UpstreamPool
 
 LIMITS = UpstreamLimits(buffer=MAX_REPLY)  # read whole: reading is not stopped before it is too much
@@ -113,5 +113,5 @@ def place_of(
     return Place(endpoint, parts.path.rstrip("/"), lines)
 
 
-def _not_noted(_: Seconds) -> None:
-    """When a poll was written is of no interest."""
+def _not_noted(_: Seconds, __: Recall) -> None:
+    """When a poll was written is of no interest, and none is taken back."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from joulegate.domain import LengthQuery
 from joulegate.units import Seconds
+from router.errors import UpstreamError
 from router.head import ReplyHead
 from router.limits import UpstreamLimits
 
@@ -92,6 +93,7 @@ class Ending(StrEnum):
     UPSTREAM_DOWN = "upstream_down"  # connect, reset, truncated
     UPSTREAM_BUSY = "upstream_busy"  # 429, 408, vLLM's queue-limit 503: try the next, not unhealthy
     TIMEOUT = "timeout"
+    RESTEERED = "resteered"  # taken back before its first byte, to be asked of another instance
 
 
 @dataclass(slots=True, unsafe_hash=True)  # as above
@@ -109,6 +111,10 @@ class Report:
     last_output: Seconds | None = None
 
 
+# Ends an exchange with this error, if no byte of a body has come; else does nothing. Only until it is over.
+Recall = Callable[[UpstreamError], None]
+
+
 class Slot(Protocol):
     """A place on one instance. Every method is synchronous and cheap: it runs in the path of the bytes."""
 
@@ -120,8 +126,8 @@ class Slot(Protocol):
         """Extra response headers (x-joulegate-*), each line ended."""
         ...
 
-    def sent(self, now: Seconds) -> None:
-        """The request's last byte left for the instance."""
+    def sent(self, now: Seconds, recall: "Recall | None" = None) -> None:
+        """The request's last byte left for the instance, from where `recall` takes it back."""
 
     def progress(self, events: int, now: Seconds) -> None:
         """`events` more SSE events with output arrived (once a read, not once an event)."""
@@ -224,12 +230,13 @@ class Upstream(Protocol):
         head_only: bool,
         with_body: bool,
         repeatable: bool,
-        sent: Callable[[Seconds], None],
+        sent: Callable[[Seconds, Recall], None],
     ) -> AbstractAsyncContextManager[Reply]:
         """Send one request, wait for the head of the answer; `with_body`: and for the first byte of its body.
 
         `message` is the request's head and body. `repeatable`: it may be sent once more, on a fresh
         connection to the same instance, when a kept connection dies unanswered. `sent` is told when the
-        request was handed to the connection. Raises an UpstreamError or GatewayBusy (router.errors).
+        request was handed to the connection, and by what it is taken back. Raises an UpstreamError or
+        GatewayBusy (router.errors).
         """
         ...

@@ -50,6 +50,7 @@ from router.rate_limits import KeyLimits, RateLimits
 from router.record_file import RecordFile
 from router.refit import Refitter
 from router.replicas import Replicas
+from router.rescue import Rescue
 from router.responses import Makers
 from router.scaler import Scaler
 from router.store import MemoryStore, RedisStore, Store
@@ -106,6 +107,7 @@ class Runtime:
             self.nodes,
             self.replicas.load,
             self.power,
+            Rescue(self.gate),
             lambda: self.replicas.leads,
             Seconds(settings.control.tick_ms / 1e3),
             time.monotonic,

@@ -22,6 +22,7 @@ from router.pools import Fleet, Member, Model, Pool
 from router.ports import Engine
 from router.power_tick import PowerTick
 from router.replica_load import PeerLoad
+from router.rescue import Rescue
 from router.tally import Tally
 
 WORK = 0.002  # seconds of work between two yields
@@ -45,6 +46,7 @@ class ControlTick:
         nodes: Mapping[str, Node],
         peers: Callable[[str], PeerLoad],
         power: PowerTick,
+        rescue: Rescue,
         leads: Callable[[], bool],
         period: Seconds,
         clock: Callable[[], float],
@@ -57,6 +59,7 @@ class ControlTick:
         self._nodes = nodes
         self._peers = peers
         self._power = power
+        self._rescue = rescue
         self._leads = leads
         self._period = period
         self._clock = clock
@@ -88,6 +91,7 @@ class ControlTick:
             await self._breathe()
         self._aim()
         self._gate.changed(Seconds(self._clock()))
+        self._rescue.tick(Seconds(self._clock()))
         for _ in range(LESSONS // BETWEEN):
             self._accounts.teach(BETWEEN)
             await self._breathe()

@@ -6,7 +6,7 @@ from typing import Protocol
 from joulegate.units import Seconds
 from router.errors import GatewayError
 from router.pools import Member, Trip
-from router.ports import Endpoint, RelayRequest, Report
+from router.ports import Endpoint, Recall, RelayRequest, Report
 
 
 class Owner(Protocol):
@@ -32,6 +32,7 @@ class Ticket:
         "_owner",
         "_refusal",
         "member",
+        "recall",
         "request",
         "tokens",
         "trip",
@@ -43,6 +44,7 @@ class Ticket:
         self.trip = trip
         self.member: Member | None = None
         self.was_sent = False  # its body reached the instance
+        self.recall: Recall | None = None  # takes it back from there
         self.tokens = 0  # input and output, as the engine reported them
         self._owner = owner
         self._future: asyncio.Future[None] | None = None
@@ -57,8 +59,9 @@ class Ticket:
     def header_lines(self) -> bytes:
         return self._member.header_lines
 
-    def sent(self, now: Seconds) -> None:
+    def sent(self, now: Seconds, recall: Recall | None = None) -> None:
         self.was_sent = True
+        self.recall = recall
         self._owner.sent(self, now)
 
     def progress(self, events: int, now: Seconds) -> None:

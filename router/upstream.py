@@ -28,7 +28,7 @@ from joulegate.units import Seconds
 from router.connection import Connection
 from router.errors import GatewayBusy, UpstreamDown, UpstreamError, UpstreamSilent
 from router.limits import UpstreamLimits
-from router.ports import Endpoint
+from router.ports import Endpoint, Recall
 
 OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 Key = tuple[str, int, str | None]
@@ -56,7 +56,7 @@ class UpstreamPool:
         head_only: bool,
         with_body: bool,
         repeatable: bool,
-        sent: Callable[[Seconds], None],
+        sent: Callable[[Seconds, Recall], None],
     ) -> "Exchange":
         return Exchange(self, endpoint, message, head_only, with_body, repeatable, sent)
 
@@ -235,7 +235,7 @@ class Exchange:
         head_only: bool,
         with_body: bool,
         repeatable: bool,
-        sent: Callable[[Seconds], None],
+        sent: Callable[[Seconds, Recall], None],
     ) -> None:
         self.pool = pool
         self.endpoint = endpoint
@@ -280,7 +280,7 @@ class Exchange:
 
     def _send(self, connection: Connection) -> None:
         connection.send(self.message, self.head_only)
-        self.sent(Seconds(connection.sent_at))
+        self.sent(Seconds(connection.sent_at), connection.recall)
 
     def _drop(self) -> None:
         if self.connection is not None:

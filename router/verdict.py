@@ -1,13 +1,19 @@
 """Pure: what an answer's status, or its failure, says about the instance, and what is tried next."""
 
-from router.errors import GatewayBusy, GatewayError, UpstreamError, UpstreamSilent
+from router.errors import GatewayBusy, GatewayError, Resteered, Squashed, UpstreamError, UpstreamSilent
 from router.ports import Ending
 
 BUSY = frozenset({408, 429, 529})
 # vLLM's queue limit answers 503 with a text of this kind, a dead engine with another
 BUSY_WORDS = (b"busy", b"overloaded", b"different instance", b"try again")
 DEAD_WORDS = (b"EngineCore encountered", b"EngineDead")  # vLLM's last words: its process ends with them
-ANOTHER = frozenset({Ending.UPSTREAM_BUSY, Ending.UPSTREAM_DOWN, Ending.UPSTREAM_ERROR})
+ANOTHER = frozenset({Ending.UPSTREAM_BUSY, Ending.UPSTREAM_DOWN, Ending.UPSTREAM_ERROR, Ending.RESTEERED})
+FAILURES = {
+    UpstreamSilent: Ending.TIMEOUT,
+    Resteered: Ending.RESTEERED,
+    Squashed: Ending.SHED,
+    GatewayBusy: Ending.REFUSED,
+}
 
 
 def ending_of(status: int, body: bytes) -> Ending:
@@ -29,11 +35,7 @@ def ending_of(status: int, body: bytes) -> Ending:
 
 
 def ending_of_failure(error: GatewayError) -> Ending:
-    if isinstance(error, UpstreamSilent):
-        return Ending.TIMEOUT
-    if isinstance(error, GatewayBusy):
-        return Ending.REFUSED
-    return Ending.UPSTREAM_DOWN
+    return FAILURES.get(type(error), Ending.UPSTREAM_DOWN)
 
 
 def try_another(ending: Ending, error: GatewayError | None, repeatable: bool) -> bool:

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from joulegate.units import Seconds
 from router.errors import NoSuchModel
-from router.ports import Endpoint, ModelCard, RelayRequest, Report, Slot
+from router.ports import Endpoint, ModelCard, Recall, RelayRequest, Report, Slot
 
 
 class FakeSlot:
@@ -18,6 +18,7 @@ class FakeSlot:
         self.sent_at: list[Seconds] = []
         self.progressed: list[int] = []
         self.responses: list[str] = []
+        self.recall: Recall | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -28,8 +29,9 @@ class FakeSlot:
         lines = f"x-joulegate-pool: {self._endpoint.pool}\r\nx-joulegate-instance: {self._endpoint.name}\r\n"
         return lines.encode()
 
-    def sent(self, now: Seconds) -> None:
+    def sent(self, now: Seconds, recall: Recall | None = None) -> None:
         self.sent_at.append(now)
+        self.recall = recall
 
     def progress(self, events: int, now: Seconds) -> None:
         self.progressed.append(events)

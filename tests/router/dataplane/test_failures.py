@@ -5,9 +5,10 @@ import time
 
 import pytest
 
+from joulegate.units import Seconds
 from router.connection import Connection
 from router.limits import UpstreamLimits
-from router.ports import Ending, Endpoint, Engine
+from router.ports import Ending, Endpoint, Engine, Recall
 from router.upstream import UpstreamPool, opened
 from tests.fakes.edge import Edge, edge, post, unchunked
 from tests.fakes.engine import (
@@ -491,7 +492,7 @@ async def test_a_connection_whose_answer_nobody_took_serves_nobody_else() -> Non
     async with FakeEngine(says(GOOD)) as engine:
         pool = UpstreamPool(UpstreamLimits())
         message = [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"]
-        told: list[float] = []
+        told: list[tuple[Seconds, Recall]] = []
         for _ in range(2):
             async with pool.exchange(
                 engine.endpoint(),
@@ -499,7 +500,7 @@ async def test_a_connection_whose_answer_nobody_took_serves_nobody_else() -> Non
                 head_only=False,
                 with_body=True,
                 repeatable=True,
-                sent=told.append,
+                sent=lambda at, recall: told.append((at, recall)),
             ) as reply:
                 assert reply.begun
         assert pool.open_connections == 0

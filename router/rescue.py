@@ -1,0 +1,67 @@
+"""Shell: takes back what an instance was sent and does not begin to answer, as `control.emergency` says.
+
+What is taken back ends before its first byte, so the relay asks another instance as after a failure
+(docs/decisions/0033): within the pool's retry budget, and once.
+"""
+
+import asyncio
+import logging
+
+from control.admission import layout
+from control.emergency import Relief, Rung, relieve
+from joulegate.units import Seconds
+from router.errors import Resteered, Squashed, UpstreamError
+from router.fleet import Health, Signal
+from router.gate import FleetGate
+from router.pools import Member, Model, Pool
+from router.ticket import Ticket
+
+STUCK = "no first token long after it was due"
+log = logging.getLogger(__name__)
+
+
+class Rescue:
+    """Looks at what waits for a first token, once a tick."""
+
+    def __init__(self, gate: FleetGate) -> None:
+        self._gate = gate
+
+    def tick(self, now: Seconds) -> None:
+        if not self._gate.unanswered:
+            return
+        for model in self._gate.fleet.unique():
+            for member in model.members.values():
+                if member.law.book.prompts and member.law.pool in model.pools:
+                    self._relieve(model, model.pools[member.law.pool], member, now)
+
+    def _relieve(self, model: Model, pool: Pool, member: Member, now: Seconds) -> None:
+        places = layout(model.steering.queues, [each.law for each in model.members.values()])
+        others = [law for tier in places[pool.name] for law in tier.instances if law is not member.law]
+        for relief in relieve(member.law, others, pool.rules.shed, now):
+            if relief.stuck and relief.rung is Rung.RESTEER and member.status.health is Health.UP:
+                member.status.signal(Signal.REQUEST_FAILED, now, STUCK)  # asked last from now on, not dead
+                member.refresh(now)
+            ticket = self._gate.unanswered.get(relief.flight.id)
+            if ticket is None:
+                continue  # it is on its way to the instance
+            # in a round of its own: whoever is taken back goes on within the call
+            asyncio.get_running_loop().call_soon(self._recall, ticket, relief)
+
+    def _recall(self, ticket: Ticket, relief: Relief) -> None:
+        """If it still waits (its connection may serve another request by now) and may go elsewhere."""
+        if self._gate.unanswered.get(relief.flight.id) is not ticket or ticket.recall is None:
+            return
+        if relief.rung is Rung.RESTEER and not self._gate.may_move(ticket):
+            return
+        log.info(
+            "taken back",
+            extra={"request": ticket.request.id, "instance": ticket.endpoint.name, "rung": relief.rung.value},
+        )
+        ticket.recall(_error(relief, ticket))
+
+
+def _error(relief: Relief, ticket: Ticket) -> UpstreamError:
+    name = ticket.endpoint.name
+    if relief.rung is Rung.SQUASH:
+        return Squashed(f"{name} could not answer in time, and others wait")
+    return Resteered(f"{name} could not answer in time, and no other instance had a place")
