@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import orjson
 
 from joulegate.domain import LengthQuery
-from router import responses
+from router import body_weight, responses
 from router.ports import ModelCard
 
 JSON_KEYS = frozenset({"response_format", "text", "guided_json", "structured_outputs"})
@@ -25,6 +25,7 @@ SYSTEM = frozenset({"system", "developer"})
 HEAD_CHARS = 1600
 TAIL_CHARS = 800
 FINGERPRINT_BYTES = 64 * 1024  # of each end
+CHARS_PER_ID = 4  # a token id counts as so many
 SECOND_TRY = 1024 * 1024  # bytes: the slow parser takes no more
 MAX_INTEGER = 2**31
 TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
@@ -94,11 +95,14 @@ def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) ->
     if content_type.startswith(b"multipart/"):
         match = FORM_MODEL.search(body)
         return Parsed(LengthQuery(match[1].decode("utf-8", "replace") if match else "", key, 0))
-    found = _load(body)
-    if found is None:
+    loaded = _load(body)
+    if loaded is None:
         return Parsed(LengthQuery("", key, 0), input_chars=len(body))
+    found, ids = loaded
     get = found.get
     text = _text(found)
+    text.tokens += ids
+    text.chars += CHARS_PER_ID * ids
     limits = found
     if "parameters" in found and isinstance(inner := get("parameters"), dict):
         limits = inner  # TGI's own routes
@@ -242,26 +246,23 @@ def _card(card: ModelCard) -> Json:
     return {**found, **card.extra}
 
 
-def _load(body: bytes | bytearray) -> Json | None:
-    if len(body) > SECOND_TRY and _swells(body):
+def _load(body: bytes | bytearray) -> tuple[Json, int] | None:
+    """The object, and how many token ids were taken out of it; None: no JSON object, or too much of one."""
+    weighed = body_weight.weighed(body)
+    if weighed is None:
         return None
+    text, ids = weighed
     try:
-        found = orjson.loads(body)
+        found = orjson.loads(text)
     except orjson.JSONDecodeError:
         # engines take what orjson does not: NaN, a lone half of a surrogate pair
-        if len(body) > SECOND_TRY:
+        if len(text) > SECOND_TRY:
             return None
         try:
-            found = json.loads(body.decode("utf-8", "surrogatepass"))
+            found = json.loads(text.decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
             return None
-    return found if isinstance(found, dict) else None
-
-
-def _swells(body: bytes | bytearray) -> bool:
-    """Whether parsing a large body might take more than ten times its size in memory: [{},{},{} ..."""
-    objects = 64 * body.count(b"{") + 56 * body.count(b"[") + 40 * body.count(b",")
-    return objects > 10 * len(body)
+    return (found, ids) if isinstance(found, dict) else None
 
 
 def _text(found: Json) -> _Text:
@@ -297,7 +298,7 @@ def _prompt(text: _Text, prompt: object) -> None:
     elif isinstance(prompt, list) and prompt:
         if isinstance(prompt[0], int):
             text.tokens += len(prompt)
-            text.chars += 4 * len(prompt)
+            text.chars += CHARS_PER_ID * len(prompt)
             return
         text.prompts = len(prompt)
         for one in prompt:
@@ -305,7 +306,7 @@ def _prompt(text: _Text, prompt: object) -> None:
                 text.add("user", one)
             elif isinstance(one, list):
                 text.tokens += len(one)
-                text.chars += 4 * len(one)
+                text.chars += CHARS_PER_ID * len(one)
 
 
 def _plain(content: object) -> str:

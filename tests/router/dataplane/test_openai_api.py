@@ -264,7 +264,7 @@ def test_a_large_body_that_would_swell_is_not_parsed() -> None:
     assert read(b"{}," * 500_000) == ""
     assert read(b"[]," * 500_000) == ""
     assert read(b"12345," * 300_000) == "m"
-    assert read(b'"' + b"{[," * 500_000 + b'",') == ""  # text of nothing else: the price of not parsing it
+    assert read(b'"' + b"{[," * 500_000 + b'",') == "m"
     assert read(b'"' + b"some words, and more. " * 100_000 + b'",') == "m"
 
 
