@@ -2,28 +2,33 @@
 
 A load that was measured at a few clocks has an offset and a slope of its own over the clock; either may be
 noise. They are shrunk towards those of like loads, and all towards none, as far as the rows themselves say
-(partial pooling): a Gaussian process on log(observed / physics) with the kernel
+(partial pooling). A bend over the clock that the physics does not have is shared widely. All of it is a
+Gaussian process on log(observed / physics) with the kernel
 
-    (near * exp(-d^2/2) + (1 - near) * [same load]) * (offset^2 + slope^2 * g(x) g(x'))     g(x) = ln x
+    (near * exp(-d^2/2) + (1 - near) * [same load]) * (offset^2 + slope^2 * g g')
+        + bend^2 * exp(-(d / WIDE)^2/2) * exp(-(g - g')^2/(2 TURN^2))
 
-where d counts `REACH` doublings of the work, plus noise. The scales are those of greatest marginal
-likelihood on a grid (C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine Learning", 2006,
-§2.2, §5.4).
+where g is ln x and d counts `REACH` doublings of the work, plus noise. The scales are those of greatest
+marginal likelihood on a grid (C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine
+Learning", 2006, §2.2, §5.4).
 """
 
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
+from scipy.linalg import solve_triangular
 
 from predictor.refit import Array, Work
 
 MOST_ROWS = 400  # beyond, trees have enough to learn from, and the algebra gets slow
 LEAST_ROWS = 8
 REACH = 1.5  # doublings of batch, context or prompt within which loads are alike
-OFFSETS = (0.01, 0.03, 0.08)  # log
+OFFSETS = (0.01, 0.03, 0.08, 0.2)  # log
 SLOPES = (0.01, 0.05, 0.15)  # per unit of ln x
+BENDS = (0.0, 0.03, 0.1)  # log
+TURN = 0.3  # of ln x, within which a bend may turn
+WIDE = 4.0  # times REACH: loads that share it
 NOISES = (0.005, 0.01, 0.02, 0.04)
 NEARS = (0.3, 0.8)
 
@@ -32,6 +37,7 @@ NEARS = (0.3, 0.8)
 class Scales:
     offset: float
     slope: float
+    bend: float
     noise: float
     near: float
 
@@ -47,11 +53,15 @@ class Pooling:
 
     def advice(self, work: Work) -> Array:
         # A table asks the same loads at every clock: each load is compared with the rows once.
+        scales, pull = self.scales, self.pull
         loads, which = np.unique(_places(work), axis=0, return_inverse=True)
-        alike = _alike(loads, self.places, self.scales)
-        offset = self.scales.offset**2 * (alike @ self.pull)
-        slope = self.scales.slope**2 * (alike @ (self.slowness * self.pull))
-        return np.asarray(offset[which] + slope[which] * np.log(work.x))
+        clocks, at = np.unique(np.log(work.x), return_inverse=True)
+        apart = _apart(loads, self.places)
+        alike = _alike(apart, scales.near)
+        offset = scales.offset**2 * (alike @ pull)
+        slope = scales.slope**2 * (alike @ (self.slowness * pull))
+        bend = scales.bend**2 * ((_wide(apart) * pull) @ _turned(self.slowness, clocks))
+        return np.asarray(offset[which] + slope[which] * clocks[at] + bend[which, at])
 
 
 def fit_pooling(work: Work, left: Array) -> tuple[Pooling, Array] | None:
@@ -59,12 +69,16 @@ def fit_pooling(work: Work, left: Array) -> tuple[Pooling, Array] | None:
     if not LEAST_ROWS <= len(left) <= MOST_ROWS:
         return None
     places, slowness = _places(work), np.log(work.x)
+    apart = _apart(places, places)
+    alike = {near: _alike(apart, near) for near in NEARS}
+    falling, bent = np.outer(slowness, slowness), _wide(apart) * _turned(slowness, slowness)
     best: tuple[float, Scales, Array] | None = None
-    for scales in (Scales(*choice) for choice in product(OFFSETS, SLOPES, NOISES, NEARS)):
-        covariance = _kernel(places, slowness, scales)
+    for scales in (Scales(*choice) for choice in product(OFFSETS, SLOPES, BENDS, NOISES, NEARS)):
+        own = scales.offset**2 + scales.slope**2 * falling
+        covariance = alike[scales.near] * own + scales.bend**2 * bent
         covariance[np.diag_indices(len(left))] += scales.noise**2
         root = np.linalg.cholesky(covariance)
-        white = np.linalg.solve(root, left)
+        white = solve_triangular(root, left, lower=True, check_finite=False)
         likelihood = -0.5 * float(white @ white) - float(np.log(root.diagonal()).sum())
         if best is None or likelihood > best[0]:
             best = (likelihood, scales, covariance)
@@ -81,11 +95,18 @@ def _places(work: Work) -> Array:
     return np.log2(1.0 + np.stack([work.batch, each, work.tokens], axis=1)) / REACH
 
 
-def _kernel(places: Array, slowness: Array, scales: Scales) -> Array:
-    clocks = scales.offset**2 + scales.slope**2 * np.outer(slowness, slowness)
-    return np.asarray(_alike(places, places, scales) * clocks)
+def _apart(places: Array, others: Array) -> Array:
+    """Squared distance of each to each."""
+    return np.asarray(((places[:, None, :] - others[None, :, :]) ** 2).sum(axis=2))
 
 
-def _alike(places: Array, others: Array, scales: Scales) -> Array:
-    apart: npt.NDArray[np.float64] = ((places[:, None, :] - others[None, :, :]) ** 2).sum(axis=2)
-    return np.asarray(scales.near * np.exp(-0.5 * apart) + (1.0 - scales.near) * (apart < 1e-9))
+def _alike(apart: Array, near: float) -> Array:
+    return np.asarray(near * np.exp(-0.5 * apart) + (1.0 - near) * (apart < 1e-9))
+
+
+def _wide(apart: Array) -> Array:
+    return np.asarray(np.exp(-0.5 * apart / WIDE**2))
+
+
+def _turned(slowness: Array, others: Array) -> Array:
+    return np.asarray(np.exp(-0.5 * ((slowness[:, None] - others[None, :]) / TURN) ** 2))

@@ -26,6 +26,7 @@ LEARNING_RATE = 0.1
 FOLDS = 5
 SMALL, SMALL_FOLDS = 80, 10  # with five a small sweep starves, and the trees look worse than they are
 ODD = 3.0  # robust standard deviations: what is left beyond counts as so much
+LEAST_ALIKE = 3  # rows of a load that can tell what is odd there
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WORTH = 0.995  # a share must leave less than this of the error that a smaller one leaves
 FEW_ROWS, FEW_ROWS_ERROR = 20, 0.05  # fewer rows cannot vouch for a smaller error than this
@@ -52,7 +53,7 @@ class Residual:
 def fit_residual(work: Work, physics: Array, observed: Array, rng: np.random.Generator) -> Residual:
     """Learn log(observed / physics). `rng` deals rows to folds."""
     left = np.log(observed / physics)
-    inputs, even = features(work, physics), _evened(left)
+    inputs, even = features(work, physics), _evened(left, work)
     unseen = _out_of_fold(inputs, even, rng)
     share = _believed(left, unseen)
     error = np.abs(left - share * unseen)
@@ -83,9 +84,16 @@ def features(work: Work, physics: Array) -> Array:
     )
 
 
-def _evened(left: Array) -> Array:
-    """Odd rows pulled in: robust at the price of least squares, where a robust loss is ten times slower."""
-    middle = np.median(left)
+def _evened(left: Array, work: Work) -> Array:
+    """Odd rows pulled in: robust at the price of least squares, where a robust loss is ten times slower.
+
+    Odd is what is far from the other rows of its load, if it has some; else what is far from all rows.
+    """
+    loads = np.stack([work.batch, work.context, work.tokens, work.attention], axis=1)
+    _, load, size = np.unique(loads, axis=0, return_inverse=True, return_counts=True)
+    middle = np.full(len(left), np.median(left))
+    for place in np.flatnonzero(size >= LEAST_ALIKE):
+        middle[load == place] = np.median(left[load == place])
     spread = 1.4826 * np.median(np.abs(left - middle))
     return np.asarray(np.clip(left, middle - ODD * spread, middle + ODD * spread))
 

@@ -4,7 +4,7 @@ Physics first, then trees on what it leaves over, then both compiled into monoto
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,10 @@ def train(sweep: Sweep, clocks: Sequence[int], rng: np.random.Generator) -> Fitt
             f"{sweep.engine.name}: {len(rows)} usable rows are too few to learn from",
             f"sweep at least {LEAST_ROWS} points; a whole sweep has hundreds",
         )
+    if (
+        sum(not row.capped for row in rows) < LEAST_ROWS
+    ):  # what the limit does is learned as what the clock does
+        rows = [replace(row, capped=False) for row in rows]
     ladder = sorted(set(clocks) or {round(row.clock) for row in rows})
     max_clock = float(ladder[-1])
     latency, graphs = fit_latency(rows, max_clock)

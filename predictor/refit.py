@@ -1,5 +1,8 @@
 """Pure: the physics of engine-profile/1 fitted to rows of a sweep (training time only: needs scipy).
 
+Beyond that format an iteration that reads a prompt costs the host a fixed time more: it is split
+into tokens, scheduled, and its first token sent.
+
 Latency: bounded least squares on log seconds, soft-L1, from several starts, since the p-norm has flat
 valleys. Robust, because sweeps contain runs that ended early or stalled. Rows whose clock was set by the
 board's power limit say nothing about the clock they asked for: they are left out, and tell the limit
@@ -18,12 +21,21 @@ from predictor.latency_data import Row
 
 Array = npt.NDArray[np.float64]
 ROBUST = 0.03  # log error from which a row counts less
+USUAL_P = 4.0  # the p-norm where rows do not tell it
+BELIEF = 0.02  # log error that a p of e times the usual one is worth
 STARTS = ((2.0, 0.3), (3.0, 0.7), (7.0, 0.5))  # (p, share of the time that is weight reads)
 NO_GRAPHS: tuple[int, ...] = ()
 VLLM_GRAPHS = (1, 2, 4, *range(8, 257, 8), 512)
 WORTH_PADDING = 0.97  # graph padding is believed when it leaves less than this share of the misfit
-LOWER = (1.0, *(0.0,) * 9)
-UPPER = (12.0, *(np.inf,) * 9)
+LOWER = (1.0, *(0.0,) * 10)
+UPPER = (12.0, *(np.inf,) * 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients(LatencyCoefficients):
+    """An engine profile's, and what the host takes for an iteration that reads prompts at all."""
+
+    prompt_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +81,17 @@ def pad(batch: Array, graphs: Sequence[int]) -> Array:
     return np.where(at < len(sizes), sizes[np.minimum(at, len(sizes) - 1)], batch)
 
 
-def iteration_seconds(c: LatencyCoefficients, work: Work) -> Array:
-    """The formula of `predictor.physics`, over arrays; the board's power limit ignored."""
+def iteration_seconds(c: Coefficients, work: Work) -> Array:
+    """The formula of `predictor.physics` and the host's time for prompts; the power limit ignored."""
     t_cmp = (c.c0_s + c.c1_s_per_seq * work.padded + c.pc1_s_per_token * work.tokens) / work.x
     t_gemm = (c.m0_s**c.p + t_cmp**c.p) ** (1.0 / c.p)
     reads = c.m1_s_per_ctx_token * work.context
     attention = c.pc2_s_per_token2 * work.attention / work.x
     host = c.h0_s + c.h1_s_per_seq * work.batch + c.h2_s_per_token * (work.batch + work.tokens)
-    return np.asarray(t_gemm + reads + attention + host)
+    return np.asarray(t_gemm + reads + attention + host + c.prompt_s * (work.tokens > 0.0))
 
 
-def fit_latency(rows: Sequence[Row], max_clock: float) -> tuple[LatencyCoefficients, tuple[int, ...]]:
+def fit_latency(rows: Sequence[Row], max_clock: float) -> tuple[Coefficients, tuple[int, ...]]:
     """(coefficients, CUDA graph sizes believed). Needs at least four rows not capped, else ValueError."""
     usable = [row for row in rows if not row.capped]
     if len(usable) < 4:
@@ -95,15 +107,16 @@ def fit_latency(rows: Sequence[Row], max_clock: float) -> tuple[LatencyCoefficie
     return plain, NO_GRAPHS
 
 
-def _fit(work: Work, seconds: Array) -> tuple[LatencyCoefficients, float]:
+def _fit(work: Work, seconds: Array) -> tuple[Coefficients, float]:
     scales = _scales(work, float(np.median(seconds)))
     best: tuple[float, Array] | None = None
 
     def misfit(theta: Array) -> Array:
-        return np.asarray(np.log(iteration_seconds(_coefficients(theta, scales), work) / seconds))
+        error = np.log(iteration_seconds(_coefficients(theta, scales), work) / seconds)
+        return np.append(error, BELIEF * np.log(theta[0] / USUAL_P))
 
     for p, share in STARTS:
-        start = np.array([p, share, 0.05, 0.9 - share, 0.2, 0.3, 0.05, 0.05, 0.05, 0.02])
+        start = np.array([p, share, 0.05, 0.9 - share, 0.2, 0.3, 0.05, 0.05, 0.05, 0.02, 0.05])
         found = least_squares(
             misfit,
             start,
@@ -145,9 +158,10 @@ def _scales(work: Work, seconds: float) -> Array:
             seconds,
             per(work.batch),
             per(both) if mixed else 0.0,
+            seconds if mixed and not work.tokens.all() else 0.0,
         ]
     )
 
 
-def _coefficients(theta: Array, scales: Array) -> LatencyCoefficients:
-    return LatencyCoefficients(*(float(value) for value in theta * scales))
+def _coefficients(theta: Array, scales: Array) -> Coefficients:
+    return Coefficients(*(float(value) for value in theta * scales))

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from joulegate.engine_profile import LatencyCoefficients, PowerCoefficients
+from joulegate.engine_profile import PowerCoefficients
 from predictor.latency_residual import Residual
 from predictor.power import UNCAPPED, watts_of
-from predictor.refit import Array, Work, iteration_seconds, pad
+from predictor.refit import Array, Coefficients, Work, iteration_seconds, pad
 from predictor.table import Tables
 
 KNOTS = 14  # at most, on each axis of work
@@ -32,7 +32,7 @@ POWER_STEPS = 64  # clocks tried for the highest that the board's limit allows
 class Physics:
     """Both halves of one fitted engine."""
 
-    latency: LatencyCoefficients
+    latency: Coefficients
     power: PowerCoefficients | None
     graphs: tuple[int, ...]
 

@@ -43,6 +43,16 @@ def test_a_load_never_measured_is_expected_to_lie_between_its_neighbours() -> No
     assert low < found[0].advice(other)[0] < high
 
 
+def test_a_bend_over_the_clock_that_all_loads_show_is_believed() -> None:
+    def bend(at: Work) -> Array:
+        return np.asarray(0.1 * np.exp(-((np.log(at.x / 0.6) / 0.2) ** 2)))
+
+    learned, between = sweep(CLOCKS), sweep(np.array([0.55, 0.9]))
+    found = fit_pooling(learned, bend(learned))
+    assert found is not None
+    assert np.abs(found[0].advice(between) - bend(between)).max() < 0.03
+
+
 def test_noise_alone_is_not_believed() -> None:
     rng = np.random.default_rng(2)
     learned = sweep(CLOCKS)

@@ -1,6 +1,7 @@
 """Physics found again in sweeps whose truth is known, and the bars of learned models on them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -30,6 +31,19 @@ PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
 
 def profile(name: str) -> EngineProfile:
     return parse_profile(json.loads((PROFILES / f"{name}.json").read_text()))
+
+
+CLOCKS = (400.0, 600.0, 800.0, 1000.0)
+ENGINE = Engine("test", "gpu", "stack", "model", 1, whole_batch=False)
+
+
+def decoding(batch: int, seconds: float, clock: float = 1000.0) -> Row:
+    return Row("decode", Batch(batch, 512.0 * batch), clock, Seconds(seconds), None, capped=False)
+
+
+def reading(tokens: int, seconds: float) -> Row:
+    batch = Batch(0, 0, tokens, tokens * tokens / 2.0)
+    return Row("prefill", batch, 1000.0, Seconds(seconds), None, capped=False)
 
 
 A100 = profile("a100-40g_llama-3.1-8b_tp1")
@@ -92,6 +106,32 @@ def test_trees_are_not_believed_where_physics_leaves_only_noise() -> None:
     assert found.share >= 0.5
     left = np.log(bent / truth) - found.advice(work, truth)
     assert np.abs(left).mean() < 0.6 * np.abs(np.log(bent / truth)).mean()
+
+
+def test_what_the_host_takes_for_a_prompt_is_told_apart_from_what_it_takes_for_every_iteration() -> None:
+    rows = [decoding(batch, 5e-3 + 2e-4 * batch) for batch in (1, 2, 4, 8, 16, 32)]
+    rows += [reading(tokens, 11e-3 + 4e-5 * tokens) for tokens in (128, 256, 512, 1024)]
+    latency, _ = fit_latency(rows, 1000.0)
+    assert 3e-3 < latency.prompt_s < 9e-3
+    seconds = iteration_seconds(latency, work_of(rows, 1000.0, ()))
+    assert np.abs(seconds / np.array([row.seconds for row in rows]) - 1.0).max() < 0.03
+
+
+def test_a_load_that_is_unlike_the_physics_is_no_odd_row() -> None:
+    rng = np.random.default_rng(8)
+    work = work_of([decoding(batch, 1.0, clock) for batch in (1, 4, 16, 64) for clock in CLOCKS], 1000.0, ())
+    physics = np.ones(16)
+    truth = np.where(work.batch == 64.0, 1.3, 1.0)
+    found = fit_residual(work, physics, truth * rng.lognormal(0.0, 0.01, 16), rng)
+    assert np.abs(np.log(truth) - found.advice(work, physics)).max() < 0.05
+
+
+def test_an_engine_held_by_its_limit_at_nearly_every_clock_is_learned_as_it_is() -> None:
+    seconds = {400.0: 0.020, 600.0: 0.015, 800.0: 0.0125, 1000.0: 0.0125}
+    rows = tuple(replace(decoding(8, s, clock), capped=clock > 500.0) for clock, s in seconds.items())
+    model = train(Sweep(ENGINE, rows, None), [], np.random.default_rng(9)).model
+    for row in rows:
+        assert model.iteration_time(row.batch, row.clock) == pytest.approx(row.seconds, rel=0.06)
 
 
 @pytest.mark.slow

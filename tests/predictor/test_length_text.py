@@ -1,6 +1,7 @@
 """The full predictor: the text prior and its trees, the online line, what is read and when."""
 
 import random
+from math import log
 
 import numpy as np
 import pytest
@@ -10,7 +11,18 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from joulegate.domain import Cuts, LengthQuery, Size
 from predictor.experts_rls import TARGETS, LeastSquares
-from predictor.features import HEAD, NAMES, TAIL, ends, numbers_of, shown, templates_of, text_of, words_of
+from predictor.features import (
+    HEAD,
+    NAMES,
+    TAIL,
+    ends,
+    numbers_of,
+    shown,
+    templates_of,
+    text_of,
+    wishes_of,
+    words_of,
+)
 from predictor.length_prior import SLOTS, ZERO, slots_of
 from predictor.length_store import factory
 from predictor.length_text import FEATURES, Reading, TextPredictor
@@ -39,6 +51,41 @@ def test_the_shipped_prior_expects_more_of_an_essay_than_of_a_choice() -> None:
     later = asked("Write a comprehensive article about the future of farming, with examples.")
     short = asked("Is this tweet positive or negative? Answer with one word: It rains again.")
     assert predictor.predict(later).q50 > 2 * predictor.predict(short).q50
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        ("Describe the sea in 50 words.", 70.0),
+        ("Describe the sea in two paragraphs of three sentences.", 220.0),
+        ("Describe the sea in one sentence.", 25.0),
+        ("Describe the words of the sea.", 0.0),
+        ("In 123456 words.", 0.0),
+    ],
+)
+def test_the_amount_that_is_asked_for_is_read(prompt: str, tokens: float) -> None:
+    query = asked(prompt)
+    numbers = numbers_of(query, text_of(query), words_of(text_of(query)))
+    assert numbers[NAMES.index("asked")] == pytest.approx(log(tokens + 1.0) / 6.0)
+    assert numbers[NAMES.index("asks_amount")] == (tokens > 0.0)
+
+
+def test_what_is_wished_for_is_read_at_the_ends_not_in_what_was_pasted_between() -> None:
+    pasted = "the river was quiet " * 20
+    words = words_of(f"Translate the following. {pasted} poem {pasted} thank you".encode())
+    found = dict(zip(NAMES[-len(wishes_of(words)) :], wishes_of(words), strict=True))
+    assert found["has_letter"] == 0.0
+    assert found["has_rewrite"] == 1.0
+    at_the_end = wishes_of(words_of(f"{pasted} Now write a poem about it".encode()))
+    assert dict(zip(NAMES[-len(at_the_end) :], at_the_end, strict=True))["has_letter"] == 1.0
+
+
+def test_how_many_is_not_how_to() -> None:
+    place = NAMES.index("how_many") - len(NAMES)
+    assert wishes_of([b"how", b"many", b"rivers"])[place] == 1.0
+    assert wishes_of([b"how", b"to", b"swim"])[place] == 0.0
+    assert wishes_of([b"tell", b"me", b"how"])[place] == 0.0
+    assert wishes_of([])[place] == 0.0
 
 
 def test_a_kind_of_prompt_is_learned_without_any_key() -> None:
