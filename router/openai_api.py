@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import orjson
 
 from joulegate.domain import LengthQuery
-from router import body_weight, responses
+from router import body_weight, forms, responses
 from router.ports import ModelCard
 
 JSON_KEYS = frozenset({"response_format", "text", "guided_json", "structured_outputs"})
@@ -32,7 +32,6 @@ TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
 SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,}\]]+', re.DOTALL)
 OPENING = frozenset({b"{", b"["})
 CLOSING = frozenset({b"}", b"]"})
-FORM_MODEL = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
 INJECTED = b'"stream_options":{"include_usage":true}'
 GENERATIVE = frozenset(
     {
@@ -93,8 +92,7 @@ class _Text:
 def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) -> Parsed:
     """`route` is a canonical path; `key` the caller's name."""
     if content_type.startswith(b"multipart/"):
-        match = FORM_MODEL.search(body)
-        return Parsed(LengthQuery(match[1].decode("utf-8", "replace") if match else "", key, 0))
+        return Parsed(LengthQuery(forms.model_of(body, content_type), key, 0))
     loaded = _load(body)
     if loaded is None:
         return Parsed(LengthQuery("", key, 0), input_chars=len(body))
