@@ -38,7 +38,7 @@ from router.observe import Condition, GatewayCollector
 from router.plan_share import PlanShare
 from router.planning import Planning, PlanTerms
 from router.poll_client import control_client
-from router.pools import Member
+from router.pools import Fleet, Member
 from router.ports import Caller, Endpoint
 from router.power import Named, PowerKeeper, PowerRules
 from router.power_tick import PowerTick
@@ -68,9 +68,7 @@ class Runtime:
         self._stack = AsyncExitStack()
         self.name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
         self.settings = settings
-        path = settings.control.record_file
-        self._recording = None if path is None else RecordFile(path)
-        self.fleet = build_fleet(settings, None if self._recording is None else self._recording.write)
+        self.fleet = self._fleet()
         self.tally = Tally(footprint=build_footprint(settings.energy))
         self.condition = Condition(reloaded_at=time.time())
         self.keys = build_keys(settings)
@@ -99,20 +97,7 @@ class Runtime:
         keeper = PowerKeeper(power_rules(settings.power))
         self.power = PowerTick(self.fleet, self.agents, keeper, settings.power.emergency_file)
         self.nodes = {name: self._node(agent, keeper) for name, agent in self.agents.items()}
-        self.tick = ControlTick(
-            self.fleet,
-            self.gate,
-            accounts,
-            self.tally,
-            self.nodes,
-            self.replicas.load,
-            self.power,
-            Rescue(self.gate),
-            lambda: self.replicas.leads,
-            Seconds(settings.control.tick_ms / 1e3),
-            time.monotonic,
-            time.time,
-        )
+        self.tick = self._control(accounts)
         self.scaler = self._scaler(plan)
         self.planning = self._planning()
         self.registry = self._registry(keeper)
@@ -164,8 +149,6 @@ class Runtime:
         await self.scaler.close()
         await self.replicas.close()
         save_predictor(self.settings, next(self.fleet.unique()).predictor)  # one serves every model
-        if self._recording is not None:
-            self._recording.close()
         await self._stack.aclose()
 
     def _wake(self) -> None:
@@ -183,6 +166,31 @@ class Runtime:
 
     def _begin(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(_forever(name, loop), name=name))
+
+    def _fleet(self) -> Fleet:
+        """Recorded, where the settings say so."""
+        path = self.settings.control.record_file
+        if path is None:
+            return build_fleet(self.settings)
+        file = RecordFile(path)
+        self._stack.callback(file.close)
+        return build_fleet(self.settings, file.write)
+
+    def _control(self, accounts: Accounts) -> ControlTick:
+        return ControlTick(
+            self.fleet,
+            self.gate,
+            accounts,
+            self.tally,
+            self.nodes,
+            self.replicas.load,
+            self.power,
+            Rescue(self.gate),
+            lambda: self.replicas.leads,
+            Seconds(self.settings.control.tick_ms / 1e3),
+            time.monotonic,
+            time.time,
+        )
 
     def _store(self) -> Store:
         url = self.settings.store.redis_url
