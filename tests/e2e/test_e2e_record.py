@@ -18,14 +18,14 @@ SPEED = 4.0
 
 
 def record_all(gateway: dict[str, Any]) -> None:
-    """Few slots, so that requests wait, and one pool that refuses."""
+    """A slot each, so that requests wait, and one pool that refuses."""
     gateway["control"] |= {"record_file": "record.jsonl", "mapping": "trust"}
     gateway["objectives"] = {"ttft_ms": {"short": 150, "medium": 200, "long": 500}, "max_slowdown": None}
     pools = gateway["models"][0]["pools"]
     pools[0]["overload"] = "shed"
     for pool in pools:
         for instance in pool["instances"]:
-            instance["slots"] = 4
+            instance["slots"] = 1
 
 
 def test_a_recorded_live_run_played_again_decides_the_same_one_by_one(tmp_path: Path) -> None:
