@@ -6,12 +6,12 @@ load may become until an instance that is started now serves (`Growth`): that de
 fewest and the few above them the count that draws the least watts at the load *as it is* wins, each instance
 at the cheapest clock of its share: clocks follow the load, so the watts of a rare peak count for little.
 
-More at once. Fewer only after fewer have been enough for `calm` seconds, and only if what stopping saves in
-that time is more than starting again costs. In between, requests that are there and need more are reason
-enough (`present`). Instances are started in the order of the stock.
+More at once. Fewer only after fewer have been enough for `calm` seconds, and only if what stopping saves
+within `PAID_BACK` is more than starting again costs. In between, requests that are there and need more are
+reason enough (`present`). Instances are started in the order of the stock.
 
-Missing input: before `KNOWN` seconds of arrivals, and without a latency model, what runs goes on. No arrivals
-at all: the fewest that stay warm. Stale input: the load fades by itself while nothing comes.
+Missing input: before `KNOWN` seconds of arrivals none is stopped; without a latency model what runs goes on.
+No arrivals at all: the fewest that stay warm. Stale input: the load fades by itself while nothing comes.
 """
 
 from collections import deque
@@ -29,6 +29,7 @@ KNOWN = Seconds(30.0)  # of arrivals, until their rate is believed
 FIRST = 1.5  # growth that is taken for granted before much was seen
 SEEN = 20  # looks after which FIRST counts no more
 MEMORY = 360  # looks: a burst of this hour may come again
+PAID_BACK = Seconds(300.0)  # time within which a stop must save what a start costs
 LITTLE = 0.2  # of an instance: from less, growth means nothing
 BIAS = (0.5, 3.0)  # how far the lengths that came may be from those predicted, ratio
 STEPS = 8  # between the fewest and half as many more, in larger fleets
@@ -74,6 +75,15 @@ class Growth:
         """The last `count` times as many looks as a start takes, oldest first."""
         loads = list(self._loads)[-count * self._ahead :]
         return (loads[i : i + self._ahead] for i in range(0, len(loads), self._ahead))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What comes to a pool."""
+
+    load: Demand | None  # at this moment, lengths as predicted; None: nothing ever came
+    age: Seconds  # since the first request
+    bias: float  # output tokens that came over those predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +154,12 @@ def _before(stock: Sequence[Stock]) -> Iterator[int]:
         count += each.have
 
 
-def pays(stock: Sequence[Stock], demand: Demand, up: int, fewer: int, calm: Seconds, terms: Terms) -> bool:
-    """Whether what stopping saves within `calm` is more than starting again will cost."""
+def pays(stock: Sequence[Stock], demand: Demand, up: int, fewer: int, within: Seconds, terms: Terms) -> bool:
+    """Whether stopping saves more within that time than starting again will cost."""
     rates = [carries(each.kind, demand, terms.tpot, terms.rules) for each in stock]
     now, then = (watts_of(stock, rates, count, demand, terms) for count in (up, fewer))
     dearest = max(each.start_joules + each.stop_joules for each in stock)
-    return (now - then) * calm > (up - fewer) * dearest
+    return (now - then) * within > (up - fewer) * dearest
 
 
 def length_bias(pairs: Collection[tuple[float, float]]) -> float:
@@ -173,36 +183,32 @@ class Sizing:
         """Whether it is time for another look."""
         return now >= self._look_at
 
-    def look(
-        self, stock: Sequence[Stock], load: Demand | None, bias: float, up: int, terms: Terms, now: Seconds
-    ) -> None:
-        """`load`: of this moment; None: nothing came. `bias`: output tokens that came over those predicted.
-
-        `up`: instances that run or are being started.
-        """
+    def look(self, stock: Sequence[Stock], seen: Seen, up: int, terms: Terms, now: Seconds) -> None:
+        """`up`: instances that run or are being started."""
         self._look_at = now + LOOK
-        if load is None or 2.0 * load.rate * self._calm < 1.0:
+        load = seen.load
+        if load is None or 2.0 * load.rate * max(self._calm, LOOK) < 1.0:
             self._asked, self.sentence = 0, "nothing comes"
             return
-        demand = replace(load, output_tokens=max(1.0, bias * load.output_tokens))
+        demand = replace(load, output_tokens=max(1.0, seen.bias * load.output_tokens))
         one = carries(stock[0].kind, demand, terms.tpot, terms.rules)
         if one <= 0.0:
             self._asked, self.sentence = None, "not one such request is carried within its objectives"
             return
-        self.growth.see(demand.rate / one, stock[0].kind.start)
-        expected = self.growth.expected * one
+        known = seen.age >= KNOWN
+        if known:
+            self.growth.see(demand.rate / one, stock[0].kind.start)
+        expected = max(demand.rate, self.growth.expected * one)
         asked = best_count(stock, demand, expected, terms)
-        self.sentence = (
-            f"{asked} for {demand.rate:.3g} requests/s and up to {expected:.3g} until one more serves"
-        )
-        if asked < up and not pays(stock, demand, up, asked, self._calm, terms):
-            self.sentence += f"; {up} go on, stopping would not pay"
+        self.sentence = f"{asked} for {demand.rate:.3g} requests/s, and {expected:.3g} until one more serves"
+        if asked < up and not (known and pays(stock, demand, up, asked, PAID_BACK, terms)):
+            self.sentence += f"; {up} go on: {'stopping would not pay' if known else 'seen for too short'}"
             asked = up
         self._asked = asked
 
     def unknown(self, now: Seconds) -> None:
-        """The load or what carries it is not known: what runs goes on."""
-        self._look_at, self._asked, self.sentence = now + LOOK, None, "not known yet"
+        """What an instance carries is not known: what runs goes on."""
+        self._look_at, self._asked, self.sentence = now + LOOK, None, "no latency model yet"
 
     def count(self, up: int, present: int, now: Seconds) -> int:
         """How many should run. `present`: what requests that are there need, and what stays warm."""

@@ -15,7 +15,7 @@ from control.lifecycle import Phase
 from control.plan_wire import encoded, provision_in
 from control.planner import PlanRules
 from control.provision import Provision, Question
-from control.sizing import KNOWN, Sizing, Terms, length_bias
+from control.sizing import Seen, Sizing, Terms, length_bias
 from joulegate.units import Seconds
 from predictor.forecast import Floats, LoadForecast
 from router.capacity import present
@@ -188,16 +188,16 @@ class Planning:
         """The pool's load of this moment, with what other gateways get of it, against what it could run."""
         sizing, now = self.sizing(model, pool), Seconds(self._clock())
         state, stock = model.steering.pools[pool.name], stock_of(pool.members, self._scaler)
-        load = state.demand(now)
-        if not stock or (load is not None and state.arrivals.age(now) < KNOWN):
+        if not stock:
             sizing.unknown(now)
             return
+        load = state.demand(now)
         if load is not None:
             load = replace(load, rate=load.rate * self._replicas())
-        terms = Terms(
-            pool.rules.objectives.tpot, state.prices.price, PlanRules(full_speed=pool.mode != "enforce")
-        )
-        sizing.look(stock, load, self._bias(model), self._up(pool), terms, now)
+        seen = Seen(load, Seconds(state.arrivals.age(now)), self._bias(model))
+        rules = PlanRules(full_speed=pool.mode != "enforce")
+        terms = Terms(pool.rules.objectives.tpot, state.prices.price, rules)
+        sizing.look(stock, seen, self._up(pool), terms, now)
 
     def _up(self, pool: Pool) -> int:
         """Instances that run or are on their way."""

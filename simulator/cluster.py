@@ -17,7 +17,7 @@ from control.admission import AdmissionRules, Outcome
 from control.classify import classify, pool_for
 from control.governor import GovernorRules
 from control.planner import PlanRules, Stock
-from control.sizing import KNOWN, Growth, Sizing, Terms, length_bias
+from control.sizing import Growth, Seen, Sizing, Terms, length_bias
 from control.state import Flight, PoolRules
 from control.steering import PoolState, Steering
 from joulegate.domain import (
@@ -291,15 +291,11 @@ class Cluster:
         self._rescale_at = now + RESCALE_EVERY
         at, up, state = Seconds(now), self._sites.count, self._steering.pools[ONE_POOL]
         if sizing.due(at):
-            if state.arrivals.age(at) < KNOWN:
-                sizing.unknown(at)
-            else:
-                demand, terms = (
-                    state.demand(at),
-                    Terms(self._setup.objectives.tpot, state.prices.price, scaling.rules),
-                )
-                bias = length_bias(self._knowledge.lengths)
-                sizing.look((scaling.stock,), demand, bias, up, terms, at)
+            seen = Seen(
+                state.demand(at), Seconds(state.arrivals.age(at)), length_bias(self._knowledge.lengths)
+            )
+            terms = Terms(self._setup.objectives.tpot, state.prices.price, scaling.rules)
+            sizing.look((scaling.stock,), seen, up, terms, at)
         laws = [station.law for station in self._sites.stations]
         needed = max(1, present(laws, self._steering.queued))
         self._sites.turn(min(scaling.stock.have, sizing.count(up, needed, at)), scaling.at_once, now)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from control.floor import Demand
 from control.planner import Kind, PlanRules, Stock, carries, enough
-from control.sizing import LOOK, MEMORY, Growth, Sizing, Terms, best_count, best_kind, length_bias, pays
+from control.sizing import LOOK, MEMORY, Growth, Seen, Sizing, Terms, best_count, best_kind, length_bias, pays
 from control.state import Limits
 from joulegate.engine_profile import parse_profile
 from joulegate.units import Seconds, Watts
@@ -43,7 +43,7 @@ def counts(sizing: Sizing, rates: list[float], up: int = 1, least: int = 1, have
     for look, rate in enumerate(rates):
         now = Seconds(look * LOOK)
         load = demand(rate) if rate else None
-        sizing.look((stock(4, have),), load, 1.0, up, TERMS, now)
+        sizing.look((stock(4, have),), Seen(load, Seconds(1000.0), 1.0), up, TERMS, now)
         up = min(have, sizing.count(up, least, now))
         found.append(up)
     return found
@@ -118,13 +118,19 @@ def test_never_fewer_than_stay_warm_and_none_where_none_need_to() -> None:
     assert counts(Sizing(CALM), [1.0] * 20, up=5, least=0)[-1] == 1
 
 
-def test_before_the_load_is_known_what_runs_goes_on_and_what_is_there_may_ask_for_more() -> None:
+def test_before_the_load_is_known_nothing_stops_and_what_is_there_may_ask_for_more() -> None:
     sizing = Sizing(CALM)
-    sizing.unknown(Seconds(0.0))
+    sizing.look((STOCKS[4],), Seen(demand(0.1 * ONE), Seconds(5.0), 1.0), 3, TERMS, Seconds(0.0))
     assert sizing.count(3, 1, Seconds(0.0)) == 3
     assert sizing.count(3, 5, Seconds(1.0)) == 5
     assert not sizing.due(Seconds(1.0))
     assert sizing.due(Seconds(float(LOOK)))
+
+
+def test_without_a_latency_model_what_runs_goes_on() -> None:
+    sizing = Sizing(CALM)
+    sizing.unknown(Seconds(0.0))
+    assert [sizing.count(3, least, Seconds(0.0)) for least in (1, 4)] == [3, 4]
 
 
 def test_stopping_what_would_cost_more_to_start_again_does_not_pay() -> None:

@@ -148,7 +148,7 @@ def test_engines_that_die_asleep_and_come_back_awake_are_used_and_sent_to_sleep_
         until(lambda: site.phases() == ["serving", "stopped"])
         site.kill("emulate")
         until(lambda: "unknown" in {i["seen"] for i in site.instances().values()})
-        assert site.ask().status_code == 503
+        until(lambda: site.ask().status_code == 503)  # 502 until its health is known
         site.start("emulate")
         until(lambda: site.ask().status_code == 200)
         until(lambda: site.phases() == ["serving", "stopped"] and site.asleep() == [False, True])
