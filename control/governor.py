@@ -3,12 +3,11 @@
 Theory of operation (reference: control laws; papers §2.6, §10.3). Each decision is the highest of
 
 1. the *lowest feasible* clock: every queued prompt gets its first token in time, every decode step is
-within the
-   TPOT objective and `max_slowdown`, every E2E objective is kept as the batch drains. Higher clocks are never
-   slower, so a binary search finds it;
+   within the TPOT objective and `max_slowdown`, queued prompts leave short answers their TPOT, every E2E
+   objective that maximum clock would keep is kept as the batch drains. Higher clocks are never slower, so a
+   binary search finds it;
 2. the *floor of the load* (`control.floor`): below it energy rises again, because batches grow. Its price
-for delay
-   is what keeps room for the bursts that have not come yet: it is learned from objectives missed
+   for delay is what keeps room for the bursts that have not come yet: it is learned from objectives missed
    (`control.prices`).
 
 Raising is never delayed. Lowering waits until the higher clock has not been needed for `dwell`, at most
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
-from control.projection import Dues, Load, Pace, Stretch, drain, dues, ends_met, peak_kv
+from control.projection import Crowd, Dues, Load, Pace, Stretch, crowd, drain, dues, ends_met, peak_kv
 from control.state import NO_ROOM, Flight, Instance, Room
 from joulegate.domain import EngineModel, Objectives
 from joulegate.units import MegaHertz, Seconds
@@ -48,6 +47,7 @@ class Reason(Enum):
     DWELL = "dwell"  # a lower clock would do, but not for long enough yet
     OVERLOAD = "overload"  # not even maximum clock keeps every objective
     ROOM = "room"  # a prompt that comes while others are read must be in time too
+    CROWD = "crowd"  # prompts in one iteration after the other would spoil the TPOT of short answers
     STALL = "stall"  # prompts would make every stream pause for too long
     KV = "kv"  # the cache would overflow before the batch drains: no slower, contexts would pile up
     SHARED = "shared"  # the engine queues requests that did not come through us
@@ -76,6 +76,7 @@ class Outlook:
     full_chunks: float = 0.0  # iterations per second that prompts fill to the chunk budget
     prompt_share: float = 0.0  # share of engine time that prompts take, at the floor of the load
     queued: tuple[Flight, ...] = ()  # in the gateway, bound for this instance, in order
+    short: float = 0.0  # output tokens that nearly every answer exceeds; 0: not known
 
 
 @dataclass(slots=True)  # not frozen, like all that is made for every decision: that costs a third of one
@@ -85,6 +86,7 @@ class Memory:
     clock: MegaHertz | None = None
     lowered_at: float = -1e9
     peaks: tuple[tuple[float, MegaHertz], ...] = ()  # (when, wanted), newest last, wanted descending
+    crowded: Seconds | None = None  # since when more prompts are queued than one iteration takes
 
 
 @dataclass(slots=True)
@@ -130,9 +132,10 @@ def choose(
         return unknown, Memory(clock=None, lowered_at=memory.lowered_at)
     model = instance.model
     assert model is not None
-    case = _case(instance, model, outlook, objectives, rules, now)
+    case = _case(instance, model, outlook, objectives, rules, memory.crowded, now)
     wanted, reason = _wanted(case, outlook, rules)
     clock, memory = _paced(wanted, memory, rules, now)
+    memory.crowded = case.crowd.since if case.crowd is not None else None
     if clock != wanted:
         reason = Reason.DWELL
     return _decision(case, clock, reason), memory
@@ -157,6 +160,7 @@ class _Case:
     fastest: Pace
     now: Seconds
     paces: dict[MegaHertz, Pace]  # worked out so far
+    crowd: Crowd | None
 
     def pace(self, clock: MegaHertz) -> Pace:
         found = self.paces.get(clock)
@@ -189,6 +193,7 @@ def _case(
     outlook: Outlook,
     objectives: Objectives,
     rules: GovernorRules,
+    crowded: Seconds | None,
     now: Seconds,
 ) -> _Case:
     book, chunk = instance.book, instance.limits.chunk_budget
@@ -218,19 +223,19 @@ def _case(
         switch=rules.switch if instance.switch is None else instance.switch,
         full_chunks=outlook.full_chunks,
         share=min(0.8, outlook.prompt_share),
-        step_limit=_step_limit(instance, objectives, fastest),
+        step_limit=_step_limit(objectives, fastest),
         fastest=fastest,
         now=now,
         paces={model.clocks[-1]: fastest, clock: current},
+        crowd=crowd(load, outlook.short, crowded, current, now),
     )
 
 
-def _step_limit(instance: Instance, objectives: Objectives, fastest: Pace) -> float:
+def _step_limit(objectives: Objectives, fastest: Pace) -> float:
     """Seconds a decode step may take: the tightest TPOT of the pool, and the slowdown allowed."""
-    limit: float = objectives.tpot
-    if objectives.max_slowdown is not None and fastest.step > 0.0:
-        limit = min(limit, objectives.max_slowdown * fastest.step)
-    return limit
+    if objectives.max_slowdown is None or fastest.step <= 0.0:
+        return objectives.tpot
+    return min(objectives.tpot, objectives.max_slowdown * fastest.step)
 
 
 def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHertz, Reason]:
@@ -307,12 +312,16 @@ def _pauses_short(case: _Case, clock: MegaHertz) -> bool:
     return pace.full * case.guard <= STALL * case.objectives.tpot
 
 
+def _short_in_time(case: _Case, clock: MegaHertz) -> bool:
+    return case.crowd is None or case.crowd.met(case.pace(clock), case.objectives.tpot, case.guard)
+
+
 def _ends_in_time(case: _Case, clock: MegaHertz) -> bool:
     if not case.stretches:
         return True
     pace = case.pace(clock)
     start = Seconds(case.start + pace.prompts(case.load.prompt_tokens))
-    return ends_met(case.stretches, pace, start, case.guard, case.share)
+    return ends_met(case.stretches, pace, case.fastest, start, case.guard, case.share)
 
 
 _TESTS = {
@@ -321,6 +330,7 @@ _TESTS = {
     Reason.TTFT: _prompts_in_time,
     Reason.E2E: _ends_in_time,
     Reason.ROOM: _leaves_room,
+    Reason.CROWD: _short_in_time,
     Reason.STALL: _pauses_short,
 }
 
@@ -376,6 +386,7 @@ _BECAUSE = {
     Reason.TPOT: "slowest that keeps TPOT",
     Reason.E2E: "slowest at which every request ends in time",
     Reason.ROOM: "slowest that leaves room for a prompt that comes while others are read",
+    Reason.CROWD: "slowest at which prompts leave short answers their TPOT",
     Reason.STALL: "slowest at which prompts do not stall the streams",
     Reason.SLOWDOWN: "slowest within max_slowdown",
     Reason.LOAD: "least energy for this load",

@@ -4,10 +4,12 @@ Theory of operation. The floor of the load (`control.floor`) trades watts agains
 a price. A constant safety margin cannot be right for every engine, model and traffic, so the price is
 learned. Every objective has its own, in logarithm, and moves with each request that ends:
 
-* a share objective (1 % of first tokens of a size may be late; the share in time may fall `attainment` below
-  that at maximum clock) is a stochastic approximation: down a little with each request, up with each miss,
-  so that it rests where misses come at the rate allowed;
-* the slowdown objective moves with the ratio of median E2E here to that of the twin (`control.twin`).
+* a share objective (1 % of first tokens of a size may be late; the share in time, of requests and of output
+  tokens, may fall `attainment` below that at maximum clock) is a stochastic approximation: down a little with
+  each request, up with each miss, so that it rests where misses come at the rate allowed;
+* the slowdown objective moves with the ratio of median E2E here to that of the twin (`control.twin`) over the
+  last `WINDOW` requests, and up, faster, where the last `LATELY` are `GRACE` beyond it: a load that has
+  changed would be noticed over the former when it is gone.
 
 Misses come in bursts, minutes apart, and energy is convex in the price: many small steps around one level
 cost less than a jump after each burst and a long way back. So steps are small, and what makes up for them is
@@ -27,6 +29,7 @@ Missing input: a request without first token or twin teaches nothing; with nothi
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log
 
@@ -35,6 +38,9 @@ from control.twin import Twinned
 from joulegate.domain import Objectives
 
 WINDOW = 1000  # requests over which percentiles of the twin are taken
+LATELY = 300  # requests over which a slowdown is noticed soon
+GRACE = 1.1  # times the slowdown allowed over these
+SHORT = 0.05  # share of answers that are shorter than `short_output`
 TAIL = 0.01  # share of requests that a P99 leaves out
 LEAST_SHARE = 0.1  # of all requests: rarer kinds are weighed as if they were this frequent
 LEAST_BUDGET = 0.1  # of `late`: what is left where the twin uses up the whole tail
@@ -50,6 +56,7 @@ class PriceRules:
     memory: float = 1500.0  # requests over which misses made and allowed are set off against each other
     haste: float = 3.0  # a price with full credit falls so many times faster, in addition
     slowdown_gain: float = 0.005
+    slowdown_haste: float = 0.02  # for what is beyond GRACE
     slowdown_margin: float = 0.02
     lowest: float = 0.01  # of the starting price: below it batches grow until bursts cost more than was saved
     highest: float = 5.0  # misses come in bursts; a price beyond this is maximum clock for most loads
@@ -57,16 +64,17 @@ class PriceRules:
 
 
 class Percentile:
-    """A percentile over the last `WINDOW` values."""
+    """A percentile over the last `window` values."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = WINDOW) -> None:
+        self._window = window
         self._order: deque[float] = deque()
         self._sorted: list[float] = []
 
     def add(self, value: float) -> None:
         insort(self._sorted, value)
         self._order.append(value)
-        if len(self._order) > WINDOW:
+        if len(self._order) > self._window:
             del self._sorted[bisect_left(self._sorted, self._order.popleft())]
 
     def __len__(self) -> int:
@@ -81,6 +89,28 @@ class Percentile:
         if not self._sorted:
             return 0.0
         return self._sorted[min(len(self._sorted) - 1, int(p * len(self._sorted)))]
+
+
+class Ratio:
+    """Median here over median there, of the last `window` requests."""
+
+    __slots__ = ("_here", "_there")
+
+    def __init__(self, window: int) -> None:
+        self._here, self._there = Percentile(window), Percentile(window)
+
+    def add(self, here: float, there: float) -> None:
+        self._here.add(here)
+        self._there.add(there)
+
+    def __len__(self) -> int:
+        return len(self._here)
+
+    @property
+    def value(self) -> float:
+        """1.0 while unknown."""
+        there = self._there.at(0.5)
+        return self._here.at(0.5) / there if there > 0.0 else 1.0
 
 
 class _Share:
@@ -99,6 +129,11 @@ class _Share:
         """`more` misses than the twin; `step` of the logarithm each, `budget` of all requests allowed."""
         self.credit -= more / (self._rules.memory * budget)
         self._set(self.level + step * more)
+
+    @property
+    def over(self) -> float:
+        """How far the level is above its bound: 0.0 at it, else negative."""
+        return self.level - self._top
 
     def settle(self, allowed: float) -> None:
         """A request ended: down by what balances misses at the rate allowed (1.0: the whole budget)."""
@@ -144,9 +179,11 @@ class Prices:
         self._objectives = objectives
         self._late: dict[str, _Late] = {}
         self._attainment = _Share(rules)
+        self._tokens = _Share(rules)  # the same of output tokens: whoever is long counts for many
         self._slowdown = 0.0
-        self._here = Percentile()
-        self._there = Percentile()
+        self._outputs = Percentile()
+        self._mean_output = 0.0
+        self._long, self._lately = Ratio(WINDOW), Ratio(LATELY)
         self._seen = 0
         self.start: float | None = None  # watts per request in the system; set once from the first load seen
 
@@ -157,17 +194,34 @@ class Prices:
 
     @property
     def level(self) -> float:
-        levels = [late.level for late in self._late.values()]
-        levels.append(self._attainment.level)
+        """Logarithm of the price over its start: the highest that any objective asks for."""
+        highest = max(share.level for share in self._shares())
+        return highest if self._objectives.max_slowdown is None else max(highest, self._slowdown)
+
+    @property
+    def bound_ratio(self) -> float:
+        """The price over the most it may be: at 1.0 it cannot rise whatever is missed; 0.0 while unknown."""
+        if self.start is None:
+            return 0.0
+        over = max(share.over for share in self._shares())
         if self._objectives.max_slowdown is not None:
-            levels.append(self._slowdown)
-        return max(levels)
+            over = max(over, self._slowdown - log(self._rules.highest_slowdown))
+        return exp(over)
 
     @property
     def slowdown(self) -> float:
         """Median E2E here over that of the twin, where `max_slowdown` is promised; 1.0 while unknown."""
-        there = self._there.at(0.5)
-        return self._here.at(0.5) / there if there > 0.0 else 1.0
+        return self._long.value
+
+    @property
+    def short_output(self) -> float:
+        """Output tokens that all but `SHORT` of the answers exceed; 0.0 before any ended."""
+        return self._outputs.at(SHORT)
+
+    def _shares(self) -> Iterator[_Share]:
+        yield from self._late.values()
+        yield self._attainment
+        yield self._tokens
 
     def observe(self, twinned: Twinned) -> None:
         """A request ended here and in the twin."""
@@ -175,6 +229,8 @@ class Prices:
         if flight.first_token is None or flight.last_token is None:
             return
         self._seen += 1
+        self._outputs.add(flight.tokens_out)
+        self._mean_output += (flight.tokens_out - self._mean_output) / min(self._seen, WINDOW)
         missed, twin_missed = False, False
         for name, here, there in _ratios(flight, twinned):
             late = self._late.get(name)
@@ -182,28 +238,31 @@ class Prices:
                 late = self._late[name] = _Late(self._rules)
             late.judge(here, there, self._seen)
             missed, twin_missed = missed or here > 1.0, twin_missed or there > 1.0
-        self._settle(missed, twin_missed)
+        self._settle(float(missed) - float(twin_missed), flight.tokens_out / max(1.0, self._mean_output))
         if self._objectives.max_slowdown is not None:
             self._compare(flight.last_token - flight.arrived, twinned.e2e, self._objectives.max_slowdown)
 
-    def _settle(self, missed: bool, twin_missed: bool) -> None:
-        """Every price falls a little with each request; attainment moves with the difference."""
-        rules, attainment = self._rules, self._attainment
+    def _settle(self, more: float, weight: float) -> None:
+        """Every price falls a little with each request; attainment moves with misses beyond the twin's."""
+        rules = self._rules
         for late in self._late.values():
             late.settle(late.allowed)
-        attainment.settle(1.0)
-        if missed != twin_missed:
-            step = rules.gain * rules.late / rules.attainment
-            attainment.miss(float(missed) - float(twin_missed), step, rules.attainment)
+        step = rules.gain * rules.late / rules.attainment
+        for share, misses in ((self._attainment, more), (self._tokens, weight * more)):
+            share.settle(1.0)
+            if misses:
+                share.miss(misses, step, rules.attainment)
 
     def _compare(self, here: float, there: float, limit: float) -> None:
         rules = self._rules
-        self._here.add(here)
-        self._there.add(there)
-        if len(self._here) >= 50:
-            excess = self.slowdown / (limit - rules.slowdown_margin) - 1.0
+        self._long.add(here, there)
+        self._lately.add(here, there)
+        if len(self._long) >= 50:
+            aim = limit - rules.slowdown_margin
             gain = max(rules.slowdown_gain, 0.05 / (1.0 + self._seen / 200.0))
-            level = self._slowdown + gain * excess
+            step = gain * (self._long.value / aim - 1.0)
+            step += rules.slowdown_haste * max(0.0, self._lately.value / (GRACE * aim) - 1.0)
+            level = self._slowdown + step
             self._slowdown = min(log(rules.highest_slowdown), max(log(rules.lowest), level))
 
 

@@ -174,11 +174,47 @@ def drain(book: LoadBook, segments: int = SEGMENTS) -> tuple[Stretch, ...]:
     return tuple(stretches)
 
 
-def ends_met(stretches: tuple[Stretch, ...], pace: Pace, start: Seconds, guard: float, share: float) -> bool:
-    """Every E2E deadline kept, decoding from `start`; `share` of the time goes to prompts of others."""
-    at: float = start
+def ends_met(
+    stretches: tuple[Stretch, ...], pace: Pace, fastest: Pace, start: Seconds, guard: float, share: float
+) -> bool:
+    """Every E2E deadline kept that `fastest` keeps: what is late at any clock is not worth a higher one.
+
+    Decoding begins at `start`; `share` of the time goes to prompts of others.
+    """
+    at = best = float(start)
     for stretch in stretches:
-        at += stretch.steps * pace.of(stretch.decoding, max(0.0, stretch.context)) * guard / (1.0 - share)
-        if at > stretch.due:
+        steps, context = stretch.steps / (1.0 - share), max(0.0, stretch.context)
+        at += steps * pace.of(stretch.decoding, context) * guard
+        best += steps * fastest.of(stretch.decoding, context)
+        if at > stretch.due >= best:
             return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Prompts of more than one iteration are queued: every iteration is full, for all who decode.
+
+    `iterations`: so many of them a short answer sees from its first token on, what has passed of the crowd
+    included. Answers end sooner than one knows, so it is the short ones whose TPOT counts.
+    """
+
+    since: Seconds
+    iterations: float
+    short: float  # output tokens that nearly every answer exceeds; 0: not known
+
+    def met(self, pace: Pace, tpot: Seconds, guard: float) -> bool:
+        """Whether a short answer that decodes through it keeps its TPOT."""
+        full = pace.full * guard
+        if full <= tpot:
+            return True
+        return self.iterations * full + (self.short - self.iterations) * pace.step <= tpot * self.short
+
+
+def crowd(load: Load, short: float, since: Seconds | None, pace: Pace, now: Seconds) -> Crowd | None:
+    """None: one iteration takes all prompts. `pace`: at the clock in force; `since`: begin, None: now."""
+    queued = load.prompt_tokens / load.chunk
+    if queued <= 1.0:
+        return None
+    since = now if since is None else since
+    return Crowd(since, min(short, (now - since) / pace.full + queued), short)

@@ -263,6 +263,7 @@ class Steering:
             full_chunks=state.arrivals.full_chunks(now) / peers,
             prompt_share=floor.prompts if floor is not None else 0.0,
             queued=state.queue.every(peers, rank),
+            short=state.prices.short_output,
         )
 
     def _ranks(self, state: PoolState, now: Seconds) -> Mapping[str, int]:

@@ -91,6 +91,10 @@ GAUGES: Mapping[str, Declared] = {
         "Instances that should run: by the plan; without one, those that would run the present load at 80 %.",
         POOL,
     ),
+    "joulegate_delay_price_ratio": Declared(
+        "What delay costs over the most it may: at 1 objectives are missed although clocks are near maximum.",
+        POOL,
+    ),
     "joulegate_instance_phase": Declared(
         "1 for where an instance stands that the plan stops and starts.", (*INSTANCE, "phase")
     ),
@@ -201,7 +205,10 @@ class GatewayCollector(Collector):
 
     def _gauges(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
         for model, pool in self._fleet.pools():
-            yield from _pool_gauges((model.name, pool.name), pool)
+            labels = model.name, pool.name
+            yield from _pool_gauges(labels, pool)
+            prices = model.steering.pools[pool.name].prices
+            yield "joulegate_delay_price_ratio", labels, prices.bound_ratio
         for model, pool, member in self._fleet.members():
             yield from _member_gauges(model, pool, member)
             phase = self._scaler.phase(member.law.name)

@@ -14,7 +14,7 @@ from control.classify import classify, output_size, pool_for
 from control.floor import Demand, cheapest, going_price, settle
 from control.pick import pick
 from control.prices import PriceRules, Prices
-from control.projection import Load, Pace, drain, dues, ends_met, peak_kv
+from control.projection import Load, Pace, crowd, drain, dues, ends_met, peak_kv
 from control.state import Flight, Instance, Limits, LoadBook, PoolRules, Room
 from control.twin import Twin, Twinned
 from control.verify import Action, VerifyRules, judge
@@ -122,11 +122,43 @@ def test_a_drain_covers_every_token_and_never_understates_the_batch(rows: list[t
     assert all(a.decoding >= b.decoding for a, b in pairwise(stretches))
 
 
-def test_an_e2e_objective_in_reach_holds_and_one_out_of_reach_does_not() -> None:
-    for e2e, kept in ((60.0, True), (0.05, False)):
-        book = booked(*(flight(n, 500, 100, e2e=e2e) for n in range(10)))
-        pace = Pace(MODEL, Load(10, book.context, 0, 2048), MAX)
-        assert ends_met(drain(book), pace, Seconds(0.0), 1.05, 0.0) is kept
+@pytest.mark.parametrize(
+    ("times", "kept"),
+    [(10.0, True), (1.1, False), (0.9, True)],
+    ids=["in reach", "in reach of maximum clock only", "out of reach of any clock"],
+)
+def test_an_e2e_objective_asks_for_the_clock_that_keeps_it_if_there_is_one(times: float, kept: bool) -> None:
+    """`times`: of what maximum clock takes."""
+    load = Load(10, 5_500.0, 0, 2048)
+    slow, fast = Pace(MODEL, load, MODEL.clocks[0]), Pace(MODEL, load, MAX)
+    flights = [flight(n, 500, 100, e2e=times * 99.0 * fast.step) for n in range(10)]
+    assert ends_met(drain(booked(*flights)), slow, fast, Seconds(0.0), 1.05, 0.0) is kept
+
+
+@given(st.floats(0.0, 200_000.0), st.floats(0.0, 100.0), st.floats(0.0, 30.0))
+def test_a_crowd_that_a_short_answer_can_bear_at_one_clock_it_can_bear_at_the_next(
+    tokens: float, short: float, age: float
+) -> None:
+    load = Load(40, 40_000.0, tokens, 2048)
+    paces = [Pace(MODEL, load, clock) for clock in MODEL.clocks[::10]]
+    found = crowd(load, short, Seconds(0.0), paces[0], Seconds(age))
+    assert (found is None) == (tokens <= 2048)
+    if found is not None:
+        kept = [found.met(pace, Seconds(0.06), 1.05) for pace in paces]
+        assert kept == sorted(kept)
+
+
+def test_a_crowd_spoils_short_answers_when_it_is_long_and_answers_are_known_to_be_short() -> None:
+    def bearable(tokens: float, short: float) -> bool:
+        load = Load(40, 40_000.0, tokens, 2048)
+        slowest = Pace(MODEL, load, MODEL.clocks[0])
+        found = crowd(load, short, None, slowest, Seconds(9.0))
+        return found is None or found.met(slowest, Seconds(0.06), 1.0)
+
+    assert bearable(2_000, 20.0)
+    assert bearable(8_000, 100.0)
+    assert not bearable(60_000, 20.0)
+    assert bearable(60_000, 0.0)
 
 
 def test_prompts_that_share_an_iteration_end_with_it() -> None:
@@ -296,6 +328,46 @@ def test_slowdown_beyond_the_limit_raises_the_price_and_within_it_lowers_it() ->
         slow.observe(twinned(0.1, e2e=1.4))
         quick.observe(twinned(0.1, e2e=1.05))
     assert quick.price < 10.0 < slow.price
+
+
+def test_a_slowdown_that_has_just_begun_is_answered_before_a_long_run_shows_it() -> None:
+    made, patient = prices(SLOWED), Prices(PriceRules(slowdown_haste=0.0), SLOWED)
+    patient.start = 10.0
+    for n in range(1200):
+        for one in (made, patient):
+            one.observe(twinned(0.1, e2e=1.1 if n < 900 else 1.6))
+    assert made.slowdown == patient.slowdown < 1.2
+    assert made.price > 1.5 * patient.price
+
+
+def test_long_answers_that_are_late_count_by_their_tokens() -> None:
+    long, short = prices(), prices()
+    for made, tokens in ((long, 400.0), (short, 20.0)):
+        for n in range(600):
+            one = twinned(1.03 if n == 500 else 0.5, twin_late=0.95 if n % 50 == 0 else 0.1)
+            one.flight.tokens_out = tokens if n == 500 else 20.0
+            made.observe(one)
+    assert long.level > short.level + 1.0
+
+
+def test_prices_know_that_they_are_at_their_bound() -> None:
+    made = prices()
+    ratios = []
+    for _ in range(300):
+        made.observe(twinned(1.5))
+        ratios.append(made.bound_ratio)
+    assert ratios[0] < 0.5
+    assert ratios[-1] == pytest.approx(1.0)
+
+
+def test_a_short_output_is_one_that_most_answers_exceed() -> None:
+    made = prices()
+    assert made.short_output == 0.0
+    for n in range(200):
+        one = twinned(0.5)
+        one.flight.tokens_out = float(n + 1)
+        made.observe(one)
+    assert made.short_output == pytest.approx(11.0)
 
 
 def test_without_a_slowdown_limit_slowness_costs_nothing() -> None:
