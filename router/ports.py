@@ -43,10 +43,12 @@ class Endpoint:
     adapters: frozenset[str] = frozenset()  # other names that it knows itself
     limits: UpstreamLimits | None = None  # its own times to answer; None: the connection pool's
     authority: bytes = field(init=False, compare=False)  # what the Host header says
+    place: tuple[str, int, str | None] = field(init=False, compare=False)  # whom a connection to it reaches
 
     def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
         object.__setattr__(self, "authority", f"{host}:{self.port}".encode())
+        object.__setattr__(self, "place", (self.host, self.port, (self.ca_file or "") if self.tls else None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,16 @@ class Owner(Protocol):
 class Ticket:
     """Waiting until `member` is set, open until it is closed once."""
 
+    endpoint: Endpoint  # of its place, once it has one
+    header_lines: bytes
+
     __slots__ = (
         "_closed",
         "_future",
         "_owner",
         "_refusal",
+        "endpoint",
+        "header_lines",
         "member",
         "recall",
         "request",
@@ -50,14 +55,6 @@ class Ticket:
         self._future: asyncio.Future[None] | None = None
         self._refusal: GatewayError | None = None
         self._closed = False
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self._member.endpoint
-
-    @property
-    def header_lines(self) -> bytes:
-        return self._member.header_lines
 
     def sent(self, now: Seconds, recall: Recall | None = None) -> None:
         self.was_sent = True
@@ -82,6 +79,8 @@ class Ticket:
 
     def grant(self, member: Member) -> None:
         self.member = member
+        self.endpoint = member.endpoint
+        self.header_lines = member.header_lines
         self._settle()
 
     def refuse(self, error: GatewayError) -> None:
@@ -99,9 +98,3 @@ class Ticket:
     def _settle(self) -> None:
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
-
-    @property
-    def _member(self) -> Member:
-        if self.member is None:
-            raise RuntimeError("the ticket has no place yet")
-        return self.member

@@ -31,7 +31,6 @@ from router.limits import UpstreamLimits
 from router.ports import Endpoint, Recall
 
 OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
-Key = tuple[str, int, str | None]
 Stamp = tuple[int, ...]  # when files were written
 logger = logging.getLogger("joulegate.upstream")
 STEPS = 10  # in which a connection is waited for
@@ -42,7 +41,7 @@ class UpstreamPool:
 
     def __init__(self, limits: UpstreamLimits) -> None:
         self.limits = limits
-        self._idle: dict[Key, deque[Connection]] = {}
+        self._idle: dict[tuple[str, int, str | None], deque[Connection]] = {}  # by place
         self._busy: set[Connection] = set()
         self._contexts: dict[tuple[str, ...], tuple[Stamp, ssl.SSLContext]] = {}  # by their files
         self._timer: asyncio.TimerHandle | None = None
@@ -81,12 +80,12 @@ class UpstreamPool:
 
     def forget(self, endpoint: Endpoint) -> None:
         """Close what is kept to an instance (drained, moved or gone)."""
-        for connection in self._idle.pop(_key(endpoint), ()):
+        for connection in self._idle.pop(endpoint.place, ()):
             connection.close()
 
-    def take(self, key: Key) -> Connection | None:
+    def take(self, endpoint: Endpoint) -> Connection | None:
         """A kept connection, fresh enough to be alive."""
-        kept = self._idle.get(key)
+        kept = self._idle.get(endpoint.place)
         oldest = time.monotonic() - self.limits.keep_alive
         while kept:
             connection = kept.pop()
@@ -122,16 +121,16 @@ class UpstreamPool:
         self._watch(loop)
         return connection
 
-    def release(self, key: Key, connection: Connection) -> None:
+    def release(self, endpoint: Endpoint, connection: Connection) -> None:
         """Keep a connection whose answer has ended well, else close it."""
         self._busy.discard(connection)
         if not connection.usable or self._closed:
             connection.close()
             return
         connection.idle_since = time.monotonic()
-        kept = self._idle.get(key)
+        kept = self._idle.get(endpoint.place)
         if kept is None:
-            kept = self._idle[key] = deque()
+            kept = self._idle[endpoint.place] = deque()
         kept.append(connection)
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext | None:
@@ -208,10 +207,6 @@ def written(file: str) -> int:
         return 0
 
 
-def _key(endpoint: Endpoint) -> Key:
-    return endpoint.host, endpoint.port, (endpoint.ca_file or "") if endpoint.tls else None
-
-
 class Exchange:
     """One request and its answer: `async with` sends, and yields the connection as the Reply."""
 
@@ -219,7 +214,6 @@ class Exchange:
         "connection",
         "endpoint",
         "head_only",
-        "key",
         "message",
         "pool",
         "repeatable",
@@ -239,7 +233,6 @@ class Exchange:
     ) -> None:
         self.pool = pool
         self.endpoint = endpoint
-        self.key = _key(endpoint)
         self.message = message
         self.head_only = head_only
         self.with_body = with_body
@@ -248,7 +241,7 @@ class Exchange:
         self.connection: Connection | None = None
 
     async def __aenter__(self) -> Connection:
-        kept = self.pool.take(self.key)
+        kept = self.pool.take(self.endpoint)
         self.connection = connection = kept or await self.pool.connect(self.endpoint)
         try:
             self._send(connection)
@@ -275,7 +268,7 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.connection is not None:
-            self.pool.release(self.key, self.connection)
+            self.pool.release(self.endpoint, self.connection)
             self.connection = None
 
     def _send(self, connection: Connection) -> None:
@@ -285,5 +278,5 @@ class Exchange:
     def _drop(self) -> None:
         if self.connection is not None:
             self.connection.close()
-            self.pool.release(self.key, self.connection)
+            self.pool.release(self.endpoint, self.connection)
             self.connection = None
