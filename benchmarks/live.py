@@ -205,10 +205,8 @@ def live_side(tally: Tally, joules: float, clock: float, plan: Plan) -> Side:
     )
 
 
-def measure(plan: Plan) -> Answer:
-    """Simulated first: nothing else runs beside the live part."""
-    runs = simulated(plan)
-    go_first()
+def compared(plan: Plan, runs: tuple[Run, Run]) -> Answer:
+    """The live part, beside what was `simulated`."""
     with (
         tempfile.TemporaryDirectory(prefix="joulegate-live-") as folder,
         standing(Path(folder), plan.profile_file, plan.objectives, plan.perturb) as site,
@@ -235,7 +233,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here too")
     options = parser.parse_args()
     play_of = plan(options.scenario, options.minutes, options.perturb)
-    answer = measure(play_of)
+    runs = simulated(play_of)  # first: nothing else runs beside the live part
+    go_first()
+    answer = compared(play_of, runs)
     show(answer, play_of)
     if options.json is not None:
         options.json.write_text(json.dumps(document(answer, play_of), indent=1) + "\n")
