@@ -1,6 +1,7 @@
 """How live and simulated are compared; and a few seconds of both."""
 
 from dataclasses import replace
+
 import numpy as np
 import pytest
 
