@@ -82,14 +82,18 @@ class Plan(Section):
         default="fixed",
         description="elastic: pools that cost more apart are merged, and instances move between pools.",
     )
-    epoch_s: float = Field(default=300, ge=5, le=3600, description="Between two plans.")
+    epoch_s: float = Field(
+        default=300, ge=5, le=3600, description="Between two plans of which pools share their instances."
+    )
     calm_s: float = Field(
         default=300, ge=0, description="Fewer instances only once fewer have been enough for so long."
     )
     cover_pct: Percent = Field(
         default=90, description="Share of the epochs whose busiest tenth the load forecast should cover."
     )
-    at_once: Count = Field(default=1, description="Instances of a pool that stop at a time; those that start do so together.")
+    at_once: Count = Field(
+        default=1, description="Instances of a pool that stop at a time; those that start do so together."
+    )
     tries: Count = Field(default=3, description="Failed in a row, and an instance is given up for a while.")
     back_off_s: Positive = Field(default=10, description="After the first failure; doubled by each other.")
     given_up_s: Positive = Field(default=1800, description="Until an instance given up is tried again.")
