@@ -4,9 +4,10 @@ Theory of operation. The floor of the load (`control.floor`) trades watts agains
 a price. A constant safety margin cannot be right for every engine, model and traffic, so the price is
 learned. Every objective has its own, in logarithm, and moves with each request that ends:
 
-* a share objective (1 % of first tokens of a size may be late; the share in time, of requests and of output
-  tokens, may fall `attainment` below that at maximum clock) is a stochastic approximation: down a little with
-  each request, up with each miss, so that it rests where misses come at the rate allowed;
+* a share objective (1 % of first tokens of a size may be late; the share in time, of requests and with E2E
+  objectives of output tokens too, may fall `attainment` below that at maximum clock) is a stochastic
+  approximation: down a little with each request, up with each miss, so that it rests where misses come at
+  the rate allowed;
 * the slowdown objective moves with the ratio of median E2E here to that of the twin (`control.twin`) over the
   last `WINDOW` requests, and up, faster, where the last `LATELY` are `GRACE` beyond it: a load that has
   changed would be noticed over the former when it is gone.
@@ -179,7 +180,7 @@ class Prices:
         self._objectives = objectives
         self._late: dict[str, _Late] = {}
         self._attainment = _Share(rules)
-        self._tokens = _Share(rules)  # the same of output tokens: whoever is long counts for many
+        self._tokens = _Share(rules)  # the same of output tokens, where being late goes with being long
         self._slowdown = 0.0
         self._outputs = Percentile()
         self._mean_output = 0.0
@@ -221,7 +222,8 @@ class Prices:
     def _shares(self) -> Iterator[_Share]:
         yield from self._late.values()
         yield self._attainment
-        yield self._tokens
+        if self._objectives.e2e is not None:
+            yield self._tokens
 
     def observe(self, twinned: Twinned) -> None:
         """A request ended here and in the twin."""

@@ -340,14 +340,18 @@ def test_a_slowdown_that_has_just_begun_is_answered_before_a_long_run_shows_it()
     assert made.price > 1.5 * patient.price
 
 
-def test_long_answers_that_are_late_count_by_their_tokens() -> None:
-    long, short = prices(), prices()
+@pytest.mark.parametrize("e2e", [Seconds(30.0), None])
+def test_long_answers_that_are_late_count_by_their_tokens_where_late_goes_with_long(
+    e2e: Seconds | None,
+) -> None:
+    aims = Objectives(AIMS.ttft, AIMS.tpot, e2e, None)
+    long, short = prices(aims), prices(aims)
     for made, tokens in ((long, 400.0), (short, 20.0)):
         for n in range(600):
             one = twinned(1.03 if n == 500 else 0.5, twin_late=0.95 if n % 50 == 0 else 0.1)
             one.flight.tokens_out = tokens if n == 500 else 20.0
             made.observe(one)
-    assert long.level > short.level + 1.0
+    assert (long.level > short.level + 1.0) == (e2e is not None)
 
 
 def test_prices_know_that_they_are_at_their_bound() -> None:
