@@ -212,7 +212,6 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         self._answered = True
         head_was_done = self._head_done
-        self.deadline = time.monotonic() + self.limits.silence
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -221,6 +220,7 @@ class Connection(asyncio.Protocol):
         if not self._head_done:
             self._more_head(len(data))
             return
+        self.deadline = time.monotonic() + self.limits.silence
         pieces = self._pieces
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()

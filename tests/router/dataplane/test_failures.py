@@ -263,6 +263,21 @@ async def test_an_instance_that_never_answers_is_given_up() -> None:
     assert [report.ending for report in gate.reports] == [Ending.TIMEOUT]
 
 
+async def test_an_instance_that_drips_its_head_is_given_up() -> None:
+    async def script(line: Line, _: Received) -> None:
+        await line.send(b"HTTP/1.1 200 OK\r\nx: ")
+        while not line.writer.is_closing():
+            await line.send(b"y")
+            await asyncio.sleep(0.02)
+
+    async with FakeEngine(script) as engine:
+        gate = FakeGate(engine.endpoint())
+        async with edge(gate, upstream=UpstreamLimits(head=0.2, silence=1000.0)) as it:
+            head, _ = await asyncio.wait_for(ask(it), 30)
+    assert head.startswith(b"HTTP/1.1 504 ")
+    assert [report.ending for report in gate.reports] == [Ending.TIMEOUT]
+
+
 async def test_an_instance_that_falls_silent_in_a_stream_is_given_up() -> None:
     async with FakeEngine(hangs_after(STREAM_HEAD + chunk(event("a")))) as engine:
         gate = FakeGate(engine.endpoint())
