@@ -5,7 +5,6 @@ target changed.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from math import inf
 from control.verify import Action, VerifyRules, judge
 from joulegate.units import MegaHertz, Seconds
 from router.agents import Agent
+from router.news import news
 from router.pools import Member
 from router.power_caps import CapBook
 
@@ -60,9 +60,7 @@ class Node:
 
     async def run(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._pause())
-            self._changed.clear()
+            await news(self._changed, self._pause())
             await self.act()
 
     def _pause(self) -> float:

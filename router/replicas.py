@@ -6,13 +6,13 @@ engines' own gauges and a 1/R share of the headroom remain.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from control.state import LoadBook
 from joulegate.units import Seconds
+from router.news import news
 from router.observe import Condition
 from router.plan_share import PlanShare
 from router.proofs import Proofs
@@ -73,9 +73,7 @@ class Replicas:
         while True:
             await self.tick()
             await asyncio.sleep(AT_MOST_EVERY)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), PERIOD - AT_MOST_EVERY)
-            self._now.clear()
+            await news(self._now, PERIOD - AT_MOST_EVERY)
 
     async def tick(self) -> None:
         """Exchange loads; now and then take or renew the lead."""

@@ -21,6 +21,7 @@ from router.actuators import ActuationFailed, Actuator, Sight
 from router.canary import answer
 from router.fleet import Health
 from router.http_client import ControlClient
+from router.news import news
 from router.plan_share import PlanShare
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Engine
@@ -110,9 +111,7 @@ class Scaler:
         try:
             while True:
                 self.tick()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), PERIOD)
-                self._news.clear()
+                await news(self._news, PERIOD)
         finally:
             self._let_go()
 

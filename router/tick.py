@@ -5,7 +5,6 @@ request's bytes never wait for control.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,6 +17,7 @@ from joulegate.wire import GpuState
 from router.accounts import Accounts, estimate, expect, metered, unmetered
 from router.actuate import Node
 from router.gate import FleetGate
+from router.news import news
 from router.pools import Fleet, Member, Model, Pool
 from router.ports import Engine
 from router.power_tick import PowerTick
@@ -74,9 +74,7 @@ class ControlTick:
 
     async def run(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stepped_up.wait(), self._period)
-            self._stepped_up.clear()
+            await news(self._stepped_up, self._period)
             await self.tick()
 
     async def tick(self) -> None:
