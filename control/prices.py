@@ -9,8 +9,8 @@ learned. Every objective has its own, in logarithm, and moves with each request 
   approximation: down a little with each request, up with each miss, so that it rests where misses come at
   the rate allowed;
 * the slowdown objective moves with the ratio of median E2E here to that of the twin (`control.twin`) over the
-  last `WINDOW` requests, and up, faster, where the last `LATELY` are `GRACE` beyond it: a load that has
-  changed would be noticed over the former when it is gone.
+  last `WINDOW` requests, up faster than down, and up where the last `LATELY` are `GRACE` beyond it: a load
+  that has changed would be noticed over the former when it is gone.
 
 Misses come in bursts, minutes apart, and energy is convex in the price: many small steps around one level
 cost less than a jump after each burst and a long way back. So steps are small, and what makes up for them is
@@ -52,12 +52,12 @@ class PriceRules:
     """Gains and budgets."""
 
     gain: float = 0.05  # of the logarithm, for one miss among requests that all count
-    late: float = 0.006  # share of first tokens that may be late beyond the twin: under the 1 % of a P99
+    late: float = 0.005  # share of first tokens that may be late beyond the twin: half the 1 % of a P99
     attainment: float = 0.0015  # share of requests that may miss beyond the twin's misses
     memory: float = 1500.0  # requests over which misses made and allowed are set off against each other
     haste: float = 3.0  # a price with full credit falls so many times faster, in addition
     slowdown_gain: float = 0.005
-    slowdown_haste: float = 0.02  # for what is beyond GRACE
+    slowdown_haste: float = 0.02  # upwards: a promise is broken sooner than energy is lost
     slowdown_margin: float = 0.02
     lowest: float = 0.01  # of the starting price: below it batches grow until bursts cost more than was saved
     highest: float = 5.0  # misses come in bursts; a price beyond this is maximum clock for most loads
@@ -261,10 +261,10 @@ class Prices:
         self._lately.add(here, there)
         if len(self._long) >= 50:
             aim = limit - rules.slowdown_margin
-            gain = max(rules.slowdown_gain, 0.05 / (1.0 + self._seen / 200.0))
-            step = gain * (self._long.value / aim - 1.0)
-            step += rules.slowdown_haste * max(0.0, self._lately.value / (GRACE * aim) - 1.0)
-            level = self._slowdown + step
+            excess, burst = self._long.value / aim - 1.0, self._lately.value / (GRACE * aim) - 1.0
+            haste = rules.slowdown_haste if excess > 0.0 else rules.slowdown_gain
+            step = max(haste, 0.05 / (1.0 + self._seen / 200.0)) * excess
+            level = self._slowdown + step + rules.slowdown_haste * max(0.0, burst)
             self._slowdown = min(log(rules.highest_slowdown), max(log(rules.lowest), level))
 
 
