@@ -1,6 +1,7 @@
 """Shell: `train latency` and `evaluate latency`."""
 
 import json as jsonlib
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -68,8 +69,17 @@ def train(
         )
 
 
+def _one_thread() -> None:
+    """Many small systems are solved: several threads, where others work too, take ten times the CPU time.
+
+    Libraries read this when they are loaded.
+    """
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+
 def learn(files: Sequence[Path], out: Path, clocks: Sequence[int], seed: int) -> "list[TableModel]":
     """Learn every engine in `files` and write `out`. Raises UserError."""
+    _one_thread()
     import numpy as np
 
     from predictor.artifact import data_hash
@@ -113,6 +123,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Say how well iteration time and power of rows not learned are predicted."""
+    _one_thread()
     from predictor.latency_report import report
 
     if (data is None) == (emulated is None):

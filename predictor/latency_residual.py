@@ -53,11 +53,11 @@ class Residual:
 def fit_residual(work: Work, physics: Array, observed: Array, rng: np.random.Generator) -> Residual:
     """Learn log(observed / physics). `rng` deals rows to folds."""
     left = np.log(observed / physics)
-    inputs, even = features(work, physics), _evened(left, work)
+    inputs, even = features(work, physics), _evened(left)
     unseen = _out_of_fold(inputs, even, rng)
     share = _believed(left, unseen)
     error = np.abs(left - share * unseen)
-    found = fit_pooling(work, even)
+    found = fit_pooling(work, _evened_by_load(left, work))
     pooling = None
     if found is not None:
         pooled = np.abs(left - found[1])
@@ -84,16 +84,22 @@ def features(work: Work, physics: Array) -> Array:
     )
 
 
-def _evened(left: Array, work: Work) -> Array:
-    """Odd rows pulled in: robust at the price of least squares, where a robust loss is ten times slower.
+def _evened(left: Array) -> Array:
+    """Odd rows pulled in: robust at the price of least squares, where a robust loss is ten times slower."""
+    return _pulled_in(left, np.full(len(left), np.median(left)))
 
-    Odd is what is far from the other rows of its load, if it has some; else what is far from all rows.
-    """
+
+def _evened_by_load(left: Array, work: Work) -> Array:
+    """The same where few rows are: what is far from the other rows of its load, if it has some, is odd."""
     loads = np.stack([work.batch, work.context, work.tokens, work.attention], axis=1)
     _, load, size = np.unique(loads, axis=0, return_inverse=True, return_counts=True)
     middle = np.full(len(left), np.median(left))
     for place in np.flatnonzero(size >= LEAST_ALIKE):
         middle[load == place] = np.median(left[load == place])
+    return _pulled_in(left, middle)
+
+
+def _pulled_in(left: Array, middle: Array) -> Array:
     spread = 1.4826 * np.median(np.abs(left - middle))
     return np.asarray(np.clip(left, middle - ODD * spread, middle + ODD * spread))
 

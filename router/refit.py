@@ -8,7 +8,6 @@ metric and the log say so.
 
 import asyncio
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -29,7 +28,6 @@ from router.pools import Fleet, Member
 log = logging.getLogger(__name__)
 LOOK_EVERY = 5.0  # seconds
 PATIENCE = 600.0  # seconds for a child at the lowest priority of a busy machine
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 CHILD = (sys.executable, "-m", "predictor.refit_child")
 
 
@@ -125,7 +123,7 @@ async def _run(words: Sequence[str], said: Path) -> None:
     """What it says goes to a file: a pipe may still be open when a cancelled task has ended."""
     with said.open("wb") as errors:
         try:
-            async with running(words, stderr=errors, env={**os.environ, **ONE_THREAD}) as process:
+            async with running(words, stderr=errors) as process:
                 await asyncio.wait_for(process.wait(), PATIENCE)
         except TimeoutError as error:
             raise RefitFailed(f"not done after {PATIENCE:.0f} s") from error
