@@ -232,6 +232,15 @@ def test_an_engines_error_inside_a_stream_becomes_openais_whatever_its_shape(sen
         assert "bad" in tap.failed
 
 
+def test_a_line_end_too_many_makes_no_difference_to_an_error() -> None:
+    sent = b'data: {}\n\n\ndata: {"error":"bad"}\n\n'
+    outs = set()
+    for cut in range(len(sent)):
+        tap = Tap(CHAT, True)
+        outs.add(tap.feed(sent[:cut]) + tap.feed(sent[cut:]))
+    assert len(outs) == 1, outs
+
+
 def test_a_token_that_reads_error_is_none() -> None:
     tap = Tap(CHAT, True)
     sent = b'data: {"choices":[{"delta":{"content":"error"},"logprobs":{"content":[{"token":"error"}]}}]}\n\n'
