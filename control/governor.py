@@ -2,10 +2,10 @@
 
 Theory of operation (reference: control laws; papers §2.6, §10.3). Each decision is the highest of
 
-1. the *lowest feasible* clock: every queued prompt gets its first token in time, every decode step is
-   within the TPOT objective and `max_slowdown`, queued prompts leave short answers their TPOT, every E2E
-   objective that maximum clock would keep is kept as the batch drains. Higher clocks are never slower, so a
-   binary search finds it;
+1. the *lowest feasible* clock: every queued prompt gets its first token in time, a decode step and the time
+   that prompts take between two of them are within the TPOT objective, steps within `max_slowdown`, queued
+   prompts leave short answers their TPOT, every E2E objective that maximum clock would keep is kept as the
+   batch drains. Higher clocks are never slower, so a binary search finds it;
 2. the *floor of the load* (`control.floor`): below it energy rises again, because batches grow. Its price
    for delay is what keeps room for the bursts that have not come yet: it is learned from objectives missed
    (`control.prices`).
@@ -273,8 +273,9 @@ def _overflows(instance: Instance) -> bool:
 
 
 def _steps_in_time(case: _Case, clock: MegaHertz) -> bool:
+    """TPOT is a mean: a decode step, and the share of the time that prompts have taken of late."""
     guard = 1.0 if clock == case.model.clocks[-1] else case.guard
-    return case.pace(clock).step * guard <= case.objectives.tpot
+    return case.pace(clock).step * guard <= (1.0 - case.share) * case.objectives.tpot
 
 
 def _slowed_enough(case: _Case, clock: MegaHertz) -> bool:

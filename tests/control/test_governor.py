@@ -124,11 +124,14 @@ def test_the_floor_of_the_load_is_respected(decoding: list[int], waiting: list[i
 
 
 @settings(deadline=None)
-@given(contexts)
-def test_a_step_is_within_tpot_or_the_clock_is_at_its_maximum(decoding: list[int]) -> None:
-    decision, _ = choose(instance(decoding), Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
+@given(contexts, st.floats(0.0, 0.8))
+def test_a_step_and_prompts_are_within_tpot_or_the_clock_is_at_its_maximum(
+    decoding: list[int], prompts: float
+) -> None:
+    outlook = Outlook(floor=LOW, prompt_share=prompts)
+    decision, _ = choose(instance(decoding), outlook, PLAIN, RULES, Memory(), NOW)
     assert decision.tpot is not None
-    assert decision.tpot <= PLAIN.tpot or decision.clock == MAX
+    assert decision.tpot / (1.0 - prompts) <= PLAIN.tpot * 1.0001 or decision.clock == MAX
 
 
 @settings(deadline=None)
