@@ -124,14 +124,17 @@ def test_the_floor_of_the_load_is_respected(decoding: list[int], waiting: list[i
 
 
 @settings(deadline=None)
-@given(contexts, st.floats(0.0, 0.8))
+@given(contexts.filter(bool), st.floats(0.0, 0.8), st.floats(1.0, 4.0))
 def test_a_step_and_prompts_are_within_tpot_or_the_clock_is_at_its_maximum(
-    decoding: list[int], prompts: float
+    decoding: list[int], share: float, slack: float
 ) -> None:
-    outlook = Outlook(floor=LOW, prompt_share=prompts)
-    decision, _ = choose(instance(decoding), outlook, PLAIN, RULES, Memory(), NOW)
+    made = instance(decoding)
+    at_max, _ = choose(made, Outlook(floor=MAX), PLAIN, RULES, Memory(), NOW)
+    assert at_max.tpot is not None
+    aims = Objectives(PLAIN.ttft, Seconds(slack * at_max.tpot), None, None)
+    decision, _ = choose(made, Outlook(floor=LOW, prompt_share=share), aims, RULES, Memory(), NOW)
     assert decision.tpot is not None
-    assert decision.tpot / (1.0 - prompts) <= PLAIN.tpot * 1.0001 or decision.clock == MAX
+    assert decision.tpot / (1.0 - share) <= aims.tpot * 1.0001 or decision.clock == MAX
 
 
 @settings(deadline=None)
