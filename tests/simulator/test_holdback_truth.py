@@ -45,7 +45,11 @@ class HeldBack(Cluster):
 
     def _decide(self, station: Station, now: float) -> bool:
         raised = super()._decide(station, now)
-        return station.set_clock(None, now) if self.meter.held else raised
+        if not self.meter.held:
+            return raised
+        raised = station.set_clock(None, now)
+        self._watch(station)  # at another clock it has news at another time
+        return raised
 
     def _tick(self, now: float) -> None:
         super()._tick(now)
