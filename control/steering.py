@@ -120,7 +120,7 @@ class Steering:
         self.governor = governor
         self.share = share
         self._rng = rng
-        self._places: Layout = {}
+        self.places: Layout = {}
         self._lay_out()
 
     def join(self, instance: Instance) -> None:
@@ -141,7 +141,7 @@ class Steering:
 
     def _lay_out(self) -> None:
         instances = [s.instance for s in self.steered.values()]
-        self._places = layout(self.queues, instances)
+        self.places = layout(self.queues, instances)
         for instance in instances:
             instance.book.join(self.pools[instance.pool].queue.tenants)
         for name, state in self.pools.items():
@@ -172,7 +172,7 @@ class Steering:
         state = self._arrived(flight, pool, now)
         if not self.queued and now - flight.arrived < TIMELY * flight.ttft:  # as `assign`, for one alone
             grant = self._at_home(flight, now) if flight.session else None
-            grant = grant or place(flight, self._places[pool], self._rng, now, self.share)
+            grant = grant or place(flight, self.places[pool], self._rng, now, self.share)
             if grant is not None:
                 return Outcome(grants=(grant,))
         if why := state.queue.refusal(flight, self.admission):
@@ -191,11 +191,9 @@ class Steering:
     def _at_home(self, flight: Flight, now: Seconds) -> Grant | None:
         """Where most of the session is cached, whatever pool that is in now, while objectives hold there."""
         homes = (s.instance for s in self.steered.values() if flight.session in s.instance.sessions)
-        able = [
-            home
-            for home in homes
-            if takes_prompts(home, now) and not held_back(flight, self._places[home.pool][0])
-        ]
+        open_now = [home for home in homes if takes_prompts(home, now)]
+        waits = {pool: held_back(flight, self.places[pool][0]) for pool in {home.pool for home in open_now}}
+        able = [home for home in open_now if not waits[home.pool]]
         found = pick(flight, able, self._rng, self.share)
         if found is None or found.reason != "session":
             return None
@@ -204,7 +202,7 @@ class Steering:
 
     def assign(self, now: Seconds) -> Outcome:
         """Work off the queues; call it whenever room may have come free."""
-        return assign(self._places, self.admission, self._rng, now, self.share)
+        return assign(self.places, self.admission, self._rng, now, self.share)
 
     def next_look(self, now: Seconds) -> Seconds:
         """When the queues are worth another look although nothing was heard: an engine will need prompts.

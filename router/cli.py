@@ -107,26 +107,23 @@ def recheck(
     """Decide again what a gateway recorded: the same, one by one? Exit code 1 where it is not."""
     from control.playback import playback
 
-    decisions, different = 0, []
+    decisions, different, first = 0, 0, None
     try:
         with recording.open("rb") as lines:
             for step in playback(lines):
                 decisions += 1
                 if not step.same:
-                    different.append(step)
+                    different, first = different + 1, first or step
     except OSError as error:
         raise UserError(f"cannot read {recording}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{recording} is no recording: {error!r}", "control.record_file makes one") from error
-    first = different[0] if different else None
     if json:
-        _print_json({"decisions": decisions, "different": len(different), "first": first})
+        _print_json({"decisions": decisions, "different": different, "first": first})
     elif first is None:
         sys.stdout.write(f"{decisions} decisions, all as recorded\n")
     else:
-        sys.stdout.write(
-            f"{len(different)} of {decisions} decisions differ; the first in line {first.line}:\n"
-        )
+        sys.stdout.write(f"{different} of {decisions} decisions differ; the first in line {first.line}:\n")
         sys.stdout.write(f"recorded: {first.recorded}\nnow:      {first.played}\n")
     raise typer.Exit(1 if different else 0)
 

@@ -7,7 +7,6 @@ What is taken back ends before its first byte, so the relay asks another instanc
 import asyncio
 import logging
 
-from control.admission import layout
 from control.emergency import Relief, Rung, relieve
 from joulegate.units import Seconds
 from router.errors import Resteered, Squashed, UpstreamError
@@ -35,8 +34,8 @@ class Rescue:
                     self._relieve(model, model.pools[member.law.pool], member, now)
 
     def _relieve(self, model: Model, pool: Pool, member: Member, now: Seconds) -> None:
-        places = layout(model.steering.queues, [each.law for each in model.members.values()])
-        others = [law for tier in places[pool.name] for law in tier.instances if law is not member.law]
+        tiers = model.steering.places[pool.name]
+        others = [law for tier in tiers for law in tier.instances if law is not member.law]
         for relief in relieve(member.law, others, pool.rules.shed, now):
             if relief.stuck and relief.rung is Rung.RESTEER and member.status.health is Health.UP:
                 member.status.signal(Signal.REQUEST_FAILED, now, STUCK)  # asked last from now on, not dead

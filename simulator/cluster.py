@@ -271,10 +271,15 @@ class Cluster:
         """A new clock for one instance; True if it was raised."""
         before = station.law.clock
         decision = self._steering.tick(station.law, Seconds(now))
-        if station.set_clock(decision.clock, now):
+        changed = self._set_clock(station, decision.clock, now)
+        return changed and (station.law.clock or NEVER) > (before or NEVER)
+
+    def _set_clock(self, station: Station, clock: MegaHertz | None, now: float) -> bool:
+        """False if it was that already. At another clock a station has news at another time."""
+        changed = station.set_clock(clock, now)
+        if changed:
             self._watch(station)
-            return (station.law.clock or NEVER) > (before or NEVER)
-        return False
+        return changed
 
     def _rescale(self, now: float) -> None:
         """Start or stop instances, as the planner says."""

@@ -252,9 +252,22 @@ class Site:
         """What `near` and `far` may clock to now, as the driver would have it."""
         return [gpu.clock_at(Seconds(time.monotonic())) for gpu in self.plant.gpus]
 
+    def until(self, condition: Callable[[], object]) -> float:
+        """As `until`, and does what systemd does: an agent ended by its watchdog is started again.
+
+        One that stood still past its deadline is, also where it was the machine that stood still.
+        """
+
+        def holds() -> object:
+            if self.agent.running is not None and self.agent.running.poll() is not None:
+                self.agent.start()
+            return condition()
+
+        return until(holds)
+
     def governed(self) -> float:
         """Wait until both are below default."""
-        return until(lambda: max(self.ceilings()) < TOP)
+        return self.until(lambda: max(self.ceilings()) < TOP)
 
     def at_default(self, gpu: int | None = None) -> float:
         """Seconds until the GPU (none: both) has its default clock back."""
@@ -262,7 +275,7 @@ class Site:
 
     def settled(self) -> float:
         """Seconds until everything is normal again."""
-        return max(until(gateway.is_normal) for gateway in self.gateways)
+        return max(self.until(gateway.is_normal) for gateway in self.gateways)
 
     def restart(self, engine: str) -> None:
         self.engines[engine].start()

@@ -47,9 +47,7 @@ class HeldBack(Cluster):
         raised = super()._decide(station, now)
         if not self.meter.held:
             return raised
-        raised = station.set_clock(None, now)
-        self._watch(station)  # at another clock it has news at another time
-        return raised
+        return self._set_clock(station, None, now)
 
     def _tick(self, now: float) -> None:
         super()._tick(now)
