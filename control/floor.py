@@ -53,21 +53,24 @@ class Steady:
 def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, factor: float = 1.0) -> Steady:
     """Requests in the system, watts per GPU and the share of prompts at `clock`."""
     unstable = Steady(float("inf"), float("inf"), 1.0)
-    prompt = _prompt_batch(demand, chunk)
+    prompt_tokens, iterations = _prompt_batch(demand, chunk)
+    each = demand.context_tokens + 0.5 * demand.output_tokens
+    prompts_per_s, tokens_per_s = demand.rate * iterations, demand.rate * demand.output_tokens
+    plain = Batch()
+    with_prompt = Batch(0, 0.0, prompt_tokens, 0.5 * prompt_tokens * prompt_tokens)
     batch, busy = 1.0, 0.5
     for _ in range(ROUNDS):
-        running = max(1.0, batch / busy)
-        plain, with_prompt = _batches(running, demand, prompt)
+        _fill(max(1.0, batch / busy), each, plain, with_prompt)
         step = model.iteration_time(plain, clock) * factor
-        extra = demand.rate * prompt[1] * (model.iteration_time(with_prompt, clock) * factor - step)
+        extra = prompts_per_s * (model.iteration_time(with_prompt, clock) * factor - step)
         if extra >= 0.95:
             return unstable
-        batch = min(4096.0, demand.rate * demand.output_tokens * step / (1.0 - extra))
+        batch = min(4096.0, tokens_per_s * step / (1.0 - extra))
         busy = max(1e-6, 1.0 - exp(-batch))
     if batch >= 4096.0:
         return unstable
-    plain, with_prompt = _batches(max(1.0, batch / busy), demand, prompt)
-    work = demand.rate * prompt[1] * model.iteration_time(with_prompt, clock) * factor
+    _fill(max(1.0, batch / busy), each, plain, with_prompt)
+    work = prompts_per_s * model.iteration_time(with_prompt, clock) * factor
     if work >= 0.95:
         return unstable
     prompts = min(busy, work)
@@ -126,13 +129,13 @@ def going_price(model: EngineModel, demand: Demand, chunk: int, stretch: float, 
     return max(0.0, (fast.watts - slow.watts) / longer) if 0.0 < longer < float("inf") else 0.0
 
 
-def _prompt_batch(demand: Demand, chunk: int) -> tuple[float, float]:
+def _prompt_batch(demand: Demand, chunk: int) -> tuple[int, float]:
     """(tokens of one prompt iteration, such iterations per request)."""
     n = max(1.0, demand.input_tokens)
-    return (n, 1.0) if n <= chunk else (float(chunk), n / chunk)
+    return (int(n), 1.0) if n <= chunk else (chunk, n / chunk)
 
 
-def _batches(running: float, demand: Demand, prompt: tuple[float, float]) -> tuple[Batch, Batch]:
-    context = running * (demand.context_tokens + 0.5 * demand.output_tokens)
-    b, n = round(running), int(prompt[0])
-    return Batch(b, context), Batch(b, context, n, 0.5 * n * n)
+def _fill(running: float, each: float, plain: Batch, with_prompt: Batch) -> None:
+    """Both with so many sequences of `each` tokens: they are made once, not in every round."""
+    plain.decoding = with_prompt.decoding = round(running)
+    plain.context_tokens = with_prompt.context_tokens = running * each

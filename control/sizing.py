@@ -95,71 +95,70 @@ class Terms:
     rules: PlanRules = field(default_factory=PlanRules)
 
 
-def best_count(stock: Sequence[Stock], demand: Demand, expected: float, terms: Terms) -> int:
-    """The count with the least watts at `demand` among those that carry `expected` requests/s.
+class Loaded:
+    """A stock under a load: what each kind carries of it and what so many draw, each worked out once."""
+
+    def __init__(self, stock: Sequence[Stock], demand: Demand, terms: Terms) -> None:
+        self.stock = stock
+        self.demand = demand
+        self.rates = [carries(each.kind, demand, terms.tpot, terms.rules) for each in stock]
+        self._terms = terms
+        self._watts: dict[int, Watts] = {}
+
+    def watts(self, count: int) -> Watts:
+        """Of `count` instances, above what they would draw stopped."""
+        if count not in self._watts:
+            self._watts[count] = self._drawn(count)
+        return self._watts[count]
+
+    def fewest(self, expected: float) -> int:
+        """That carry `expected` requests/s: at least one, at most all."""
+        count, left = 0, expected
+        for each, rate in zip(self.stock, self.rates, strict=True):
+            needed = ceil(left / rate - 1e-9) if rate > 0.0 else each.have
+            count += min(each.have, max(0, needed))
+            left -= each.have * rate
+            if left <= 0.0:
+                break
+        return max(1, count)
+
+    def _drawn(self, count: int) -> Watts:
+        demand, terms, taken, before = self.demand, self._terms, list[int](), 0
+        for each in self.stock:
+            taken.append(min(each.have, max(0, count - before)))
+            before += each.have
+        carried = sum(n * rate for n, rate in zip(taken, self.rates, strict=True))
+        total = 0.0
+        for each, n, rate in zip(self.stock, taken, self.rates, strict=True):
+            if n:
+                part = demand.rate * rate / carried if carried > 0.0 else demand.rate / count
+                watts = watts_at(each.kind, replace(demand, rate=part), terms.price, terms.rules)
+                total += n * each.kind.tp * (watts - each.stopped_watts)
+        return Watts(total)
+
+
+def best_count(loaded: Loaded, expected: float) -> int:
+    """The count with the least watts at the load among those that carry `expected` requests/s.
 
     All of them where that is not enough.
     """
-    rates = [carries(each.kind, demand, terms.tpot, terms.rules) for each in stock]
-    have = sum(each.have for each in stock)
-    fewest = _fewest(stock, rates, expected)
+    have = sum(each.have for each in loaded.stock)
+    fewest = loaded.fewest(expected)
     if fewest >= have:
         return have
     step, most = max(1, fewest // (2 * STEPS)), min(have, fewest + max(2, ceil(0.5 * fewest)))
-    best, least = fewest, watts_of(stock, rates, fewest, demand, terms)
+    best = fewest
     for count in range(fewest + step, most + 1, step):  # watts fall, then rise with the count
-        watts = watts_of(stock, rates, count, demand, terms)
-        if watts >= least:
+        if loaded.watts(count) >= loaded.watts(best):
             break
-        best, least = count, watts
+        best = count
     return best
 
 
-def _fewest(stock: Sequence[Stock], rates: Sequence[float], expected: float) -> int:
-    """At least one, at most all."""
-    count, left = 0, expected
-    for each, rate in zip(stock, rates, strict=True):
-        needed = ceil(left / rate - 1e-9) if rate > 0.0 else each.have
-        count += min(each.have, max(0, needed))
-        left -= each.have * rate
-        if left <= 0.0:
-            break
-    return max(1, count)
-
-
-def watts_of(
-    stock: Sequence[Stock], rates: Sequence[float], count: int, demand: Demand, terms: Terms
-) -> Watts:
-    """Of `count` instances under `demand`, above what they would draw stopped."""
-    taken = [
-        min(each.have, max(0, count - before)) for each, before in zip(stock, _before(stock), strict=True)
-    ]
-    carried = sum(n * rate for n, rate in zip(taken, rates, strict=True))
-    total = 0.0
-    for each, n, rate in zip(stock, taken, rates, strict=True):
-        if n:
-            share = replace(
-                demand, rate=demand.rate * rate / carried if carried > 0.0 else demand.rate / count
-            )
-            total += (
-                n * each.kind.tp * (watts_at(each.kind, share, terms.price, terms.rules) - each.stopped_watts)
-            )
-    return Watts(total)
-
-
-def _before(stock: Sequence[Stock]) -> Iterator[int]:
-    count = 0
-    for each in stock:
-        yield count
-        count += each.have
-
-
-def pays(stock: Sequence[Stock], demand: Demand, up: int, fewer: int, within: Seconds, terms: Terms) -> bool:
+def pays(loaded: Loaded, up: int, fewer: int, within: Seconds) -> bool:
     """Whether stopping saves more within that time than starting again will cost."""
-    rates = [carries(each.kind, demand, terms.tpot, terms.rules) for each in stock]
-    now, then = (watts_of(stock, rates, count, demand, terms) for count in (up, fewer))
-    dearest = max(each.start_joules + each.stop_joules for each in stock)
-    return (now - then) * within > (up - fewer) * dearest
+    dearest = max(each.start_joules + each.stop_joules for each in loaded.stock)
+    return (loaded.watts(up) - loaded.watts(fewer)) * within > (up - fewer) * dearest
 
 
 def length_bias(pairs: Collection[tuple[float, float]]) -> float:
@@ -191,7 +190,8 @@ class Sizing:
             self._asked, self.sentence = 0, "nothing comes"
             return
         demand = replace(load, output_tokens=max(1.0, seen.bias * load.output_tokens))
-        one = carries(stock[0].kind, demand, terms.tpot, terms.rules)
+        loaded = Loaded(stock, demand, terms)
+        one = loaded.rates[0]
         if one <= 0.0:
             self._asked, self.sentence = None, "not one such request is carried within its objectives"
             return
@@ -199,9 +199,9 @@ class Sizing:
         if known:
             self.growth.see(demand.rate / one, stock[0].kind.start)
         expected = max(demand.rate, self.growth.expected * one)
-        asked = best_count(stock, demand, expected, terms)
+        asked = best_count(loaded, expected)
         self.sentence = f"{asked} for {demand.rate:.3g} requests/s, and {expected:.3g} until one more serves"
-        if asked < up and not (known and pays(stock, demand, up, asked, PAID_BACK, terms)):
+        if asked < up and not (known and pays(loaded, up, asked, PAID_BACK)):
             self.sentence += f"; {up} go on: {'stopping would not pay' if known else 'seen for too short'}"
             asked = up
         self._asked = asked
@@ -219,10 +219,10 @@ def best_kind(stocks: Sequence[Stock], demand: Demand, terms: Terms) -> tuple[St
     """The kind that carries a load alone with the least watts, and its count; None if none can."""
     found = []
     for each in stocks:
-        rate = carries(each.kind, demand, terms.tpot, terms.rules)
-        if rate * each.have >= demand.rate > 0.0:
-            count = best_count((each,), demand, demand.rate, terms)
-            found.append((watts_of((each,), (rate,), count, demand, terms), each, count))
+        loaded = Loaded((each,), demand, terms)
+        if loaded.rates[0] * each.have >= demand.rate > 0.0:
+            count = best_count(loaded, demand.rate)
+            found.append((loaded.watts(count), each, count))
     if not found:
         return None
     _, stock, count = min(found, key=lambda one: one[0])

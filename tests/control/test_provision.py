@@ -10,7 +10,7 @@ from control.fleet_solver import solve
 from control.floor import Demand
 from control.planner import Kind, PlanRules, Stock
 from control.provision import PoolNeed, Provision, Question, Solution, provision
-from control.sizing import Terms, best_count
+from control.sizing import Loaded, Terms, best_count
 from control.state import Limits
 from joulegate.domain import Objectives
 from joulegate.engine_profile import parse_profile
@@ -76,7 +76,7 @@ def test_as_many_are_planned_as_the_law_of_one_pool_asks_for(rate: float) -> Non
     pool = need("all", rate, have=12, up=12)
     stock, terms = replace(pool.stock[0], have=12), Terms(OBJECTIVES.tpot)
     assert pool.demand is not None
-    alone = best_count((stock,), pool.demand, pool.expected, terms)
+    alone = best_count(Loaded((stock,), pool.demand, terms), pool.expected)
     assert abs(asked(pool).counts["all"] - alone) <= 1
 
 

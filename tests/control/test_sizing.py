@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from control.floor import Demand
 from control.planner import Kind, PlanRules, Stock, carries, enough
-from control.sizing import LOOK, MEMORY, Growth, Seen, Sizing, Terms, best_count, best_kind, length_bias, pays
+from control.sizing import (
+    LOOK,
+    MEMORY,
+    Growth,
+    Loaded,
+    Seen,
+    Sizing,
+    Terms,
+    best_count,
+    best_kind,
+    length_bias,
+    pays,
+)
 from control.state import Limits
 from joulegate.engine_profile import parse_profile
 from joulegate.units import Seconds, Watts
@@ -54,14 +66,14 @@ def counts(sizing: Sizing, rates: list[float], up: int = 1, least: int = 1, have
 def test_what_runs_is_enough_at_maximum_clock_for_what_the_load_may_become(
     rate: float, grown: float, tp: int
 ) -> None:
-    count = best_count((STOCKS[tp],), demand(rate), grown * rate, TERMS)
+    count = best_count(Loaded((STOCKS[tp],), demand(rate), TERMS), grown * rate)
     assert count == 32 or enough(STOCKS[tp].kind, demand(grown * rate), count, TPOT, RULES)
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.floats(0.5, 40.0), st.floats(1.0, 1.5))
 def test_more_load_to_come_never_asks_for_fewer(rate: float, more: float) -> None:
-    here, there = (best_count((STOCKS[4],), demand(rate), rate * by, TERMS) for by in (1.0, more))
+    here, there = (best_count(Loaded((STOCKS[4],), demand(rate), TERMS), rate * by) for by in (1.0, more))
     assert there >= here
 
 
@@ -69,20 +81,22 @@ def test_where_clocks_are_not_ours_the_fewest_run() -> None:
     at_top = Terms(TPOT, rules=PlanRules(full_speed=True))
     for rate in (3.0, 10.0, 30.0):
         fewest = next(n for n in range(1, 33) if rate <= n * ONE)
-        assert best_count((STOCKS[4],), demand(rate), rate, at_top) == fewest
-        assert best_count((STOCKS[4],), demand(rate), rate, TERMS) >= fewest
+        assert best_count(Loaded((STOCKS[4],), demand(rate), at_top), rate) == fewest
+        assert best_count(Loaded((STOCKS[4],), demand(rate), TERMS), rate) >= fewest
 
 
 def test_kinds_that_are_mixed_count_for_what_each_carries() -> None:
     large, small = stock(8, have=1), stock(2, have=8)
-    mixed = best_count((large, small), demand(12.0), 12.0, Terms(TPOT, rules=PlanRules(full_speed=True)))
+    mixed = best_count(
+        Loaded((large, small), demand(12.0), Terms(TPOT, rules=PlanRules(full_speed=True))), 12.0
+    )
     rates = [carries(each.kind, demand(1.0), TPOT, RULES) for each in (large, small)]
     assert rates[0] + (mixed - 1) * rates[1] >= 12.0 or mixed == 9
     assert mixed == 1 or rates[0] + (mixed - 2) * rates[1] < 12.0
 
 
 def test_a_load_that_nothing_carries_takes_all_there_is() -> None:
-    assert best_count((stock(4, have=3),), demand(1e4), 1e4, TERMS) == 3
+    assert best_count(Loaded((stock(4, have=3),), demand(1e4), TERMS), 1e4) == 3
 
 
 def test_the_best_kind_is_the_one_with_the_least_watts_that_carries_it() -> None:
@@ -136,9 +150,9 @@ def test_without_a_latency_model_what_runs_goes_on() -> None:
 def test_stopping_what_would_cost_more_to_start_again_does_not_pay() -> None:
     asleep = stock(4, stopped=STOCKS[4].kind.model.idle_watts)
     few = demand(0.5 * ONE)
-    assert pays((STOCKS[4],), few, 4, 1, Seconds(300.0), TERMS)
-    assert not pays((STOCKS[4],), few, 4, 1, Seconds(10.0), TERMS)
-    assert not pays((asleep,), few, 2, 1, Seconds(1.0), TERMS)
+    assert pays(Loaded((STOCKS[4],), few, TERMS), 4, 1, Seconds(300.0))
+    assert not pays(Loaded((STOCKS[4],), few, TERMS), 4, 1, Seconds(10.0))
+    assert not pays(Loaded((asleep,), few, TERMS), 2, 1, Seconds(1.0))
 
 
 def test_a_load_that_doubles_now_and_then_gets_twice_the_instances_and_a_steady_one_does_not() -> None:
