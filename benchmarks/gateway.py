@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.fake_upstream import MODEL
-from benchmarks.processes import free_ports, running, wait_until_ready
+from benchmarks.processes import free_ports, kept, wait_until_ready
 from benchmarks.proxies import API_KEY, ROOT, Place, Proxy
 from gpu_agent.plant import GpuSpec, Plant
 from joulegate.engine_profile import parse_profile
@@ -61,7 +61,7 @@ def agent(place: Place, node: str, gpus: int) -> dict[str, str]:
     file.write_text(json.dumps(told, indent=1))
     log = place.folder / f"{node}.log"
     argv = [str(COMMAND), "agent", "-c", str(file), "--with-watchdog"]
-    process = place.stack.enter_context(running(argv, log))
+    process = place.stack.enter_context(kept(argv, log))
     wait_until_ready(process, port, "/healthz", log)
     return {"name": node, "url": f"http://127.0.0.1:{port}"}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway import COMMAND
-from benchmarks.processes import free_ports, running, wait_until_ready
+from benchmarks.processes import free_ports, kept, running, wait_until_ready
 from gpu_agent.plant import Plant
 from joulegate.domain import Objectives
 from joulegate.units import MegaHertz, Seconds
@@ -64,7 +64,7 @@ def standing(folder: Path, profile: Path, objectives: Objectives, perturb: bool)
     tend = [str(COMMAND), "agent", "-c", str(folder / "agent.yaml"), "--with-watchdog"]
     with running(emulate, folder / "emulate.log") as engines:
         wait_until_ready(engines, free, "/health", folder / "emulate.log")
-        with running(tend, folder / "agent.log"), running(serve, folder / "serve.log") as process:
+        with kept(tend, folder / "agent.log"), running(serve, folder / "serve.log") as process:
             wait_until_ready(process, gateway, "/readyz", folder / "serve.log")
             url = f"http://127.0.0.1:{gateway}"
             wait_until_proven(url)

@@ -5,9 +5,10 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -34,7 +35,7 @@ def running(
     argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The process and, at the end, none of its group left."""
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -47,6 +48,31 @@ def running(
         yield process
     finally:
         stop(process)
+
+
+@contextmanager
+def kept(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """As `running`, and does what systemd does: one that was killed is started again.
+
+    A watchdog kills its agent where the machine stood still, and a run of an hour would go on without clocks.
+    """
+    ending = threading.Event()
+    with ExitStack() as stack:
+        lives = [stack.enter_context(running(argv, log))]
+
+        def keep() -> None:
+            while lives[-1].wait() == -signal.SIGKILL and not ending.is_set():
+                lives.append(stack.enter_context(running(argv, log)))
+
+        keeper = threading.Thread(target=keep)
+        keeper.start()
+        try:
+            yield lives[0]
+        finally:
+            ending.set()
+            while keeper.is_alive():  # it may just have started another
+                stop(lives[-1])
+                keeper.join(0.1)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -103,10 +103,23 @@ async def standing(demo: Demo) -> AsyncIterator[tuple[Side, Side]]:
         demo.say("starting two emulated fleets: 2 x 6 H100s, agents, watchdogs, gateways")
         await asyncio.gather(*(side.start() for side in sides))
         await sides[0].proven()  # it asks its engines for a few tokens: before either fleet is measured
-        yield sides[0], sides[1]
+        tending = asyncio.create_task(_tend(demo, sides))
+        try:
+            yield sides[0], sides[1]
+        finally:
+            tending.cancel()
+            await asyncio.gather(tending, return_exceptions=True)
     finally:
         for side in sides:
             side.stop()
+
+
+async def _tend(demo: Demo, sides: Sequence[Side]) -> None:
+    while True:
+        for side in sides:
+            if side.revive():
+                demo.say(f"the agent of {side.name} stood still and was ended by its watchdog: started again")
+        await asyncio.sleep(LOOK_EVERY)
 
 
 async def run(demo: Demo, sides: tuple[Side, Side]) -> DemoResult:

@@ -27,6 +27,7 @@ INSTANCES_PER_POOL = 2
 READY_WITHIN = 60.0  # seconds; the processes import at the same time on what may be a small machine
 PR_SET_PDEATHSIG = 1
 STOP_WITHIN = 5.0  # seconds for clocks to be given back
+AGENT = ("agent", "-c", "agent.yaml", "--with-watchdog")
 
 
 @dataclass(slots=True)
@@ -63,13 +64,24 @@ class Side:
         """Start all three and wait until the gateway can serve. Raises UserError with the log's end."""
         self._spawn("emulate", "-c", "fleet.yaml")
         await self._until("emulator did not start", f"{self.engines[0]}/emulator/stats")
-        self._spawn("agent", "-c", "agent.yaml", "--with-watchdog")
+        self._spawn(*AGENT)
         self._spawn("serve", "-c", "gateway.yaml")
         await self._until("gateway did not start", f"{self.url}/readyz")
 
     async def proven(self) -> None:
         """Wait until every instance was seen to work on its GPU. Raises UserError as `start` does."""
         await self._until("instances were not found on their GPUs", f"{self.url}/admin/fleet", all_proven)
+
+    def revive(self) -> bool:
+        """Do what systemd does: start an agent that was killed again. Whether there was one.
+
+        Its watchdog kills one that stood still past its deadline, also where it was the machine that did.
+        """
+        agent = self.processes.get(AGENT[0])
+        if agent is None or agent.poll() != -signal.SIGKILL:
+            return False
+        self._spawn(*AGENT)
+        return True
 
     def stop(self) -> None:
         """Gateway first, so that it gives its clocks back; then the rest."""
@@ -82,7 +94,7 @@ class Side:
                 process.wait()
 
     def _spawn(self, *words: str) -> None:
-        with (self.folder / f"{words[0]}.log").open("wb") as log:
+        with (self.folder / f"{words[0]}.log").open("ab") as log:
             self.processes[words[0]] = subprocess.Popen(
                 [sys.executable, "-m", "joulegate", *words],
                 cwd=self.folder,
@@ -100,6 +112,7 @@ class Side:
         loop = asyncio.get_running_loop()
         end = loop.time() + READY_WITHIN
         while loop.time() < end:
+            self.revive()
             if any(process.poll() is not None for process in self.processes.values()):
                 break
             answer = await fetch_json(url)

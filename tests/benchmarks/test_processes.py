@@ -5,9 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import DidNotStart, cpu_seconds, free_ports, rss_mb, running, tree, wait_until_ready
+from benchmarks.processes import (
+    DidNotStart,
+    cpu_seconds,
+    free_ports,
+    kept,
+    rss_mb,
+    running,
+    tree,
+    wait_until_ready,
+)
 
 BURN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
+NAMED = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n"
 HOLD = "import sys, time\nheld = b'x' * 60_000_000\nprint(flush=True)\ntime.sleep(60)\n"
 
 
@@ -34,6 +44,25 @@ def test_nothing_of_a_process_group_is_left(tmp_path: Path) -> None:
     deadline = time.monotonic() + 10
     while any(alive(pid) for pid in members):
         assert time.monotonic() < deadline, "killed, but still there"
+        time.sleep(0.01)
+
+
+def test_one_that_is_killed_is_started_again_and_is_gone_at_the_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with kept([sys.executable, "-c", NAMED], log) as first:
+        wait_for_lives(log, 1)
+        first.kill()
+        wait_for_lives(log, 2)
+    pids = [int(line) for line in log.read_text().split()]
+    assert pids[0] == first.pid
+    assert len(set(pids)) == 2
+    assert not any(alive(pid) for pid in pids)
+
+
+def wait_for_lives(log: Path, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while log.read_text().count("\n") < count:
+        assert time.monotonic() < deadline, "it was not started"
         time.sleep(0.01)
 
 

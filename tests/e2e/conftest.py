@@ -29,7 +29,7 @@ def until() -> Callable[[Callable[[], object]], None]:
     """Wait until a condition holds; the wait is bounded so that a failure is one."""
 
     def wait(condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 30.0
+        end = time.monotonic() + 60.0
         while not condition():
             assert time.monotonic() < end, f"never came true: {condition}"
             time.sleep(0.02)

@@ -69,6 +69,11 @@ class Site:
         """What every GPU may clock to now, as the driver would have it."""
         return [gpu.clock_at(Seconds(time.monotonic())) for gpu in self.plant.gpus]
 
+    def tended(self) -> list[MegaHertz]:
+        """As `ceilings`; an agent that its watchdog ended, as the machine stood still, is started again."""
+        self.side.revive()
+        return self.ceilings()
+
     def fleet(self) -> dict[str, dict[str, object]]:
         """/admin/fleet, instances by name."""
         picture = self.http.get("/admin/fleet").json()

@@ -34,7 +34,7 @@ def state(site: Site, name: str) -> object:
 def test_gpus_named_the_wrong_way_round_are_found_out_and_left_alone(mistaken: Site, until: Until) -> None:
     site = mistaken
     until(lambda: all(state(site, name) == "proven" for name in list(site.fleet())[2:]))
-    until(lambda: max(site.ceilings()[2:]) < TOP)
+    until(lambda: max(site.tended()[2:]) < TOP)
     until(lambda: [state(site, name) for name in ("short-0", "short-1")] == ["wrong", "wrong"])
     assert site.ceilings()[:2] == [TOP, TOP]
     said = str(site.fleet()["short-0"]["clocks_left_alone"])

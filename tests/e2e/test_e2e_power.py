@@ -85,7 +85,7 @@ def test_an_emergency_sheds_a_quarter_within_ten_seconds_and_ends_by_itself(
 ) -> None:
     site, alarm = powered, powered.side.folder / "on-battery"
     until(lambda: drawn(site) > 0.75 * BUDGET)
-    until(lambda: min(site.ceilings()) < 1980)
+    until(lambda: min(site.tended()) < 1980)
     alarm.touch()
     until(lambda: power(site)["phase"] == "emergency")
     until(lambda: emergencies(site)[-1]["within_budget_after_s"] is not None)
@@ -110,7 +110,7 @@ def test_an_emergency_sheds_a_quarter_within_ten_seconds_and_ends_by_itself(
 def test_caps_outlive_the_gateway_and_clocks_do_not(powered: Site, until: Until) -> None:
     site = powered
     until(lambda: sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET)
-    until(lambda: min(site.ceilings()) < 1980)
+    until(lambda: min(site.tended()) < 1980)
     site.side.processes["serve"].kill()
     until(lambda: min(site.ceilings()) == 1980)
     assert sum(gpu.cap for gpu in site.plant.gpus) <= BUDGET

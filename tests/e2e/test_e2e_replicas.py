@@ -55,10 +55,10 @@ def test_one_leads_both_serve_and_when_the_leader_dies_the_other_takes_the_clock
             model=MODEL, messages=[{"role": "user", "content": "hi"}], max_tokens=3
         )
         assert answer.usage is not None
-    until(lambda: max(pair.site.ceilings()) < TOP)
+    until(lambda: max(pair.site.tended()) < TOP)
     os.kill(pair.site.side.processes["serve"].pid, signal.SIGKILL)
     until(lambda: pair.picture(second)["leads"])
-    until(lambda: max(pair.site.ceilings()) < TOP and _lease(pair, second))
+    until(lambda: max(pair.site.tended()) < TOP and _lease(pair, second))
     until(lambda: pair.picture(second)["replicas"] == 1)
 
 
@@ -102,6 +102,6 @@ def test_with_redis_gone_requests_go_on_and_it_is_said(tmp_path: Path, until: Un
         )
         assert answer.usage is not None
         assert "joulegate_store_up 0.0" in found.http.get("/metrics").text
-        until(lambda: max(found.ceilings()) < TOP)
+        until(lambda: max(found.tended()) < TOP)
     finally:
         found.close()
