@@ -346,6 +346,28 @@ def test_rules_use_metrics_that_exist_and_explain_themselves() -> None:
     assert all(r["record"] in tested for r in rules if "record" in r)
 
 
+def shown(metric: str) -> set[str]:
+    """Labels of a gateway's metric once Prometheus has scraped it: `instance` is then the gateway."""
+    name = re.sub(r"_(total|bucket|sum|count)$", "", metric)
+    labels = {**COUNTERS, **HISTOGRAMS, **GAUGES}[name if name not in GAUGES else metric].labels
+    renamed = {"exported_instance" if label == "instance" else label for label in labels}
+    return renamed | {"instance", "job"}
+
+
+def test_alerts_and_legends_name_labels_that_prometheus_has() -> None:
+    rules = [r for g in yaml_of(DEPLOY / "prometheus/rules.yml")["groups"] for r in g["rules"]]
+    spoken = [(r["expr"], r["annotations"]["summary"]) for r in rules if "alert" in r]
+    dashboard = json.loads((DEPLOY / "grafana/dashboards/joulegate.json").read_text())
+    spoken += [(t["expr"], t["legendFormat"]) for p in dashboard["panels"] for t in p["targets"]]
+    checked = 0
+    for expression, text in spoken:
+        metrics = METRIC.findall(expression)
+        for label in re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", text):
+            assert all(label in shown(metric) for metric in metrics), (expression, label)
+            checked += len(metrics)
+    assert checked > 20
+
+
 def headings(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
