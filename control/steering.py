@@ -9,9 +9,10 @@ Missing input: without a model nothing is learned and no floor is set; before LO
 there is no floor either, and the governor keeps maximum clock.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from itertools import count
 
 from control.admission import (
     TIMELY,
@@ -41,7 +42,7 @@ from joulegate.units import MegaHertz, Seconds
 TWIN_PATIENCE = 60.0  # seconds that the twin waits for a request to end before it goes on without it
 FIRST_STRETCH = 1.1  # time in system over that at maximum clock, until the price has been learned
 LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
-LEAST_PRICE = 1e-3  # of the watts of a busy GPU: where slow clocks save nothing at the load first seen
+LEAST_PRICE = 0.1  # of a busy GPU's watts, where slow clocks save next to nothing: it is bound to its start
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
 LEARN_EVERY = 1.0  # seconds between two lessons from requests that ended
 
@@ -99,6 +100,7 @@ class Steered:
     learned_at: float = -1e9
     twin: Twin | None = None
     unordered: list[tuple[float, int, Flight]] = field(default_factory=list)  # ended, a heap by arrival
+    ends: Iterator[int] = field(default_factory=count)  # of those that arrived together, who ended first
     twinned_to: float = -1e9  # arrival of the last request the twin has seen
 
 
@@ -306,7 +308,7 @@ class Steering:
             steered.twin = Twin(instance.model, instance.limits.chunk_budget, instance.slots)
         steered.twin.model = instance.model  # it may have been learned anew
         for flight in book.ended:
-            heappush(steered.unordered, (flight.arrived, id(flight), flight))
+            heappush(steered.unordered, (flight.arrived, next(steered.ends), flight))
         book.ended.clear()
         oldest = min((f.arrived for f in book.flights.values()), default=now)
         until = max(oldest, now - TWIN_PATIENCE)

@@ -1,0 +1,90 @@
+"""What the laws of a fleet learn from: the first price of delay, and the order in which requests are told."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from control.admission import AdmissionRules
+from control.floor import Demand, cheapest, settle
+from control.governor import GovernorRules
+from control.prices import PriceRules
+from control.state import Flight, Instance, Limits, LoadBook, PoolRules
+from control.steering import Steering
+from control.twin import Twin, Twinned
+from joulegate.domain import Objectives, RequestType, Size
+from joulegate.engine_profile import parse_profile
+from joulegate.units import Seconds
+from predictor.physics import PhysicsModel
+
+PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "a100-40g_llama-3.1-8b_tp1.json"
+AIMS = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, None)
+EVERY = frozenset(RequestType(i, o) for i in Size for o in Size)
+CHUNK = 2048
+
+
+def a100(fixed: float) -> PhysicsModel:
+    """`fixed`: the share of its power that does not fall with the clock."""
+    known = parse_profile(json.loads(PROFILE.read_text()))
+    return PhysicsModel(replace(known, power=replace(known.power, s_fixed_share=fixed)))
+
+
+def laws(model: PhysicsModel) -> tuple[Steering, Instance]:
+    limits = Limits(256, CHUNK, 157_000)
+    one = Instance("a", "all", LoadBook(), limits, model, slots=256, clock=model.clocks[-1])
+    rules = [PoolRules("all", AIMS, EVERY)]
+    return Steering(rules, [one], AdmissionRules(), GovernorRules(), random.Random(1).randrange), one
+
+
+def flight(n: int, arrived: float, tokens: int = 1000, output: float = 200.0) -> Flight:
+    kind, times = RequestType(Size.M, Size.M), (Seconds(arrived), Seconds(0.4), Seconds(0.1))
+    return Flight(str(n), kind, tokens, tokens, output, output, *times)
+
+
+@pytest.mark.parametrize("fixed", [0.3, 0.6, 0.8, 1.0])
+@pytest.mark.parametrize("rate", [0.5, 1.5])
+def test_a_price_of_delay_can_rise_far_enough_whatever_slow_clocks_save_at_first(
+    fixed: float, rate: float
+) -> None:
+    model = a100(fixed)
+    steering, one = laws(model)
+    for n in range(round(20 * rate)):
+        now = Seconds(n / rate)
+        one.telemetry_at = now
+        steering.arrive(flight(n, now), "all", now)
+        steering.tick(one, now)
+    start = steering.pools["all"].prices.start
+    assert start is not None
+    demand = Demand(2.0, 1000.0, 1000.0, 200.0)
+    slowest = cheapest(model, demand, CHUNK, start * PriceRules().highest)
+    longer = settle(model, demand, slowest, CHUNK).in_system
+    assert longer <= 1.1 * settle(model, demand, model.clocks[-1], CHUNK).in_system
+
+
+class Told(Twin):
+    """Remembers whom it was told of."""
+
+    heard: list[str]
+
+    def add(self, flight: Flight) -> list[Twinned]:
+        self.heard.append(flight.id)
+        return super().add(flight)
+
+
+def test_of_requests_that_came_together_who_ended_first_is_told_first() -> None:
+    model = a100(0.3)
+    steering, one = laws(model)
+    twin = steering.steered["a"].twin = Told(model, CHUNK, 256)
+    twin.heard = []
+    together = [flight(n, 1.0) for n in range(30)]
+    for each in together:
+        one.book.send(each, Seconds(1.0))
+        one.book.progress(each, 1.0, Seconds(2.0))
+    ended = random.Random(7).sample(together, len(together))
+    for each in ended:
+        one.book.close(each)
+    one.telemetry_at = Seconds(9.0)
+    steering.tick(one, Seconds(9.0))
+    assert twin.heard == [each.id for each in ended]
