@@ -118,7 +118,8 @@ def message(call: Call, endpoint: Endpoint) -> Message:
     pieces: list[bytes | bytearray | memoryview] | None = None
     request, body = call.request, call.body
     asked = request.query.model
-    if endpoint.model and asked not in ("", endpoint.model) and asked not in endpoint.adapters:
+    known = not endpoint.model or asked in ("", endpoint.model) or asked in endpoint.adapters
+    if not (known or call.parsed.form):
         body = openai_api.renamed(body, endpoint.model)
     if request.stream and injects_usage(call.dialect, endpoint) and openai_api.may_inject(call.parsed):
         pieces = openai_api.with_usage(body, call.parsed)

@@ -28,8 +28,12 @@ FINGERPRINT_BYTES = 64 * 1024  # of each end
 CHARS_PER_ID = 4  # a token id counts as so many
 SECOND_TRY = 1024 * 1024  # bytes: the slow parser takes no more
 MAX_INTEGER = 2**31
-TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
-SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,}\]]+', re.DOTALL)
+MAX_VALUE = 64 * 1024  # bytes of a container whose end is looked for
+TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
+SCALAR = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[^\s,}\]]+', re.DOTALL)
+STRINGS = re.compile(rb'"[^"]*+"')  # where no quote is escaped
+COLON = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*")
+NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'{}[]"')
 OPENING = frozenset({b"{", b"["})
 CLOSING = frozenset({b"}", b"]"})
 INJECTED = b'"stream_options":{"include_usage":true}'
@@ -56,6 +60,7 @@ class Parsed:
     options: Json | None = None  # stream_options, when given
     has_options: bool = False
     previous: str = ""  # the response that a request for one goes on from
+    form: bool = False  # no JSON: it names the model between its parts
 
 
 class _Text:
@@ -92,7 +97,7 @@ class _Text:
 def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) -> Parsed:
     """`route` is a canonical path; `key` the caller's name."""
     if content_type.startswith(b"multipart/"):
-        return Parsed(LengthQuery(forms.model_of(body, content_type), key, 0))
+        return Parsed(LengthQuery(forms.model_of(body, content_type), key, 0), form=True)
     loaded = _load(body)
     if loaded is None:
         return Parsed(LengthQuery("", key, 0), input_chars=len(body))
@@ -176,8 +181,8 @@ def _asking(options: bytes) -> bytes | None:
 
 
 def renamed(body: bytearray, model: str) -> bytearray:
-    """The body asking for `model`; as it is where that cannot be done safely (named twice, no JSON)."""
-    spans = value_spans(body, b'"model"') if _load(body) is not None else []
+    """The JSON body asking for `model`; as it is where that cannot be done safely (named twice)."""
+    spans = value_spans(body, b'"model"')
     if len(spans) != 1:
         return body
     start, end = spans[0]
@@ -185,40 +190,44 @@ def renamed(body: bytearray, model: str) -> bytearray:
 
 
 def value_spans(body: bytes | bytearray, key: bytes) -> list[tuple[int, int]]:
-    """Where the values of `key` (with its quotes) lie at the top level of a JSON object known to be valid."""
+    """Where the values of `key` (with its quotes) lie at the top level of a JSON object known to be valid.
+
+    A container of more than MAX_VALUE bytes counts as empty. What lies between two finds is gone through by
+    the bytes' own methods: bodies have millions of tokens.
+    """
+    plain = body
+    if b"\\" in body:  # then every quote that is left begins or ends a string
+        plain = body.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     spans: list[tuple[int, int]] = []
-    depth = 0
-    begun = -1  # where the value began, if it is a container that has not ended
-    for token in TOKENS.finditer(body):
-        text = token[0]
-        if text in OPENING:
-            depth += 1
-        elif text in CLOSING:
-            depth -= 1
-            if begun >= 0 and depth == 1:
-                spans.append((begun, token.end()))
-                begun = -1
-        elif depth == 1 and text == key:
-            colon = _skip(body, token.end())
-            if body[colon : colon + 1] == b":":
-                start = _skip(body, colon + 1)
-                if bytes(body[start : start + 1]) in OPENING:
-                    begun = start
-                else:
-                    spans.append(_scalar(body, start))
+    depth = at = 0
+    while (found := plain.find(key, at)) >= 0:
+        depth += _deeper(plain[at:found])
+        at = found + len(key)
+        colon = COLON.match(plain, at)
+        if depth == 1 and colon is not None:
+            spans.append((colon.end(), _end(plain, colon.end())))
     return spans
 
 
-def _skip(body: bytes | bytearray, at: int) -> int:
-    while body[at : at + 1] in (b" ", b"\t", b"\n", b"\r"):
-        at += 1
-    return at
+def _deeper(part: bytes | bytearray) -> int:
+    """How many more containers are open at the end of `part`, which begins and ends outside of strings."""
+    marks = STRINGS.sub(b"", part.translate(None, NO_STRUCTURE).replace(b'""', b""))
+    return marks.count(b"{") + marks.count(b"[") - marks.count(b"}") - marks.count(b"]")
 
 
-def _scalar(body: bytes | bytearray, start: int) -> tuple[int, int]:
-    """The span of a number, a string or a literal."""
-    match = SCALAR.match(body, start)
-    return start, match.end() if match else start
+def _end(plain: bytes | bytearray, start: int) -> int:
+    """Where the value ends that begins there."""
+    if bytes(plain[start : start + 1]) not in OPENING:
+        scalar = SCALAR.match(plain, start)
+        return scalar.end() if scalar else start
+    depth = 0
+    for token in TOKENS.finditer(plain, start):
+        if token.end() > start + MAX_VALUE:
+            break
+        depth += (token[0] in OPENING) - (token[0] in CLOSING)
+        if not depth:
+            return token.end()
+    return start
 
 
 def fingerprint(body: bytes | bytearray) -> int:

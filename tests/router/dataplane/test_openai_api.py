@@ -1,6 +1,7 @@
 """What routing reads in a body, and the one edit made to it."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -126,15 +127,51 @@ def test_usage_is_asked_for_only_where_it_changes_nothing_else(sent: bytes, aske
     assert may_inject(parse(CHAT, sent, JSON, "")) is asked
 
 
-@given(bodies())
-def test_the_span_of_a_value_is_found_at_the_top_level_only(body: dict[str, Any]) -> None:
-    sent = bytearray(
-        json.dumps({"nest": {"stream_options": 1}, **body, "text": '"stream_options": 2'}).encode()
-    )
-    spans = value_spans(sent, b'"stream_options"')
-    assert [json.loads(sent[a:b]) for a, b in spans] == (
-        [body["stream_options"]] if "stream_options" in body else []
-    )
+tricky = st.text(st.sampled_from('"\\{}[]:,mn\n \u00e9'), max_size=12)
+awkward: st.SearchStrategy[Any] = st.recursive(
+    tricky | st.sampled_from(["model", 'x"model', "model\\"]) | st.integers(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(tricky | st.just("model"), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(
+    st.lists(st.tuples(tricky | st.just("model"), awkward), max_size=6),
+    st.sampled_from([(",", ":"), (", ", ": "), (" \n,\t", "\r : ")]),
+)
+def test_the_values_of_a_key_are_found_at_the_top_level_only(
+    members: list[tuple[str, Any]], separators: tuple[str, str]
+) -> None:
+    """Whatever else is in the body, and however often the key is."""
+    comma, colon = separators
+    texts = [f"{json.dumps(key)}{colon}{json.dumps(value, separators=separators)}" for key, value in members]
+    sent = bytearray(f" {{{comma.join(texts)}}}\n".encode())
+    assert isinstance(json.loads(sent), dict)
+    found = [json.loads(sent[start:end]) for start, end in value_spans(sent, b'"model"')]
+    assert found == [value for key, value in members if key == "model"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("a line\n" * 100_000, id="many escapes"),
+        pytest.param([{"role": "user", "content": 'she said "yes"'}] * 20_000, id="many messages"),
+        pytest.param([[[[[[{"model": "x" * 40}]]]]]] * 10_000, id="many depths"),
+    ],
+)
+def test_what_is_looked_for_in_a_large_body_takes_little_memory(value: object) -> None:
+    sent = bytearray(json.dumps({"messages": value, "model": "m"}).encode())
+    tracemalloc.start()
+    spans = value_spans(sent, b'"model"')
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [bytes(sent[start:end]) for start, end in spans] == [b'"m"']
+    assert peak < 4 * len(sent)
+
+
+def test_options_too_long_to_be_looked_through_are_left_alone() -> None:
+    sent = orjson.dumps({"stream": True, "stream_options": {"x": "}" * 100_000}})
+    assert with_usage(sent, parse(CHAT, sent, JSON, "")) is None
 
 
 def test_a_chat_request_is_read() -> None:

@@ -231,3 +231,13 @@ def test_an_engine_is_asked_for_the_name_it_knows(asked: bytes, told: bytes) -> 
     message = sent(endpoint, [], text=asked)
     assert message.partition(b"\r\n\r\n")[2] == told
     assert b"content-length: %d\r\n" % len(told) in message
+
+
+def test_a_form_is_left_as_it_is() -> None:
+    """Also where it looks like JSON: what is between its parts is not ours to edit."""
+    form = (
+        b'{"model":"short"}\r\n--B\r\ncontent-disposition: form-data; name="model"\r\n\r\nshort\r\n--B--\r\n'
+    )
+    endpoint = Endpoint("a", "p", Engine.VLLM, "h", 1, model="org/long")
+    message = sent(endpoint, [(b"content-type", b"multipart/form-data; boundary=B")], text=form)
+    assert message.endswith(b"\r\n\r\n" + form)
