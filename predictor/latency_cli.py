@@ -123,11 +123,13 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Say how well iteration time and power of rows not learned are predicted."""
+    if (data is None) == (emulated is None):
+        raise UserError(
+            "one of --data and --emulated is needed", "joulegate evaluate latency --data sweep.csv"
+        )
     _one_thread()
     from predictor.latency_report import report
 
-    if (data is None) == (emulated is None):
-        raise UserError("one of --data and --emulated is needed")
     sweeps = _emulated(emulated, rows, seed) if emulated else _sweeps([*(data or ()), *(more or ())])
     left_out = {"clock": leave_one_clock_out, "load": leave_one_load_out}
     way = _way(model, few_shot, [what for what, asked in left_out.items() if asked], train_share)
@@ -173,8 +175,10 @@ def _sweeps(files: Sequence[Path]) -> "list[Sweep]":
         try:
             with file.open(newline="", encoding="utf-8-sig") as lines:
                 found, flagged = read_sweeps(lines, str(file))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: cannot be read: {error}") from error
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}", "check the path") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 text: byte {error.start}", "is it a CSV file?") from error
         if flagged:
             sys.stderr.write(f"{file}: {flagged} flagged rows left out\n")
         sweeps += found

@@ -16,6 +16,7 @@ KeyFile = Annotated[Path | None, typer.Option(help="File with the admin key; def
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_URL = "http://127.0.0.1:8080"
 PIPED_COLUMNS = 160
+RECORD = "control.record_file makes one"
 Json = dict[str, Any]
 
 
@@ -117,7 +118,9 @@ def recheck(
     except OSError as error:
         raise UserError(f"cannot read {recording}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{recording} is no recording: {error!r}", "control.record_file makes one") from error
+        raise UserError(f"{recording} is no recording of this version", RECORD) from error
+    if not decisions:
+        raise UserError(f"{recording} has no decision in it", RECORD)
     if json:
         _print_json({"decisions": decisions, "different": different, "first": first})
     elif first is None:
@@ -140,6 +143,8 @@ def _ask(
     from joulegate.settings.load import read_secret
     from router.http_client import HttpClient, Reply, Unreachable
 
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url} is no URL of a gateway", f"write it as {DEFAULT_URL}")
     key = read_secret(None, key_file) or os.environ.get("JOULEGATE_ADMIN_KEY")
 
     async def call() -> Reply:
@@ -163,7 +168,10 @@ def _ask(
         raise UserError(
             f"{url}{path} answered {reply.status}: {reply.body[:300].decode(errors='replace')}", status=1
         )
-    answer: Json = orjson.loads(reply.body)
+    try:
+        answer: Json = orjson.loads(reply.body)
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{url}{path} is not a gateway's answer", "is it the gateway's port?") from error
     return answer
 
 

@@ -35,7 +35,17 @@ def test_a_place_that_cannot_be_written_is_said_at_the_start(tmp_path: Path) -> 
         RecordFile(tmp_path / "no" / "record")
 
 
-def test_what_is_no_recording_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "record").write_text("hello\n")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("hello\n", "is no recording of this version", id="text"),
+        pytest.param("[1, 2]\n", "is no recording of this version", id="other JSON"),
+        pytest.param("", "has no decision in it", id="empty"),
+    ],
+)
+def test_what_is_no_recording_is_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    (tmp_path / "record").write_text(text)
     assert run(["recheck", str(tmp_path / "record")], COMMANDS) == 2
-    assert "is no recording" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
