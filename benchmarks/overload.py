@@ -5,18 +5,25 @@
 Two emulated instances with eight sequences each in one pool that sheds; Poisson arrivals of short chats that
 stream. Capacity is measured first, with as many clients as there are slots. Goodput counts answers whose TTFT
 and TPOT met their objectives.
+
+What a tenant's late first tokens are made of is told apart: `queue` is the product's, `engine` what followed
+until the first token; `outside` is what the client saw beyond that, and `waited_ratio` the share of the time in
+which a process could have run and had no processor: the machine's.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import tempfile
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from benchmarks.gateway import COMMAND, PROFILE
 from benchmarks.processes import free_ports, running, wait_until_ready
@@ -32,6 +39,7 @@ HEAVY = 10.0  # times the load of the other tenant
 class Seen:
     """One request. Times are seconds since it was due; None: it never came."""
 
+    id: str
     due: float
     status: int
     first: float | None
@@ -47,17 +55,17 @@ class Seen:
 
 async def ask(port: int, key: str, due: float) -> Seen:
     """One streamed chat over a connection of its own."""
-    content = f"question {random.random()}"
+    name = f"{key}-{random.getrandbits(64):x}"
     chat = {
         "model": "m",
         "stream": True,
         "max_tokens": TOKENS,
-        "messages": [{"role": "user", "content": content}],
+        "messages": [{"role": "user", "content": f"question {name}"}],
     }
     body = json.dumps(chat).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-        f"authorization: Bearer {key}\r\n"
+        f"authorization: Bearer {key}\r\nx-request-id: {name}\r\n"
         f"x-joulegate-true-output-tokens: {TOKENS}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
@@ -74,7 +82,7 @@ async def ask(port: int, key: str, due: float) -> Seen:
         writer.close()
     except OSError:
         pass
-    return Seen(due, status, first, monotonic() - due, b"data: [DONE]" in data)
+    return Seen(name, due, status, first, monotonic() - due, b"data: [DONE]" in data)
 
 
 async def paced(port: int, key: str, rate: float, seconds: float, rng: random.Random) -> list[Seen]:
@@ -117,7 +125,53 @@ def normal_after(seen: Sequence[Seen], start: float) -> float:
     return max((one.due - start for one in seen if not one.good), default=0.0)
 
 
-async def measure(port: int, seconds: float, rng: random.Random) -> dict[str, object]:
+def records(port: int) -> dict[str, dict[str, Any]]:
+    """The latest requests, as the gateway saw them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/admin/requests?last=1000") as page:
+        return {record["id"]: record for record in json.load(page)["requests"]}
+
+
+def parts(seen: Sequence[Seen], known: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """p99 of first tokens in seconds, and of what each is made of."""
+    both = [(one.first, known[one.id]) for one in seen if one.first is not None and one.id in known]
+    inside = [(first, record["actual"]["ttft_s"], record["queued_s"]) for first, record in both]
+    told = [(first, ttft, queued) for first, ttft, queued in inside if ttft is not None]
+    return {
+        "ttft": quantile(firsts(seen), 0.99),
+        "queue": quantile([queued for _, _, queued in told], 0.99),
+        "engine": quantile([ttft - queued for _, ttft, queued in told], 0.99),
+        "outside": quantile([first - ttft for first, ttft, _ in told], 0.99),
+    }
+
+
+def scheduled(pid: int) -> tuple[float, float]:
+    """Seconds that a process ran, and that it was ready to run and had no processor."""
+    threads = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(ran) for ran, _, _ in threads) / 1e9, sum(int(waited) for _, waited, _ in threads) / 1e9
+
+
+async def two(
+    port: int, rates: tuple[float, float], seconds: float, rng: random.Random, pids: Mapping[str, int]
+) -> tuple[list[Seen], list[Seen], dict[str, object]]:
+    """Two tenants at a time; of the first one, what its first tokens are made of."""
+    before = {name: scheduled(pid) for name, pid in pids.items()}
+    one, other = await asyncio.gather(
+        paced(port, "one", rates[0], seconds, rng), paced(port, "two", rates[1], seconds, rng)
+    )
+    shares = {}
+    for name, pid in pids.items():
+        (ran, waited), (ran_before, waited_before) = scheduled(pid), before[name]
+        shares[name] = {
+            "ran_ratio": (ran - ran_before) / seconds,
+            "waited_ratio": (waited - waited_before) / seconds,
+        }
+    made_of = {"p99_s": parts(one, await asyncio.to_thread(records, port)), "processes": shares}
+    return one, other, made_of
+
+
+async def measure(
+    port: int, seconds: float, rng: random.Random, pids: Mapping[str, int]
+) -> dict[str, object]:
     await capacity(port, 3.0)  # lengths and load are learned
     most = await capacity(port, seconds)
     below = await paced(port, "one", 0.9 * most, seconds, rng)
@@ -125,13 +179,9 @@ async def measure(port: int, seconds: float, rng: random.Random) -> dict[str, ob
     over = await paced(port, "one", TIMES * most, seconds, rng)
     start = monotonic()
     after = await paced(port, "one", 0.7 * most, seconds, rng)
-    light = 0.15 * most
-    alone, _ = await asyncio.gather(
-        paced(port, "one", light, 2 * seconds, rng), paced(port, "two", light, 2 * seconds, rng)
-    )
-    beside, heavy = await asyncio.gather(
-        paced(port, "one", light, 2 * seconds, rng), paced(port, "two", HEAVY * light, 2 * seconds, rng)
-    )
+    light, long = 0.15 * most, 2 * seconds
+    alone, _, made_alone = await two(port, (light, light), long, rng, pids)
+    beside, heavy, made_beside = await two(port, (light, HEAVY * light), long, rng, pids)
     refused = [one.end for one in over if one.status in (429, 503)]
     return {
         "capacity_per_s": most,
@@ -145,9 +195,11 @@ async def measure(port: int, seconds: float, rng: random.Random) -> dict[str, ob
         "normal_after_s": normal_after(after, start),
         "tenant_ttft_s_p99": quantile(firsts(alone), 0.99),
         "tenant_ttft_s_p99_beside_ten_times": quantile(firsts(beside), 0.99),
-        "tenant_good_ratio": goodput(alone, 2 * seconds) / light,
-        "tenant_good_ratio_beside_ten_times": goodput(beside, 2 * seconds) / light,
-        "heavy_good_ratio": goodput(heavy, 2 * seconds) / (HEAVY * light),
+        "tenant_good_ratio": goodput(alone, long) / light,
+        "tenant_good_ratio_beside_ten_times": goodput(beside, long) / light,
+        "heavy_good_ratio": goodput(heavy, long) / (HEAVY * light),
+        "tenant_made_of": made_alone,
+        "tenant_made_of_beside_ten_times": made_beside,
     }
 
 
@@ -203,7 +255,8 @@ def run(seconds: float) -> dict[str, object]:
             wait_until_ready(fleet_process, engines[-1], "/health", folder / "emulate.log")
             with running(serve, folder / "serve.log") as process:
                 wait_until_ready(process, port, "/readyz", folder / "serve.log")
-                return asyncio.run(measure(port, seconds, random.Random(1)))
+                pids = {"gateway": process.pid, "engines": fleet_process.pid, "clients": os.getpid()}
+                return asyncio.run(measure(port, seconds, random.Random(1), pids))
 
 
 def main() -> None:
