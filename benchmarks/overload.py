@@ -7,8 +7,8 @@ stream. Capacity is measured first, with as many clients as there are slots. Goo
 and TPOT met their objectives.
 
 What a tenant's late first tokens are made of is told apart: `queue` is the product's, `engine` what followed
-until the first token; `outside` is what the client saw beyond that, and `waited_ratio` the share of the time in
-which a process could have run and had no processor: the machine's.
+until the first token; `outside` is what the client saw beyond that, and `waited_ratio` the share of the time
+in which a process could have run and had no processor: the machine's.
 """
 
 import argparse
