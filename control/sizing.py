@@ -84,6 +84,7 @@ class Seen:
     load: Demand | None  # at this moment, lengths as predicted; None: nothing ever came
     age: Seconds  # since the first request
     bias: float  # output tokens that came over those predicted
+    ahead: float | None = None  # requests per second until one more serves, for whom that is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ class Sizing:
         known = seen.age >= KNOWN
         if known:
             self.growth.see(demand.rate / one, stock[0].kind.start)
-        expected = max(demand.rate, self.growth.expected * one)
+        expected = max(demand.rate, self.growth.expected * one if seen.ahead is None else seen.ahead)
         asked = best_count(loaded, expected)
         self.sentence = f"{asked} for {demand.rate:.3g} requests/s, and {expected:.3g} until one more serves"
         if asked < up and not (known and pays(loaded, up, asked, PAID_BACK)):

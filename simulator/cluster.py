@@ -15,9 +15,10 @@ from math import floor
 
 from control.admission import AdmissionRules, Outcome
 from control.classify import classify, pool_for
+from control.floor import Demand
 from control.governor import GovernorRules
 from control.planner import PlanRules, Stock
-from control.sizing import Growth, Seen, Sizing, Terms, length_bias
+from control.sizing import LOOK, Growth, Seen, Sizing, Terms, length_bias
 from control.state import Flight, PoolRules
 from control.steering import PoolState, Steering
 from joulegate.domain import (
@@ -36,11 +37,12 @@ from simulator.jobs import Job
 from simulator.results import Run
 from simulator.sites import ONE_POOL, Sites
 from simulator.station import BIN, Station
-from simulator.workload import Load
+from simulator.workload import Foresight, Load
 
 RESCALE_EVERY = 1.0  # seconds between two looks at how many instances should run
 ENDED = 1000  # requests whose lengths are held against what was predicted
 MAX_LAGS = 4.0
+RATED_OVER = 15.0  # seconds; what counts as the load of a moment
 KV_NEAR = 0.9  # share of the cache; the governor projects it from a little above on
 IDLE = 60.0  # seconds without work after which nothing that is remembered moves any more
 NEVER = float("inf")
@@ -59,11 +61,12 @@ class Setup:
     lag: float = 0.004  # seconds until the gateway acts on what a stream shows
     owned_gpus: float | None = None  # GPUs that are paid for, on or off
     bypass: int = 0  # one request in so many goes to an engine without the gateway; 0: none does
+    cache_seen: bool = True  # the gateway knows what is in the engine's prefix cache
 
 
 @dataclass(frozen=True, slots=True)
 class Laws:
-    """How a policy steers. `true_lengths`: it knows output lengths in advance (the oracle)."""
+    """How a policy steers. `true_lengths`: it knows lengths and arrivals in advance (the oracle)."""
 
     admission: AdmissionRules
     governor: GovernorRules
@@ -111,6 +114,7 @@ class Cluster:
         self._steering = Steering(self._rules, governed, laws.admission, laws.governor, rng)
         self._steering.resume(knowledge.pools)
         self._jobs: list[Job] = []
+        self._foresight: Foresight | None = None
         self._told: dict[int, tuple[LengthQuery, LengthPrediction | None]] = {}
         self._due: list[tuple[float, int, Station]] = []  # heap: when a station has news at the earliest
         self._serial = 0
@@ -121,6 +125,7 @@ class Cluster:
     def run(self, load: Load) -> Run:
         """Serve the whole load; ends with its last request."""
         self._jobs = jobs_of(load)
+        self._foresight = Foresight(load) if self._laws.true_lengths else None
         times = load.at.tolist()
         self._open, count, arrived = len(times), len(times), 0
         tick, poll = 0.0, NEVER
@@ -234,7 +239,7 @@ class Cluster:
             id=str(job.key),
             type=kind,
             input_tokens=job.prompt_tokens,
-            uncached_tokens=job.prompt_tokens,
+            uncached_tokens=job.prompt_tokens - (job.prefilled if self._setup.cache_seen else 0),
             output_q50=q50,
             output_q90=q90,
             arrived=Seconds(now),
@@ -296,14 +301,20 @@ class Cluster:
         self._rescale_at = now + RESCALE_EVERY
         at, up, state = Seconds(now), self._sites.count, self._steering.pools[ONE_POOL]
         if sizing.due(at):
-            seen = Seen(
-                state.demand(at), Seconds(state.arrivals.age(at)), length_bias(self._knowledge.lengths)
-            )
+            load, bias = state.demand(at), length_bias(self._knowledge.lengths)
+            seen = Seen(load, Seconds(state.arrivals.age(at)), bias, self._ahead(load, now))
             terms = Terms(self._setup.objectives.tpot, state.prices.price, scaling.rules)
             sizing.look((scaling.stock,), seen, up, terms, at)
         laws = [station.law for station in self._sites.stations]
         needed = max(1, present(laws, self._steering.queued))
         self._sites.turn(min(scaling.stock.have, sizing.count(up, needed, at)), scaling.at_once, now)
+
+    def _ahead(self, load: Demand | None, now: float) -> float | None:
+        """What the oracle knows of the time until an instance that is started after the next look serves."""
+        scaling, foresight = self._laws.scaling, self._foresight
+        if scaling is None or foresight is None or load is None:
+            return None
+        return foresight.most(now, scaling.stock.kind.start + LOOK + RATED_OVER, load)
 
 
 class Unsteered:
@@ -367,10 +378,13 @@ def pools_of(setup: Setup) -> list[PoolRules]:
 
 
 def jobs_of(load: Load) -> list[Job]:
-    return [
+    jobs = [
         Job(n, max(1, int(i)), max(1, int(o)))
         for n, (i, o) in enumerate(zip(load.input.tolist(), load.output.tolist(), strict=True))
     ]
+    for job, tokens in zip(jobs, [] if load.cached is None else load.cached.tolist(), strict=False):
+        job.prefilled = min(int(tokens), job.prompt_tokens - 1)  # its last token is always worked out
+    return jobs
 
 
 def run_fixed(load: Load, setup: Setup, clock: float) -> Run:

@@ -10,8 +10,8 @@
 - joulegate: the product's laws, predicted lengths, prices learned on the other half; with `builds`, the kind
   and the number of instances too
 - joulegate-slowdown: the same with max_slowdown
-- oracle: the product's laws with true lengths, prices learned on the very half that is scored; its fleet
-  follows the load as joulegate's does
+- oracle: the product's laws with true lengths, prices learned on the very half that is scored; where
+  instances come and go, it knows the load until one that is started serves
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ from control.floor import Demand, settle
 from control.governor import GovernorRules
 from control.pick import Rng
 from control.planner import Kind, PlanRules, Stock, enough, fewest
+from control.sizing import Loaded, best_count, best_kind
 from control.sizing import Terms as SizeTerms
-from control.sizing import best_kind
 from joulegate.domain import Objectives
 from joulegate.settings.plan import Plan
 from joulegate.units import Seconds, Watts
@@ -35,7 +35,7 @@ from simulator.cluster import ALL_TYPES, Cluster, Knowledge, Laws, Scaling, Setu
 from simulator.costs import EngineCosts
 from simulator.results import Pooled, Run, joules_per_token, why_not
 from simulator.station import limits_of
-from simulator.workload import Load, peak_minute
+from simulator.workload import Foresight, Load, peak_minute
 
 BUILDERS = ("joulegate", "joulegate-slowdown", "oracle")
 EVERYTHING = 1e6  # share of a TTFT objective: the engine's queue takes all prompts at once
@@ -87,7 +87,7 @@ def _steered(name: str, case: Case, terms: Terms) -> Run:
     knowledge = Knowledge(HistoryPredictor(steered.cuts))
     if name not in ("throttllem", "multi-pool"):
         Cluster(steered, laws, knowledge, _draws(case.seed)).run(learn)
-    if knowledge.instances is not None and laws.scaling is not None:
+    if knowledge.instances is not None and laws.scaling is not None and not laws.true_lengths:
         steered = replace(steered, costs=steered.costs[:1] * knowledge.instances)
     return Cluster(steered, laws, knowledge, _draws(case.seed)).run(case.score)
 
@@ -102,9 +102,17 @@ def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Loa
     if found is None:
         return setup, laws
     stock, count = found
+    if laws.true_lengths:
+        count = _opening(stock, Foresight(learn), SizeTerms(setup.objectives.tpot, rules=rules))
     costs = next(c for c in builds if c.profile.name == stock.kind.name)
     scaling = Scaling(stock, rules, Seconds(plan.calm_s), plan.at_once)
     return replace(setup, costs=(costs,) * count), replace(laws, scaling=scaling)
+
+
+def _opening(stock: Stock, foresight: Foresight, terms: SizeTerms) -> int:
+    """What the oracle begins with: enough until what it starts then serves."""
+    soon = foresight.mean(0.0, stock.kind.start)
+    return best_count(Loaded((stock,), soon, terms), foresight.most(0.0, stock.kind.start, soon))
 
 
 def stock_of(costs: EngineCosts, gpus: int) -> Stock:

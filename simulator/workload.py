@@ -1,15 +1,18 @@
 """Pure: arrivals for a simulation: traces scaled and cut, and constant-rate load made from them."""
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
+from control.floor import Demand
 from joulegate.units import Seconds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 DAY = Seconds(86_400.0)
+LOOKED_AT = 10.0  # seconds
 SPREAD = 30.0  # seconds around the original at which further copies of a row arrive
 
 
@@ -21,9 +24,34 @@ class Load:
     input: Ints
     output: Ints
     span: Seconds  # of the whole trace, idle ends included
+    cached: Ints | None = None  # of the input, what the engine has in its prefix cache; None: nothing
 
     def __len__(self) -> int:
         return len(self.at)
+
+
+class Foresight:
+    """What a load will bring, which only an oracle knows."""
+
+    def __init__(self, load: Load) -> None:
+        bins = (load.at // LOOKED_AT).astype(np.int64)
+        weights = (np.ones(len(load)), load.input, load.output)
+        self._rates = np.array([np.bincount(bins, each) for each in weights]) / LOOKED_AT
+
+    def mean(self, now: float, within: float) -> Demand:
+        """Of what arrives from `now` on."""
+        requests, tokens, output = self._seen(now, within).mean(axis=1)
+        tokens, output = tokens / max(requests, 1e-9), output / max(requests, 1e-9)
+        return Demand(requests, tokens, tokens, output)
+
+    def most(self, now: float, within: float, like: Demand) -> float:
+        """Requests per second like those, of which the busiest ten seconds from `now` on have the work."""
+        each = np.array([[1.0], [like.input_tokens], [like.output_tokens]])
+        return float((self._seen(now, within) / each).max())
+
+    def _seen(self, now: float, within: float) -> Floats:
+        first = min(int(now // LOOKED_AT), self._rates.shape[1] - 1)
+        return self._rates[:, first : first + ceil(within / LOOKED_AT)]
 
 
 def scale(load: Load, factor: float, seed: int) -> Load:

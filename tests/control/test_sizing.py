@@ -31,6 +31,7 @@ from predictor.physics import PhysicsModel
 PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
 TPOT, RULES, CALM = Seconds(0.1), PlanRules(), Seconds(60.0)
 TERMS = Terms(TPOT)
+AT_TOP = Terms(TPOT, rules=PlanRules(full_speed=True))
 
 
 def stock(tp: int, have: int = 32, stopped: float = 0.0) -> Stock:
@@ -78,10 +79,9 @@ def test_more_load_to_come_never_asks_for_fewer(rate: float, more: float) -> Non
 
 
 def test_where_clocks_are_not_ours_the_fewest_run() -> None:
-    at_top = Terms(TPOT, rules=PlanRules(full_speed=True))
     for rate in (3.0, 10.0, 30.0):
         fewest = next(n for n in range(1, 33) if rate <= n * ONE)
-        assert best_count(Loaded((STOCKS[4],), demand(rate), at_top), rate) == fewest
+        assert best_count(Loaded((STOCKS[4],), demand(rate), AT_TOP), rate) == fewest
         assert best_count(Loaded((STOCKS[4],), demand(rate), TERMS), rate) >= fewest
 
 
@@ -109,6 +109,17 @@ def test_the_best_kind_is_the_one_with_the_least_watts_that_carries_it() -> None
 def test_more_run_at_once() -> None:
     found = counts(Sizing(CALM), [2.0 * ONE] * 40 + [6.0 * ONE])
     assert found[-1] >= 6 > found[-2]
+
+
+def test_who_knows_what_comes_plans_for_that_and_not_for_growth() -> None:
+    found = []
+    for ahead in (None, 2.0 * ONE, 5.5 * ONE):
+        sizing = Sizing(CALM)
+        sizing.look(
+            (stock(4),), Seen(demand(2.0 * ONE), Seconds(1000.0), 1.0, ahead), 1, AT_TOP, Seconds(0.0)
+        )
+        found.append(sizing.count(1, 1, Seconds(0.0)))
+    assert found == [3, 2, 6]
 
 
 def test_fewer_run_after_a_calm_time() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from control.admission import AdmissionRules
+from control.floor import Demand
 from control.governor import GovernorRules
 from control.planner import Kind, PlanRules, Stock
 from joulegate.domain import Cuts, Objectives
@@ -24,6 +25,7 @@ from simulator.results import Pooled, Run, saving_ci, saving_pct, why_not
 from simulator.station import limits_of
 from simulator.workload import (
     Daily,
+    Foresight,
     Load,
     Recipe,
     constant,
@@ -267,3 +269,14 @@ def test_the_interval_of_equal_savings_is_narrow_and_holds_them() -> None:
     interval = saving_ci(Pooled(tuple(cheaper), AIMS), Pooled(tuple(runs), AIMS))
     assert interval is not None
     assert interval == pytest.approx((30.0, 30.0), abs=1e-6)
+
+
+def test_foresight_sees_the_work_of_the_busiest_ten_seconds_to_come() -> None:
+    at = np.concatenate([np.arange(0.0, 60.0, 0.5), np.arange(30.25, 40.0, 0.5)])
+    order = np.argsort(at)
+    tokens = np.where((at >= 50.0), 300, 100)[order]
+    load = Load(at[order], tokens, np.full(len(at), 20), Seconds(60.0))
+    like, foresight = Demand(2.0, 100.0, 100.0, 20.0), Foresight(load)
+    assert [foresight.most(now, 20.0, like) for now in (0.0, 20.0, 40.0)] == pytest.approx([2.0, 4.0, 6.0])
+    assert foresight.mean(0.0, 30.0) == Demand(2.0, 100.0, 100.0, 20.0)
+    assert foresight.most(1000.0, 20.0, like) == foresight.most(50.0, 10.0, like), "the end goes on"
