@@ -6,6 +6,7 @@ under each of the pool borders the planner compares. The gap is to a bound: the 
 
 import argparse
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,11 +75,14 @@ def measure(kinds: list[Kind], pools: Mapping[str, Demand], gpus: int, share: fl
     starts = {kind.name: kind.start * kind.start_watts * kind.tp for kind in kinds}
     running = {kinds[1].name: gpus // (2 * kinds[1].tp)}
     fleet = Fleet(int(share * gpus), running, starts)
-    solved, quick = solve(demands, options, fleet), greedy(demands, options, fleet)
+    began = time.process_time()
+    solved, spent = solve(demands, options, fleet), time.process_time() - began
+    quick = greedy(demands, options, fleet)
     plan = solved.plan
     return {
         "gpus": fleet.gpus,
         "seconds": solved.seconds,
+        "cpu_seconds": spent,
         "gap": solved.gap,
         "by": solved.by,
         "watts": None if plan is None else total_watts(plan, fleet),
@@ -87,15 +91,17 @@ def measure(kinds: list[Kind], pools: Mapping[str, Demand], gpus: int, share: fl
 
 
 def show(rows: list[dict[str, object]]) -> None:
-    table = Table("borders", "GPUs", "seconds", "gap %", "by", "kW", "greedy kW", title="fleet planner")
+    table = Table(
+        "borders", "GPUs", "seconds", "CPU s", "gap %", "by", "kW", "greedy kW", title="fleet planner"
+    )
     for row in rows:
         gap = "-" if row["gap"] is None else f"{100.0 * float(str(row['gap'])):.2f}"
         watts = [
             "-" if row[name] is None else f"{float(str(row[name])) / 1e3:.1f}"
             for name in ("watts", "greedy_watts")
         ]
-        seconds = f"{float(str(row['seconds'])):.2f}"
-        table.add_row(str(row["borders"]), str(row["gpus"]), seconds, gap, str(row["by"]), *watts)
+        seconds = [f"{float(str(row[name])):.2f}" for name in ("seconds", "cpu_seconds")]
+        table.add_row(str(row["borders"]), str(row["gpus"]), *seconds, gap, str(row["by"]), *watts)
     Console().print(table)
 
 

@@ -2,7 +2,9 @@
 
 `greedy` is the first answer and the relaxation without whole numbers the bound. Only where they are further
 apart than `gap` is the program solved, within `limit` seconds; the better of the two is returned, with the
-gap to the bound. scipy's HiGHS costs 38 MB that a gateway need not hold: it asks `control.plan_child`.
+gap to the bound. The relaxation says what each count more would cost at least, so none need be tried that
+would cost more than the first answer: that is most of them, and most of the time.
+scipy's HiGHS costs 38 MB that a gateway need not hold: it asks `control.plan_child`.
 """
 
 import time
@@ -10,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from control.fleet_plan import (
     Configuration,
@@ -25,7 +27,6 @@ from control.fleet_plan import (
 )
 
 ROUNDING = 1e-6
-FREE = 2  # instances of each configuration that rounding may take back
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,11 @@ def solve(
     options: Mapping[str, Sequence[Configuration]],
     fleet: Fleet,
     gap: float = 0.005,
-    limit: float = 0.8,
+    limit: float = 3.0,
 ) -> Solved:
-    """Blocks for `limit` seconds or so. `plan` None: there are too few GPUs, or nothing serves a type."""
+    """Blocks for `limit` seconds at most or so, of a clock on the wall: a planner gives way to all others.
+
+    `plan` None: there are too few GPUs, or nothing serves a type."""
     began = time.perf_counter()
     quick = greedy(demands, options, fleet)
     if any(rate > 0.0 and not options[name] for name, rate in demands.items()):
@@ -73,47 +76,37 @@ def solve(
 
 
 def _found(made: Program, known: float | None, gap: float, limit: float) -> _Found | None:
-    """None: there is no answer.
-
-    The relaxation rounded down, less a few of each, is most of the plan; what is left to serve is a small
-    program that may be solved roughly. Only if that is not good enough is the whole program tried.
-    """
+    """None: there is no answer."""
     began = time.perf_counter()
-    nothing = np.zeros(len(made.cost))
-    relaxed, bound = _solved(made, nothing, None, limit)
-    if relaxed is None:
+    bound, dearer = _relaxed(made)
+    if bound is None:
         return None
     if known is not None and known <= (1.0 + gap) * bound:
         return _Found(bound, None)
-    fixed = np.maximum(0.0, np.floor(relaxed + ROUNDING) - FREE)
-    fixed[len(made.columns) :] = 0.0  # starts and stops follow from the counts
-    rest = max(bound - float(made.cost @ fixed), ROUNDING * bound)
-    answer, _ = _solved(made, fixed, 0.5 * gap * bound / rest, 0.5 * limit)
-    if answer is None or float(made.cost @ answer) > (1.0 + gap) * bound:
-        left = max(0.1, limit - (time.perf_counter() - began))
-        whole, better = _solved(made, nothing, gap, left)
-        bound = max(bound, better)
-        if answer is None or (whole is not None and made.cost @ whole < made.cost @ answer):
-            answer = whole
-    return _Found(bound, None if answer is None else answer.tolist())
-
-
-def _solved(made: Program, fixed: Floats, gap: float | None, limit: float) -> tuple[Floats | None, float]:
-    """The best counts of which `fixed` are a part (None: none found in time), and a bound on their cost.
-
-    `gap` None: counts need not be whole.
-    """
-    done = made.matrix @ fixed
-    whole = np.zeros(len(made.cost), dtype=np.int64)
-    if gap is not None:
-        whole[: len(made.columns)] = 1
+    most = np.full(len(made.cost), np.inf)
+    if known is not None:
+        whole = slice(0, len(made.columns))  # starts and stops follow from the counts
+        most[whole] = np.floor((known - bound) / np.maximum(dearer[whole], ROUNDING) + ROUNDING)
     answer = milp(
         made.cost,
-        constraints=LinearConstraint(made.matrix, made.lower - done, made.upper - done),
-        bounds=Bounds(0.0, np.inf),
-        integrality=whole,
-        options={"time_limit": limit, "mip_rel_gap": gap or 0.0},
+        constraints=LinearConstraint(made.matrix, made.lower, made.upper),
+        bounds=Bounds(0.0, most),
+        integrality=np.array([1] * len(made.columns) + [0] * (len(made.cost) - len(made.columns))),
+        options={"time_limit": max(0.1, limit - (time.perf_counter() - began)), "mip_rel_gap": gap},
     )
-    least = answer.fun if gap is None else answer.mip_dual_bound
-    counts = None if answer.x is None else np.asarray(answer.x, dtype=np.float64) + fixed
-    return counts, 0.0 if least is None else float(least)
+    better = answer.mip_dual_bound
+    counts = None if answer.x is None else np.asarray(answer.x, dtype=np.float64).tolist()
+    return _Found(bound if better is None else max(bound, float(better)), counts)
+
+
+def _relaxed(made: Program) -> tuple[float | None, Floats]:
+    """The least cost where counts need not be whole (None: there is none), and what each count adds to it."""
+    up, low = np.isfinite(made.upper), np.isfinite(made.lower)
+    answer = linprog(
+        made.cost,
+        A_ub=np.vstack([made.matrix[up], -made.matrix[low]]),
+        b_ub=np.concatenate([made.upper[up], -made.lower[low]]),
+    )
+    if answer.fun is None or answer.status != 0:
+        return None, made.cost
+    return float(answer.fun), np.asarray(answer.lower.marginals, dtype=np.float64)
