@@ -78,7 +78,7 @@ def furnish(services: dict[str, Any]) -> None:
         if source.startswith("./"):
             run("mount", "--bind", str(ROOT / source), target)
         else:
-            run("mount", "-t", "tmpfs", "tmpfs", target)
+            run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", target)
     hosts = Path("/run/joulegate/hosts")
     hosts.write_text(f"127.0.0.1 localhost gateway {' '.join(services)}\n")
     run("mount", "--bind", str(hosts), "/etc/hosts")

@@ -231,8 +231,31 @@ def test_agent_and_watchdog_outlive_each_other(compose: Compose) -> None:
         holder = services[str(holders.pop()).removeprefix("service:")]
         assert holder.entrypoint == ["sleep", "infinity"]
         assert all(s.restart == "always" for s in pair)
-        sockets = [{v.split(":")[1] for v in s.volumes} for s in pair]
-        assert all({"/run/joulegate", "/var/lib/joulegate"} <= mounted for mounted in sockets)
+        mounted = [{v.split(":")[1] for v in s.volumes} for s in pair]
+        assert mounted[0] == mounted[1]
+        assert "/run/joulegate" in mounted[0]
+
+
+def test_everybody_may_write_where_it_keeps_its_state_and_nobody_else_an_agents(compose: Compose) -> None:
+    """A volume begins as the image has the folder. Root has no right to pass over permissions here."""
+    stages = (DEPLOY / "Dockerfile").read_text()
+    folders = {
+        path: (owner, int(mode, 8))
+        for owner, mode, path in re.findall(r"install -d -o (\w+) -g \w+ -m (\d+) (\S+)", stages)
+    }
+    checked = set()
+    for service in compose.services.values():
+        if service.command[:1] not in (["agent"], ["watchdog"], ["serve"]):
+            continue
+        text = outside(service, service.command[-1]).read_text()
+        kept = re.search(r"(?:state_dir|proofs_file): (\S+)", text)
+        path = str(PurePosixPath(kept[1]).parent) if kept else "/var/lib/joulegate"
+        owner, mode = folders[path]
+        assert owner == ("root" if service.user else "joulegate")
+        assert mode & 0o022 == 0, "an agent refuses a folder that others may write to"
+        assert path in {volume.split(":")[1] for volume in service.volumes}
+        checked.add(path)
+    assert checked == {"/var/lib/joulegate", "/var/lib/joulegate-gateway", "/plant"}
 
 
 def test_the_example_of_the_environment_is_what_compose_reads() -> None:
@@ -307,6 +330,38 @@ def test_kubernetes_agent_and_watchdog_share_their_processes() -> None:
     assert spec["shareProcessNamespace"] is True
     mounted = [{mount["mountPath"] for mount in c["volumeMounts"]} for c in spec["containers"]]
     assert all({"/run/joulegate", "/var/lib/joulegate"} <= paths for paths in mounted)
+
+
+def test_gateways_keep_what_they_have_learned_where_they_may_write(compose: Compose) -> None:
+    for service in (s for s in compose.services.values() if s.command[:1] == ["serve"]):
+        text = outside(service, service.command[-1]).read_text()
+        kept = re.findall(r"(?:proofs_file|state_file|models_dir): (\S+)", text)
+        assert len(kept) == 3
+        assert all(str(PurePosixPath(path).parent) == "/var/lib/joulegate-gateway" for path in kept)
+        assert "learned:/var/lib/joulegate-gateway" in service.volumes
+    [(spec, settings)] = [
+        (spec, m["data"]["gateway.yaml"])
+        for spec in pod_specs()
+        for m in manifests()
+        if len(spec["containers"]) == 1 and "gateway.yaml" in m.get("data", {})
+    ]
+    assert len(re.findall(r"/var/lib/joulegate-gateway/\w+", settings)) == 3
+    assert {"name": "learned", "mountPath": "/var/lib/joulegate-gateway"} in spec["containers"][0][
+        "volumeMounts"
+    ]
+
+
+def test_the_gateways_unit_starts_a_command_that_exists_and_gives_it_no_right() -> None:
+    lines = (DEPLOY / "systemd/joulegate-gateway.service").read_text().splitlines()
+    unit = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    program, word, option, path = unit["ExecStart"].split()
+    assert PurePosixPath(program).name == "joulegate"
+    assert word in COMMANDS
+    assert (option, path) == ("-c", "/etc/joulegate/gateway.yaml")
+    assert unit["CapabilityBoundingSet"] == ""
+    assert unit["DynamicUser"] == unit["NoNewPrivileges"] == unit["PrivateDevices"] == "yes"
+    assert unit["ProtectSystem"] == "strict"
+    assert "@resources" not in unit["SystemCallFilter"], "refits and plans set their own limits"
 
 
 def declared() -> set[str]:
