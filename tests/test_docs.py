@@ -204,7 +204,8 @@ def test_commands_in_the_pages_exist(page: Path, line: str) -> None:
     module, _, name = command.target.partition(":")
     app = typer.Typer(add_completion=False)
     app.command()(getattr(importlib.import_module(module), name))
-    options = {option for p in typer.main.get_command(app).params for option in p.opts} | {"--help"}
+    params = typer.main.get_command(app).params
+    options = {option for p in params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
     assert {a for a in arguments if a.startswith("-")} <= options, page
 
 
