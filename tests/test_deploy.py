@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import typer
+from kubernetes import client
 from pydantic import BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
@@ -323,6 +324,30 @@ def test_kubernetes_settings_are_good(tmp_path: Path) -> None:
             load_with_places(tmp_path / name, model, {"NODE_NAME": "gpu-node-1"})
             checked += 1
     assert checked == 2
+
+
+def check_fields(value: Any, kind: str, path: str) -> None:
+    """Against the API's own models; `kind`: one of them, or a list or dict of them."""
+    if kind.startswith("List["):
+        for number, each in enumerate(value):
+            check_fields(each, kind[5:-1], f"{path}[{number}]")
+    elif kind.startswith("Dict["):
+        for key, each in value.items():
+            check_fields(each, kind[5:-1].partition(", ")[2], f"{path}.{key}")
+    elif hasattr(client, kind):
+        model = getattr(client, kind)
+        named = {there: here for here, there in model.attribute_map.items()}
+        for key, each in value.items():
+            assert key in named, f"{path}.{key}: no such field of {kind}"
+            check_fields(each, model.openapi_types[named[key]], f"{path}.{key}")
+    else:
+        expected = {"str": str, "bool": bool, "int": int}.get(kind, object)
+        assert isinstance(value, expected), f"{path}: {value!r} is no {kind}"
+
+
+@pytest.mark.parametrize("manifest", manifests(), ids=lambda m: f"{m['kind']} {m['metadata']['name']}")
+def test_kubernetes_manifests_have_fields_that_the_api_has(manifest: Any) -> None:
+    check_fields(manifest, f"V1{manifest['kind']}", manifest["kind"])
 
 
 def test_kubernetes_agent_and_watchdog_share_their_processes() -> None:
