@@ -40,25 +40,24 @@ def exposition(node: Node) -> bytes:
 
 
 def _readings(states: Iterable[GpuState]) -> Iterable[Metric]:
-    labels = ["gpu"]
     energy = CounterMetricFamily(
         "joulegate_gpu_energy_joules",
         "Energy used: measured by the driver's counter, or integrated from power where it has none.",
-        labels=[*labels, "source"],
+        labels=["gpu", "source"],
     )
-    power = GaugeMetricFamily("joulegate_gpu_power_watts", "Power draw (measured).", labels=labels)
-    clock = GaugeMetricFamily("joulegate_gpu_clock_hertz", "SM clock read back.", labels=labels)
+    power = GaugeMetricFamily("joulegate_gpu_power_watts", "Power draw (measured).", labels=["gpu"])
+    clock = GaugeMetricFamily("joulegate_gpu_clock_hertz", "SM clock read back.", labels=["gpu"])
     target = GaugeMetricFamily(
         "joulegate_gpu_clock_target_hertz",
         "Clock ceiling that is set; absent: driver default.",
-        labels=labels,
+        labels=["gpu"],
     )
-    heat = GaugeMetricFamily("joulegate_gpu_temperature_celsius", "GPU temperature.", labels=labels)
+    heat = GaugeMetricFamily("joulegate_gpu_temperature_celsius", "GPU temperature.", labels=["gpu"])
     reason = GaugeMetricFamily(
-        "joulegate_gpu_clock_reason", "Clock-event reasons that are active.", labels=[*labels, "reason"]
+        "joulegate_gpu_clock_reason", "Clock-event reasons that are active.", labels=["gpu", "reason"]
     )
     healthy = GaugeMetricFamily(
-        "joulegate_gpu_healthy", "0 while a GPU cannot be read or set.", labels=labels
+        "joulegate_gpu_healthy", "0 while a GPU cannot be read or set.", labels=["gpu"]
     )
     for state in states:
         energy.add_metric([state.uuid, state.energy_source], state.energy_j)

@@ -120,7 +120,7 @@ def metrics_page() -> str:
             labels = ", ".join(f"`{label}`" for label in what.labels)
             lines.append(f"| `{name}{suffix}` | {kind} | {labels} | {what.help} |")
     lines.append("| `joulegate_build_info` | info | `version` | The gateway's version. |")
-    agent = ["| metric | type | |", "|---|---|---|", *agent_metrics()]
+    agent = ["| metric | type | labels | |", "|---|---|---|---|", *agent_metrics()]
     return "\n\n".join([*parts, "\n".join(lines), "## Agent, `/metrics`", "\n".join(agent)]) + "\n"
 
 
@@ -132,8 +132,10 @@ def agent_metrics() -> Iterator[str]:
             kind, family, _ = node.func.id.partition("MetricFamily")
             if family:
                 name, about = (ast.literal_eval(argument) for argument in node.args[:2])
+                given = [ast.literal_eval(word.value) for word in node.keywords if word.arg == "labels"]
+                labels = ", ".join(f"`{label}`" for names in given for label in names)
                 suffix = "_total" if kind == "Counter" else ""
-                yield f"| `{name}{suffix}` | {kind.lower()} | {about} |"
+                yield f"| `{name}{suffix}` | {kind.lower()} | {labels} | {about} |"
 
 
 def schema_file(kind: str) -> str:
@@ -217,6 +219,13 @@ def test_yaml_in_the_pages_is_good(page: Path) -> None:
         document = locate.read(str(page), block, {"TEAM_A_KEY": "k"})
         kind = "agent" if "\ndevice:" in block else "gateway"
         assert validate(document, model_of(kind), DOCS).settings.version == 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_metrics_in_the_pages_exist(page: Path) -> None:
+    known = set(re.findall(r"^\| `(joulegate_\w+)`", metrics_page(), re.MULTILINE))
+    known |= {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "count", "sum")}
+    assert set(re.findall(r"\bjoulegate_\w+", page.read_text())) <= known
 
 
 def test_the_readme_names_the_commands_and_the_pages() -> None:
