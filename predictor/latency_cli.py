@@ -82,10 +82,12 @@ def learn(files: Sequence[Path], out: Path, clocks: Sequence[int], seed: int) ->
     _one_thread()
     import numpy as np
 
+    from joulegate.outputs import file_for
     from predictor.artifact import data_hash
     from predictor.latency_artifact import save
     from predictor.latency_train import train as learned
 
+    file_for(out)
     models = []
     for sweep in _sweeps(files):
         sys.stderr.write(f"{sweep.engine.name}: {len(sweep.rows)} rows\n")

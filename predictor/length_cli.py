@@ -56,6 +56,7 @@ def train(
     from rich.console import Console
     from rich.progress import Progress
 
+    from joulegate.outputs import file_for
     from predictor.artifact import save
     from predictor.length_data import read_prompts
     from predictor.length_store import SCHEMA
@@ -63,6 +64,7 @@ def train(
 
     if not data:
         raise UserError("nothing to learn from", "give --data FILE.jsonl.gz")
+    file_for(out)
     rows = [row for row in read_prompts(data, tenant_key) if not row.held_out]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("training", total=1.0)

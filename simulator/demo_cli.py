@@ -24,6 +24,7 @@ def demo(
     from rich.console import Console
 
     from joulegate.errors import UserError
+    from joulegate.outputs import file_for
     from joulegate.shipped import shipped
     from simulator.demo import Demo, run, standing
     from simulator.demo_summary import lines
@@ -31,6 +32,8 @@ def demo(
 
     if find_spec("openai") is None:
         raise UserError("the demo's OpenAI client is not installed", "pip install 'joulegate[demo]'")
+    if json is not None:
+        file_for(json)
     console = Console(stderr=True)
     arrivals = Window(duration=duration).cut(read_trace(trace or shipped(TRACE)))
     if not arrivals:

@@ -69,15 +69,18 @@ def _clocks(name: str, pooled: Pooled) -> Line:
         for clock, time in run.residency.items():
             seconds[clock] = seconds.get(clock, 0.0) + time
     clocks = sorted(seconds)
+    if not clocks:
+        return name, np.empty(0), np.empty(0)
     total = max(1e-9, sum(seconds.values()))
     share = np.cumsum([seconds[clock] for clock in clocks]) / total
     return name, np.array([clocks[0], *clocks], dtype=np.float64), np.array([0.0, *share])
 
 
 def _cdf(name: str, pooled: Pooled, what: str) -> Line:
+    """Empty where nothing was served."""
     values = pooled.all(what)
-    shares = np.linspace(0.0, 0.995, 200)
-    return name, np.quantile(values[np.isfinite(values)], shares), shares
+    served, shares = values[np.isfinite(values)], np.linspace(0.0, 0.995, 200)
+    return (name, np.quantile(served, shares), shares) if len(served) else (name, served, served)
 
 
 def _chart(title: str, x_name: str, y_name: str, lines: Sequence[Line]) -> str:

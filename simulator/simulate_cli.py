@@ -25,6 +25,7 @@ def simulate(
     """Compare policies on a scenario: energy, latency, and whether the saving counts."""
     import orjson
 
+    from joulegate.outputs import folder_for
     from simulator.report import page
     from simulator.simulate import Request, simulate_all
     from simulator.summary import table
@@ -40,9 +41,10 @@ def simulate(
         jobs=jobs,
         swapped=swapped,
     )
+    if out is not None:
+        folder_for(out)  # before what may take hours
     answers = simulate_all(request)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         for result, made in answers:
             stem = f"{made['scenario']}_{made['profile']}"
             (out / f"{stem}.html").write_text(page(result, made), encoding="utf-8")

@@ -1,0 +1,27 @@
+"""Shell: whether a result can be written where it is wanted, asked before the work that makes it."""
+
+import os
+from pathlib import Path
+
+from joulegate.errors import UserError
+
+
+def file_for(path: Path) -> Path:
+    """`path`, whose folder is made if need be. Raises UserError where no file can be written."""
+    folder_for(path.parent)
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder", "name a file in it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(f"cannot write {path}: no permission", "name another file")
+    return path
+
+
+def folder_for(path: Path) -> Path:
+    """`path`, made if need be. Raises UserError where it cannot be, or nothing can be written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}", "name another place") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write into {path}: no permission", "name another place")
+    return path
