@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         self.length: int | None = None
         self._fields: list[Header] = []
         self._fed = self._informational = 0
+        self._bare = 0  # bytes of framing and trailers since a byte of the body came
         self._lengths = 0
         self._head_only = head_only
         self._head_done = False
@@ -222,6 +223,12 @@ class Connection(asyncio.Protocol):
             return
         self.deadline = time.monotonic() + self.limits.silence
         pieces = self._pieces
+        self._bare = 0 if pieces else self._bare + len(data)
+        if (
+            self._bare > self.limits.header_bytes and head_was_done
+        ):  # the parser keeps a trailer until it ends
+            self.fail(UpstreamGarbled("the framing of the instance's answer is too large"))
+            return
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         if self._complete:

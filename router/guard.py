@@ -10,6 +10,7 @@ noticed), but what it sends is kept back, unparsed, until the answer is out.
 """
 
 import asyncio
+import contextlib
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -77,6 +78,7 @@ class Guard(HttpToolsProtocol):
         self.reading = Reading.IDLE
         self.since = 0.0  # when `reading` began
         self.received = 0  # bytes since then; parted: bytes that the client has not taken
+        self.bare = 0  # bytes of a body's framing and trailers since a byte of the body came
         self.stuck_since = 0.0  # when the write buffer filled
         self.now = 0.0  # of the read that is being parsed
         self.length: bytes | None = None  # Content-Length of the head that is being parsed
@@ -115,6 +117,7 @@ class Guard(HttpToolsProtocol):
             self.reading = before = Reading.HEAD
             self.since = self.now
             self.received = 0
+        cycle, received = self.cycle, self.received
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -124,15 +127,28 @@ class Guard(HttpToolsProtocol):
             known = isinstance(cause, GatewayError)
             self.refuse(cause if known else BadRequest(f"invalid HTTP request: {error}"))  # type: ignore[arg-type]
         else:
-            if self.reading is before is Reading.HEAD:
-                self._more_head(len(data))
+            if self.reading is before:
+                self._more(len(data), self.received != received or self.cycle is not cycle)
             elif fresh and self.reading is Reading.DONE:
                 self._remember(data)
+
+    def _more(self, size: int, body: bool) -> None:
+        """What is being read has not ended; `body`: some of what came was a body's, or began one."""
+        if self.reading is Reading.HEAD:
+            self._more_head(size)
+        elif self.reading is Reading.BODY:
+            self._more_framing(size, body)
 
     def _more_head(self, size: int) -> None:
         self.received += size
         if self.received > self.limits.header_bytes:
             self.refuse(HeadTooLarge("the request head is too large"))
+
+    def _more_framing(self, size: int, body: bool) -> None:
+        """The parser keeps a trailer until it ends."""
+        self.bare = 0 if body else self.bare + size
+        if self.bare > self.limits.header_bytes:
+            self.refuse(HeadTooLarge("the body's framing or trailers are too large"))
 
     def _remember(self, data: bytes) -> None:
         """If `data` was one whole request, the next one with this head need not be read by the parser."""
@@ -226,7 +242,7 @@ class Guard(HttpToolsProtocol):
         self.cycle = cycle = ClientExchange(self, head, target, self.length, keep_alive, bytearray())
         self.reading = Reading.BODY
         self.since = self.now
-        self.received = 0
+        self.received = self.bare = 0
         if self.active is None:
             self._answer(cycle, self.app)
         else:
@@ -345,7 +361,8 @@ class Guard(HttpToolsProtocol):
         self._enter(Reading.LINGER)
         self.ahead.clear()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # it has just left: nobody is told, and no sweep ends here
+                self.transport.write_eof()
         self.flow.resume_reading()
 
     def _part(self) -> None:

