@@ -176,6 +176,7 @@ class Sizing:
         self.sentence = ""
         self._calm = calm
         self._counts = Calm(calm)
+        self._began: Seconds | None = None
         self._asked: int | None = None
         self._look_at = float("-inf")
 
@@ -212,8 +213,13 @@ class Sizing:
         self._look_at, self._asked, self.sentence = now + LOOK, None, "no latency model yet"
 
     def count(self, up: int, present: int, now: Seconds) -> int:
-        """How many should run. `present`: what requests that are there need, and what stays warm."""
-        return self._counts.settle(max(present, up if self._asked is None else self._asked), now)
+        """How many should run. `present`: what requests that are there need, and what stays warm.
+
+        None stops before the load has been watched for as long as fewer must be enough.
+        """
+        began = self._began = now if self._began is None else self._began
+        asked = self._counts.settle(max(present, up if self._asked is None else self._asked), now)
+        return asked if now - began > self._calm else max(asked, up)
 
 
 def best_kind(stocks: Sequence[Stock], demand: Demand, terms: Terms) -> tuple[Stock, int] | None:

@@ -111,6 +111,12 @@ def test_more_run_at_once() -> None:
     assert found[-1] >= 6 > found[-2]
 
 
+def test_nothing_stops_because_nothing_has_been_seen_yet() -> None:
+    sizing = Sizing(CALM)
+    sizing.look((stock(4),), Seen(None, Seconds(0.0), 1.0), 7, TERMS, Seconds(0.0))
+    assert [sizing.count(7, 1, Seconds(now)) for now in (0.0, 5.0, CALM, CALM + 1.0)] == [7, 7, 7, 1]
+
+
 def test_who_knows_what_comes_plans_for_that_and_not_for_growth() -> None:
     found = []
     for ahead in (None, 2.0 * ONE, 5.5 * ONE):
