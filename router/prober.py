@@ -7,11 +7,12 @@ from collections.abc import Callable
 from control.state import LoadBook
 from joulegate.units import Seconds
 from router.engine_metrics import MAX_PAGE, read_gauges
-from router.fleet import InstanceStatus, Signal
+from router.fleet import Health, InstanceStatus, Signal
 from router.http_client import ControlClient, Unreachable
 from router.ports import Engine
 
 log = logging.getLogger(__name__)
+BAD = (Health.SUSPECT, Health.DOWN)
 
 
 class Prober:
@@ -54,7 +55,8 @@ class Prober:
         except Unreachable as error:
             status.signal(Signal.PROBE_FAILED, now, str(error))
         if before != (status.health, status.asleep):
-            log.info(
+            log.log(
+                logging.WARNING if status.health in BAD and not status.asleep else logging.INFO,
                 "instance health",
                 extra={
                     "instance": status.endpoint.name,

@@ -1,13 +1,16 @@
 """How much of an engine's load is not ours is known from the moment its page was made, not from later."""
 
 import asyncio
+import logging
 from collections.abc import Callable
+
+import pytest
 
 from control.state import Flight, LoadBook
 from joulegate.domain import RequestType, Size
 from joulegate.units import Seconds
 from router.fleet import InstanceStatus
-from router.http_client import Reply
+from router.http_client import Reply, Unreachable
 from router.ports import Endpoint, Engine
 from router.prober import Prober
 
@@ -79,3 +82,18 @@ def test_our_own_requests_that_came_before_the_page_was_made_are_not_others() ->
     engine.meanwhile = two_come
     status = probed(book, engine)
     assert (status.running_elsewhere, status.waiting_elsewhere) == (0, 0)
+
+
+class DeadEngine(FakeEngine):
+    async def get(self, path: str, timeout: float) -> Reply:  # noqa: ASYNC109
+        raise Unreachable("connection refused")
+
+
+def test_an_instance_that_goes_down_is_a_warning_and_one_that_is_up_is_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    probed(LoadBook(), DeadEngine(0, 0))
+    probed(LoadBook(), FakeEngine(0, 0))
+    told = [(record.levelno, vars(record)["health"]) for record in caplog.records]
+    assert told == [(logging.WARNING, "down"), (logging.INFO, "up")]
