@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from simulator.perturb import perturbed
 from simulator.real_time import go_first
 
 KEEP_ALIVE = 5.0  # seconds, as vLLM and TGI
+BACKLOG = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ async def _serve(fleet: Fleet, ready: Callable[[bytes], None]) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
+    # Ports first: where another emulator has them, its plants stay as they are.
+    places = [_bound(fleet.host, settings) for settings in fleet.instances]
     gpus = create_plants(fleet.nodes)
     for gpu in gpus.values():
         gpu.processes = (os.getpid(),)
@@ -67,7 +71,7 @@ async def _serve(fleet: Fleet, ready: Callable[[bytes], None]) -> None:
         return orjson.dumps(_stats(instances, gpus, started))
 
     instances += [_instance(fleet, settings, gpus, stats, loop) for settings in fleet.instances]
-    servers = [await _listen(loop, fleet.host, instance) for instance in instances]
+    servers = [await _listen(loop, place, i) for place, i in zip(places, instances, strict=True)]
     gc.collect()
     gc.freeze()  # what lives as long as the process is not looked at again: no long pauses between tokens
     go_first()
@@ -161,17 +165,21 @@ def _seed(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-async def _listen(loop: asyncio.AbstractEventLoop, host: str, instance: Instance) -> asyncio.Server:
-    port = instance.settings.port
+def _bound(host: str, settings: EmulatedEngine) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return await loop.create_server(
-            lambda: Connection(instance.app, KEEP_ALIVE), host, port, backlog=2048
-        )
+        return socket.create_server((host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise UserError(
-            f"instance {instance.settings.name} cannot listen on {host}:{port}: {error.strerror}",
+            f"instance {settings.name} cannot listen on {host}:{settings.port}: {error.strerror}",
             "is another emulator running?",
         ) from error
+
+
+async def _listen(
+    loop: asyncio.AbstractEventLoop, place: socket.socket, instance: Instance
+) -> asyncio.Server:
+    return await loop.create_server(lambda: Connection(instance.app, KEEP_ALIVE), sock=place, backlog=BACKLOG)
 
 
 def _readiness(fleet: Fleet) -> dict[str, object]:

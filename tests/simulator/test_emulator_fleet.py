@@ -114,7 +114,8 @@ def test_a_fleet_that_cannot_be_is_one_error_line(
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_named_and_the_plant_of_who_has_it_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "plant").write_text("of another emulator")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -124,3 +125,4 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         )
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert (tmp_path / "plant").read_text() == "of another emulator"
