@@ -8,11 +8,13 @@ where the pool sheds. A pool that does not shed answers late rather than not at 
 
 When a first token is expected follows from the prompts ahead, which an engine reads in order, at maximum
 clock, counted from when it began on the first of them. An engine that takes OVERDUE times as long, and SLACK
-more, is stuck: nothing is expected of it any more.
-Missing input: without a model nothing is expected, and nothing is taken back.
+more, is stuck: nothing is expected of it any more. Of an answer that does not stream nothing is seen before
+its end; it is due when its longest would have ended, the first token as late as was promised.
+Missing input: without a model nothing is expected, and nothing is taken back;
+an answer that does not stream and whose length nothing bounds may take for ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,27 +41,35 @@ class Relief:
     stuck: bool
 
 
-def relieve(instance: Instance, others: Sequence[Instance], shed: bool, now: Seconds) -> list[Relief]:
+def relieve(
+    instance: Instance,
+    others: Sequence[Instance],
+    shed: bool,
+    now: Seconds,
+    unseen: Collection[Flight] = (),
+) -> list[Relief]:
     """Of the requests that `instance` was sent and has not begun to answer, those to take back.
 
     `others`: instances that may serve them instead. `shed`: the pool refuses whom it cannot serve in time.
+    `unseen`: those that do not stream, which the book takes to be answered by the time that has passed.
     """
     book, model = instance.book, instance.model
-    if model is None or not book.prompts:
+    if model is None:
         return []
     top, prompts = model.clocks[-1], list(book.prompts.values())
-    stuck = is_stuck(instance, prompts[0], now)
+    stuck = bool(prompts) and is_stuck(instance, prompts[0], now)
     found: list[Relief] = []
     taken = {other.name: (0, 0) for other in others}  # sequences and prompt tokens handed over just now
+    for flight in unseen:
+        late = flight.id not in book.prompts and _overdue(instance, flight, now)
+        if late and _hand_over(flight, others, taken, now, stuck=True):
+            found.append(Relief(flight, Rung.RESTEER, stuck=True))
     ahead = 0
     for place, flight in enumerate(prompts):
         ahead += max(1, flight.uncached_tokens)
         if not stuck and book.served_at + _reading(instance, ahead, top) <= flight.deadline:
             continue
-        other = None if flight.avoid else _rescuer(flight, others, taken, now, stuck)
-        if other is not None:
-            sequences, tokens = taken[other.name]
-            taken[other.name] = sequences + 1, tokens + flight.uncached_tokens
+        if _hand_over(flight, others, taken, now, stuck):
             found.append(Relief(flight, Rung.RESTEER, stuck))
         elif shed and now > flight.deadline and (place or stuck) and _waited_for(prompts[place + 1 :]):
             found.append(Relief(flight, Rung.SQUASH, stuck))
@@ -76,6 +86,21 @@ def is_stuck(instance: Instance, head: Flight, now: Seconds) -> bool:
     return now - instance.book.served_at > OVERDUE * expected + SLACK
 
 
+def _overdue(instance: Instance, flight: Flight, now: Seconds) -> bool:
+    """Whether an answer that comes all at once takes far longer than its longest would."""
+    most, longest = flight.max_tokens, instance.limits.max_model_len
+    if most is None:
+        most = None if longest is None else float(max(1, longest - flight.input_tokens))
+    if most is None or flight.dispatched is None or flight.first_token is None:
+        return False
+    assert instance.model is not None
+    book, clock = instance.book, instance.clock if instance.clock is not None else instance.model.clocks[-1]
+    load = Load(max(1, book.decoding), max(0.0, book.context) + most, 0.0, instance.limits.chunk_budget)
+    step = Pace(instance.model, load, clock, instance.factor(clock)).step
+    first = max(flight.ttft, flight.first_token - flight.dispatched)
+    return now - flight.dispatched > OVERDUE * (first + most * step) + SLACK
+
+
 def _reading(instance: Instance, tokens: float, clock: MegaHertz) -> float:
     """Seconds for so many prompt tokens, beside what it decodes."""
     model, book = instance.model, instance.book
@@ -84,17 +109,19 @@ def _reading(instance: Instance, tokens: float, clock: MegaHertz) -> float:
     return Pace(model, load, clock, instance.factor(clock)).prompts(tokens)
 
 
-def _rescuer(
+def _hand_over(
     flight: Flight,
     others: Sequence[Instance],
     taken: dict[str, tuple[int, int]],
     now: Seconds,
     stuck: bool,
-) -> Instance | None:
-    """One that keeps all its own objectives with `flight` added, and answers it in time.
+) -> bool:
+    """Hand `flight` to one that keeps all its own objectives with it added, and answers it in time.
 
     Nothing comes of a stuck one: what it holds may be late elsewhere, within a TTFT from now.
     """
+    if flight.avoid:
+        return False
     due = max(flight.deadline, now + flight.ttft) if stuck else flight.deadline
     for other in others:
         if other.model is None or other.suspect or other.limited or not fits(flight, other):
@@ -104,8 +131,9 @@ def _rescuer(
         queued = other.book.queued_tokens + tokens + flight.uncached_tokens
         in_time = now + (1.0 + other.model_error) * _reading(other, queued, other.model.clocks[-1]) <= due
         if in_time and within(other, room, flight.uncached_tokens, 1.0):
-            return other
-    return None
+            taken[other.name] = sequences + 1, tokens + flight.uncached_tokens
+            return True
+    return False
 
 
 def _waited_for(behind: Sequence[Flight]) -> bool:

@@ -42,6 +42,7 @@ class Signal(Enum):
 
 
 H, S = Health, Signal
+PROBES = frozenset({S.PROBE_PASSED, S.PROBE_FAILED})
 TRANSITIONS: dict[tuple[Health, Signal], Health] = {
     (H.UNKNOWN, S.PROBE_PASSED): H.UP,
     (H.UNKNOWN, S.PROBE_FAILED): H.DOWN,
@@ -82,10 +83,13 @@ class InstanceStatus:
     running_elsewhere: int = 0  # sequences of others, when its gauges were read
     waiting_elsewhere: int = 0
     problem: str = ""
+    silent: bool = False  # to the last probe
 
     def signal(self, signal: Signal, now: Seconds, problem: str = "") -> bool:
         """Apply a signal; True when health changed."""
         after = step(self.health, signal)
+        if signal in PROBES:
+            self.silent = signal is Signal.PROBE_FAILED
         if problem:
             self.problem = problem
         if after is self.health:
@@ -100,6 +104,11 @@ class InstanceStatus:
         if self.draining or self.asleep or self.fenced or self.health is Health.DOWN or now < self.busy_until:
             return False
         return in_flight == 0 or self.health is not Health.PROBATION
+
+    @property
+    def is_dead(self) -> bool:
+        """Nothing is heard of it: it is down, and not because of what requests met there."""
+        return self.silent and self.health is Health.DOWN
 
     def answered(self, now: Seconds) -> None:
         """It served somebody: whatever was thought of it before."""

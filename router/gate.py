@@ -75,8 +75,10 @@ class FleetGate:
 
     def may_move(self, ticket: Ticket) -> bool:
         """Whether another instance may be asked, should this one not begin to answer."""
-        trip = ticket.trip
-        return trip is not None and self._repeats(ticket.request, trip.model, trip.pool, self._now())
+        trip, member, now = ticket.trip, ticket.member, self._now()
+        if trip is None or member is None or not self._repeats(ticket.request, trip.model, trip.pool, now):
+            return False
+        return self._alive(trip.model, trip.pool, now, member.law.name)
 
     def _repeats(self, request: RelayRequest, model: Model, pool: Pool, now: Seconds) -> bool:
         if pool.retries < 1.0 or self._deaths.suspects(request.fingerprint, now):

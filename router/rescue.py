@@ -30,19 +30,29 @@ class Rescue:
             return
         for model in self._gate.fleet.unique():
             for member in model.members.values():
-                if member.law.book.prompts and member.law.pool in model.pools:
+                if member.status.is_dead:
+                    self._abandon(member)
+                elif (member.law.book.prompts or member.blind) and member.law.pool in model.pools:
                     self._relieve(model, model.pools[member.law.pool], member, now)
+
+    def _abandon(self, member: Member) -> None:
+        """It does not even say that it lives: nothing is waited for that it has not begun."""
+        for flight in list(member.law.book.flights.values()):
+            if not flight.avoid:
+                self._take_back(Relief(flight, Rung.RESTEER, stuck=True))
 
     def _relieve(self, model: Model, pool: Pool, member: Member, now: Seconds) -> None:
         tiers = model.steering.places[pool.name]
         others = [law for tier in tiers for law in tier.instances if law is not member.law]
-        for relief in relieve(member.law, others, pool.rules.shed, now):
+        for relief in relieve(member.law, others, pool.rules.shed, now, member.blind.values()):
             if relief.stuck and relief.rung is Rung.RESTEER and member.status.health is Health.UP:
                 member.status.signal(Signal.REQUEST_FAILED, now, STUCK)  # asked last from now on, not dead
                 member.refresh(now)
-            ticket = self._gate.unanswered.get(relief.flight.id)
-            if ticket is None:
-                continue  # it is on its way to the instance
+            self._take_back(relief)
+
+    def _take_back(self, relief: Relief) -> None:
+        ticket = self._gate.unanswered.get(relief.flight.id)
+        if ticket is not None:  # else it is on its way to the instance, or has been answered
             # in a round of its own: whoever is taken back goes on within the call
             asyncio.get_running_loop().call_soon(self._recall, ticket, relief)
 

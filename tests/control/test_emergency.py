@@ -115,6 +115,36 @@ def test_the_prompt_that_is_being_read_is_not_squashed() -> None:
     assert rungs(slow, [], True, Seconds(1.0)) == []
 
 
+def unseen(tokens: float | None, limit: int | None = None, avoid: str = "") -> Instance:
+    """One request that does not stream, sent at 0; by the time its first token is taken to have come."""
+    one = flight("1", avoid=avoid)
+    one.max_tokens = tokens
+    silent = instance("a", one)
+    silent.limits = Limits(64, 2048, 400_000, limit)
+    silent.book.progress(one, 1.0, Seconds(0.1))
+    return silent
+
+
+@pytest.mark.parametrize(
+    ("silent", "after", "taken"),
+    [
+        pytest.param(unseen(10.0), 1.0, False, id="may only be slow"),
+        pytest.param(unseen(10.0), 3.0, True, id="ten tokens take no three seconds"),
+        pytest.param(unseen(2000.0), 3.0, False, id="two thousand do"),
+        pytest.param(unseen(2000.0), 200.0, True, id="but not for ever"),
+        pytest.param(unseen(None), 1e4, False, id="nothing bounds it"),
+        pytest.param(unseen(None, 2500), 200.0, True, id="the context does"),
+        pytest.param(unseen(10.0, avoid="z"), 3.0, False, id="was elsewhere before"),
+    ],
+)
+def test_an_answer_that_comes_all_at_once_is_missed_when_its_longest_would_have_ended(
+    silent: Instance, after: float, taken: bool
+) -> None:
+    found = relieve(silent, [instance("b")], False, Seconds(after), silent.book.flights.values())
+    assert [(r.flight.id, r.rung, r.stuck) for r in found] == [("1", Rung.RESTEER, True)] * taken
+    assert relieve(silent, [], False, Seconds(after), silent.book.flights.values()) == []
+
+
 def test_without_a_model_nothing_is_taken_back() -> None:
     blind = instance("a", flight("1"))
     blind.model = None

@@ -29,7 +29,7 @@ from tests.fakes.engine import (
     hangs_after,
     says,
 )
-from tests.faults.rig import SILENCE, TOP, Answer, Pending, Site, body, until
+from tests.faults.rig import TOP, Answer, Pending, Site, body, until
 
 HELD = "under control"
 NONE = "none are set there"
@@ -96,9 +96,18 @@ def reset_mid_stream(site: Site) -> Seen:
 
 
 def hang_before_the_head(site: Site) -> Seen:
-    found, count = asked(site, hangs_after(b""))
-    assert (found.status, found.code, count) == (504, "instance_silent", 1), found
-    return f"504 `instance_silent` after {found.seconds:.1f} s (limit {SILENCE} s)", controlled(site)
+    return served_elsewhere(site, hangs_after(b""))
+
+
+def stopped_before_the_first_byte(site: Site) -> Seen:
+    """Its sockets stay open: nothing but its probes tells."""
+    with held_by_k1(site, 600, stream=False) as pending:
+        site.engines["k1"].signal(signal.SIGSTOP)
+        found = pending.join()
+    site.engines["k1"].signal(signal.SIGCONT)
+    until(lambda: not down(site, "k1"))
+    assert (found.status, found.instance) == (200, "k2"), found
+    return f"200 from another instance, {found.seconds:.1f} s", NONE
 
 
 def hang_mid_stream(site: Site) -> Seen:
@@ -431,6 +440,7 @@ CASES = (
     Case("engine metrics slow", unreadable_metrics(slow)),
     Case("engine metrics huge (6 MiB)", unreadable_metrics(huge)),
     Case("engine metrics garbage", unreadable_metrics(garbage)),
+    Case("engine stopped before the first byte", stopped_before_the_first_byte),
     Case("engine killed before the first byte", killed_before_the_first_byte),
     Case("engine killed in a stream", killed_mid_stream),
     Case("engine killed when idle", killed_when_idle),

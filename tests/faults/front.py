@@ -87,6 +87,9 @@ class Front:
     async def _shut(self) -> None:
         if self._server is None:
             return
+        for listener in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        await asyncio.sleep(0)  # a server that closes while somebody is let in forgets to close his socket
         self._server.close()
         self._server = None
         for task in list(self._tasks):

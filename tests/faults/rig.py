@@ -29,8 +29,10 @@ PROFILE = shipped("profiles/h100_llama-3.1-8b_tp1.json")
 TOP = 1980
 SILENCE = 2.5  # seconds an instance may be silent
 PATIENCE = 90.0  # seconds a condition is waited for
+START = 200.0  # seconds for all processes to start, on a machine that others load
 SMALL = ["SS", "SM", "MS", "MM"]
 LARGE = ["SL", "ML", "LS", "LM", "LL"]
+MATES = {"near": ("main", "far"), "far": ("main", "near"), "k1": ("spare", "k2"), "k2": ("spare", "k1")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,11 @@ class Process:
                 self.kill()
 
 
-def until(condition: Callable[[], object]) -> float:
+def until(condition: Callable[[], object], patience: float = PATIENCE) -> float:
     """Seconds until it holds; the wait is bounded so that a failure is one."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() < start + PATIENCE, f"never came true: {condition}"
+        assert time.monotonic() < start + patience, f"never came true: {condition}"
         time.sleep(0.01)
     return time.monotonic() - start
 
@@ -167,6 +169,15 @@ class Gateway:
         body = {"instance": instance, "resume": resume}
         self.http.post("/admin/drain", json=body).raise_for_status()
 
+    def _knock(self) -> None:
+        """Who was down is up once somebody was served there: also `far`, which is asked for nothing else."""
+        for name, found in self.instances().items():
+            if found["health"] == "probation":
+                model, mate = MATES[name]
+                self.drain(mate)
+                self.ask(model)
+                self.drain(mate, resume=True)
+
     def is_normal(self) -> bool:
         """Everything is up and nothing in flight; a request closes a half-open circuit."""
         try:
@@ -175,6 +186,7 @@ class Gateway:
             for model in ("main", "spare"):
                 if self.ask(model).status != 200:
                     return False
+            self._knock()
             up = all(found["health"] == "up" for found in self.instances().values())
             signs = [self.gauge("joulegate_agent_up"), self.gauge("joulegate_store_up")]
             return up and all(signs) and self.in_flight() == 0
@@ -226,13 +238,13 @@ class Site:
         for engine in self.engines.values():
             engine.start()
         for port in self.engine_ports.values():
-            until(lambda port=port: is_up(port))  # type: ignore[misc]
+            until(lambda port=port: is_up(port), START)  # type: ignore[misc]
         self.plant = Plant.open(self.folder / "node.plant")
         self.agent.start()
         for gateway in self.gateways:
             gateway.process.start()
         for gateway in self.gateways:
-            until(gateway.is_normal)
+            until(gateway.is_normal, START)
 
     def stop(self) -> None:
         for gateway in self.gateways:

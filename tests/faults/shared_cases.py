@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tests.faults.cases import HELD, Seen
-from tests.faults.rig import Answer, Gateway, Site, until
+from tests.faults.rig import Answer, Gateway, Pending, Site, until
 from tests.redis_server import RedisServer
 
 LEASE_TTL = 2.0
@@ -173,7 +173,46 @@ def killed(site: Site, gone: Gateway) -> Seen:
     return f"its own streams are cut, 0 at the others; they forget its load in {forgot:.1f} s", clocks
 
 
+def told_to_stop(site: Site, _: RedisServer) -> Seen:
+    """SIGTERM: what runs ends whole, what is new is refused, clocks go to who leads next."""
+    gone = leader(site)
+    others = [gateway for gateway in site.gateways if gateway is not gone]
+    with burst(site) as load:
+        pending = Pending(lambda: gone.ask(tokens=400, stream=True))
+        until(lambda: gone.gauge("joulegate_running_requests") > 0)
+        gone.process.signal(signal.SIGTERM)
+        took = taken_over(site, gone)
+        last = pending.join()
+        assert gone.process.running is not None
+        code = gone.process.running.wait(60.0)
+    gone.process.start()
+    assert code in (0, -signal.SIGTERM), code
+    mine = load.failures(gone)
+    assert {one.status for one in mine} <= {0, 503}, [one for one in mine if one.status == 200][:3]
+    assert last.status in (200, 503), last
+    assert last.status == 503 or "[DONE]" in last.body, last.body[-400:]
+    for gateway in others:
+        assert not load.failures(gateway), load.failures(gateway)[:3]
+    whole = len(load.answers[name_of(gone)]) - len(mine)
+    said = f"all {whole} streams of its own whole, new ones refused; 0 fail at the others"
+    return said, f"another replica sets them after {took:.1f} s"
+
+
+def reloaded(site: Site, _: RedisServer) -> Seen:
+    with burst(site) as load:
+        for _ in range(20):
+            for gateway in site.gateways:
+                assert gateway.http.post("/admin/reload").json()["refused"] == ""
+        for gateway in site.gateways:
+            gateway.process.signal(signal.SIGHUP)
+    failed = [one for gateway in site.gateways for one in load.failures(gateway)]
+    assert not failed, failed[:3]
+    return f"{counted(load)} of {counted(load)} streams whole", HELD
+
+
 SHARED_CASES = (
+    SharedCase("settings reloaded 20 times under load", reloaded),
+    SharedCase("leader told to stop (SIGTERM) under load", told_to_stop),
     SharedCase("Redis killed", redis_killed),
     SharedCase("Redis stopped", redis_stopped),
     SharedCase("Redis flushed", redis_flushed),

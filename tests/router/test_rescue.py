@@ -7,12 +7,14 @@ import orjson
 import pytest
 
 from control.state import Room
+from joulegate.domain import LengthQuery
 from joulegate.engine_profile import parse_profile
 from joulegate.shipped import shipped
 from joulegate.units import Seconds
 from predictor.physics import PhysicsModel
+from router.accounts import estimate
 from router.errors import Resteered, Squashed, UpstreamError
-from router.fleet import Health
+from router.fleet import Health, Signal
 from router.rescue import Rescue
 from tests.router.test_gate import DOWN, House
 
@@ -55,6 +57,62 @@ async def test_what_a_stuck_instance_holds_is_taken_back_and_it_is_not_asked_fir
         await asyncio.sleep(0)
         assert house.members[0].status.health is Health.SUSPECT
     assert [type(errors[0]) for errors in recalled] == [Resteered, Resteered]
+
+
+async def unanswered(house: House, places: AsyncExitStack) -> list[UpstreamError]:
+    """A request for ten tokens in one piece, sent to `i0`, which says nothing for three seconds."""
+    request = house.request(stream=False, query=LengthQuery("m", "", 100, max_tokens=10))
+    slot = await places.enter_async_context(house.gate.admit(request))
+    recalled: list[UpstreamError] = []
+    slot.sent(Seconds(house.now), recalled.append)
+    free(house)
+    for _ in range(12):
+        house.now += 0.25
+        estimate(house.members[0], Seconds(house.now))
+        Rescue(house.gate).tick(Seconds(house.now))
+        await asyncio.sleep(0)
+    return recalled
+
+
+async def test_an_answer_that_does_not_stream_is_missed_too() -> None:
+    house = stuck_house()
+    async with AsyncExitStack() as places:
+        recalled = await unanswered(house, places)
+        assert house.members[0].law.book.prompts == {}, "its first token is taken to have come"
+        assert house.members[0].status.health is Health.SUSPECT
+    assert isinstance(recalled[0], Resteered)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_an_instance_holds_that_does_not_even_say_that_it_lives_is_taken_back(
+    stream: bool,
+) -> None:
+    house = stuck_house()
+    house.members[0].law.model = None
+    status = house.members[0].status
+    async with AsyncExitStack() as places:
+        slot = await places.enter_async_context(house.gate.admit(house.request(stream=stream)))
+        recalled: list[UpstreamError] = []
+        slot.sent(Seconds(house.now), recalled.append)
+        for signal in (Signal.REQUEST_FAILED, Signal.REQUEST_FAILED, Signal.PROBE_FAILED):
+            assert recalled == [], "requests fail, but it lives"
+            free(house)
+            status.signal(signal, Seconds(house.now))
+            Rescue(house.gate).tick(Seconds(house.now))
+            await asyncio.sleep(0)
+    assert isinstance(recalled[0], Resteered)
+
+
+async def test_with_nobody_else_there_one_waits_for_a_dead_instance() -> None:
+    house = stuck_house()
+    async with AsyncExitStack() as places:
+        recalled = await sent(house, places, 1)
+        for _ in range(2):
+            house.members[0].status.signal(Signal.PROBE_FAILED, Seconds(house.now))
+        assert house.members[0].status.is_dead
+        Rescue(house.gate).tick(Seconds(house.now))
+        await asyncio.sleep(0)
+    assert recalled == [[]]
 
 
 async def test_nothing_is_taken_back_that_was_answered() -> None:
