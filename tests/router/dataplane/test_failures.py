@@ -1,14 +1,16 @@
 """What the client sees, and what the gate is told, when an instance fails or breaks the protocol."""
 
 import asyncio
+import logging
 import time
 
 import pytest
 
 from joulegate.units import Seconds
 from router.connection import Connection
+from router.keys import KeyEntry, Keys, digest
 from router.limits import UpstreamLimits
-from router.ports import Ending, Endpoint, Engine, Recall
+from router.ports import Caller, Ending, Endpoint, Engine, Recall
 from router.upstream import UpstreamPool, opened
 from tests.fakes.edge import Edge, edge, post, unchunked
 from tests.fakes.engine import (
@@ -81,6 +83,22 @@ async def test_a_failure_before_the_first_byte_is_tried_on_another_instance(scri
     assert rest == GOOD.partition(b"\r\n\r\n")[2]
     assert [report.ending for report in gate.reports] == [Ending.UPSTREAM_DOWN, Ending.OK]
     assert len(bad.requests) == len(good.requests) == 1
+
+
+async def test_what_is_logged_names_neither_keys_nor_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    keys = Keys([KeyEntry(digest("sk-mine"), Caller("tenant"))])
+    body = ASK.replace(b"hello", b"a private word")
+    async with FakeEngine(dies_after(b"")) as engine, FakeEngine(says(answer(b"", b"500 Oh"))) as other:
+        gate = FakeGate(engine.endpoint(), other.endpoint("two"), retries=1)
+        async with edge(gate, keys=keys) as it:
+            for key in (b"sk-mine", b"sk-theirs"):
+                await it.raw(post(body, headers=b"authorization: Bearer %b\r\n" % key))
+            await it.raw(post(body, headers=b"x-api-key: sk-mine\r\nx-slo-ttft-ms: private\r\n"))
+            await it.settled()
+    said = caplog.text + "".join(str(vars(record)) for record in caplog.records)
+    assert "private" not in said
+    assert "sk-" not in said
 
 
 async def test_only_one_other_instance_is_tried() -> None:
