@@ -26,7 +26,7 @@ class Standing(Enum):
 @dataclass(frozen=True, slots=True)
 class Proof:
     state: Standing = Standing.UNPROVEN
-    why: str = "not tried yet"
+    why: str = "not tried yet, as it was never idle for a third of a second"
     at: Seconds = Seconds(float("-inf"))
     tries: int = 0
 

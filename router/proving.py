@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 import orjson
 
@@ -28,6 +29,7 @@ RAMP = 0.1  # seconds from asking to a GPU that works
 PAUSE = 0.25  # seconds between two rounds
 QUICK_TRIES = 3  # in a row; after that once in
 AGAIN = 30.0  # seconds
+SAY_AFTER = 60.0  # seconds that an instance is due and never idle
 TOKENS = 256  # asked for; the request is dropped when the window is over
 PROMPT = "1 2 3 4 5 6 7 8 9 10 11 12"
 PATH = "/v1/completions"
@@ -51,6 +53,7 @@ class Prover:
         self._needed = needed
         self._kept = kept
         self._clock = clock
+        self._due_since: dict[str, float] = {}  # by instance; infinity once it was said
 
     async def run(self) -> None:
         while True:
@@ -59,6 +62,7 @@ class Prover:
                     member.proof = Proof(why="it was down, and may run elsewhere now")
                     self._kept.forget(member)
                 self._recall(member)
+                self._say_that_it_waits(member)
             if any(self._due(member) for member in self._members):
                 await self.round()
             await asyncio.sleep(PAUSE)
@@ -88,6 +92,15 @@ class Prover:
         if untried and self._kept.holds(member, self._agent.view.gpus):
             why = "seen before this gateway started; the same processes are on the same GPUs"
             member.proof = Proof(Standing.PROVEN, why, Seconds(self._clock()))
+            self._say(member)
+
+    def _say_that_it_waits(self, member: Member) -> None:
+        """Once: under steady traffic its clocks stay at default, and nothing else would tell."""
+        name, now = member.law.name, self._clock()
+        if member.proof.tries or not self._due(member):
+            self._due_since.pop(name, None)
+        elif now - self._due_since.setdefault(name, now) >= SAY_AFTER:
+            self._due_since[name] = inf
             self._say(member)
 
     def _due(self, member: Member) -> bool:
