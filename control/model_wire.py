@@ -63,8 +63,7 @@ def _profile(given: Json) -> EngineProfile:
 
 
 def _tables(given: Json) -> Tables:
-    rows = {name: tuple(array("d", row) for row in given[name]) for name in ("times", "watts")}
-    return Tables(**{**tupled(given), **rows})
+    return Tables(**{**tupled(given), **{name: array("f", given[name]) for name in ("times", "watts")}})
 
 
 def tupled(given: Json) -> dict[str, Any]:

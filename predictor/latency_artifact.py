@@ -4,6 +4,7 @@ The header names every engine: where its model comes from, its ranges and errors
 the tables themselves are arrays. Loading needs neither scikit-learn nor scipy.
 """
 
+import math
 import platform
 from array import array
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from joulegate.errors import UserError
 from predictor import artifact
 from predictor.table import TableModel, Tables, Trained
 
-SCHEMA = "joulegate-latency-model/2"
+SCHEMA = "joulegate-latency-model/3"
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 
 
@@ -26,8 +27,8 @@ def save(path: Path, models: Sequence[TableModel], data_hash: str) -> None:
     """Write `models`, learned from the data with this hash. Raises UserError where that cannot be done."""
     arrays: dict[str, artifact.Array] = {}
     for number, model in enumerate(models):
-        arrays[f"times{number}"] = np.array(model.tables.times)
-        arrays[f"watts{number}"] = np.array(model.tables.watts)
+        arrays[f"times{number}"] = np.array(model.tables.times, np.float32)
+        arrays[f"watts{number}"] = np.array(model.tables.watts, np.float32)
     header = {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "data_sha256": data_hash,
@@ -42,7 +43,7 @@ def load(path: Path) -> tuple[TableModel, ...]:
     engines: Any = found.header.get("engines")
     try:
         return tuple(
-            _model(engine, found.arrays[f"times{number}"].tolist(), found.arrays[f"watts{number}"].tolist())
+            _model(engine, _single(found.arrays[f"times{number}"]), _single(found.arrays[f"watts{number}"]))
             for number, engine in enumerate(engines)
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -55,20 +56,25 @@ def _described(model: TableModel) -> dict[str, object]:
     return {"trained": asdict(model.trained), "tables": tables}
 
 
-def _model(engine: Mapping[str, Any], times: list[list[float]], watts: list[list[float]]) -> TableModel:
+def _single(values: artifact.Array) -> "array[float]":
+    return array("f", np.asarray(values, np.float32).tobytes())
+
+
+def _model(engine: Mapping[str, Any], times: "array[float]", watts: "array[float]") -> TableModel:
     tables, trained = engine["tables"], engine["trained"]
     ranges = {name: (float(low), float(high)) for name, (low, high) in trained["ranges"].items()}
-    cells = len(tables["batch"]) * len(tables["context"]) * len(tables["tokens"])
+    cells = math.prod(len(tables[axis]) for axis in ("batch", "context", "tokens", "columns"))
     if not len(times) == len(watts) == cells:
-        raise ValueError(f"{cells} rows expected, {len(times)} found")
+        raise ValueError(f"{cells} cells expected, {len(times)} found")
     return TableModel(
         Tables(
-            clocks=tuple(int(clock) for clock in tables["clocks"]),
+            clocks=tuple(map(int, tables["clocks"])),
+            columns=tuple(map(int, tables["columns"])),
             batch=tuple(map(float, tables["batch"])),
             context=tuple(map(float, tables["context"])),
             tokens=tuple(map(float, tables["tokens"])),
-            times=tuple(array("d", row) for row in times),
-            watts=tuple(array("d", row) for row in watts),
+            times=times,
+            watts=watts,
             per_sequence=float(tables["per_sequence"]),
             attention=float(tables["attention"]),
             graphs=tuple(int(graph) for graph in tables["graphs"]),

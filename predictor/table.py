@@ -1,6 +1,7 @@
 """Pure: the learned model as it is served: two tables read by linear interpolation, in plain Python.
 
-Axes: decoding sequences, context tokens, prompt tokens, and every supported clock. The time table holds
+Axes: decoding sequences, context tokens, prompt tokens, and the clocks between which neither table bends.
+The time table holds
 
     V = t - h*B - a*A0(N)/x        A0(N) = N^2/2, the attention work of one fresh prompt
 
@@ -24,7 +25,7 @@ from typing import TypeAlias
 from joulegate.domain import Batch
 from joulegate.units import MegaHertz, Seconds, Watts
 
-Corner: TypeAlias = "tuple[array[float], float]"  # one row of a table (a value per clock) and its weight
+Corner: TypeAlias = "tuple[int, float]"  # where a row of a table (a value per column) begins, and its weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +48,18 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What `predictor.table_build` makes and a file holds. Rows are in order of (batch, context, tokens)."""
+    """What `predictor.table_build` makes and a file holds.
 
-    clocks: tuple[int, ...]  # MHz, ascending
+    Tables are in order of (batch, context, tokens, column), single precision.
+    """
+
+    clocks: tuple[int, ...]  # every supported one, MHz, ascending
+    columns: tuple[int, ...]  # those of them that the tables have a column for, ascending; both ends
     batch: tuple[float, ...]
     context: tuple[float, ...]
     tokens: tuple[float, ...]
-    times: tuple[array[float], ...]  # V in seconds, per clock
-    watts: tuple[array[float], ...]
+    times: array[float]  # V, seconds
+    watts: array[float]
     per_sequence: float  # h, seconds
     attention: float  # a, seconds per token^2 at the highest clock
     graphs: tuple[int, ...]
@@ -68,8 +73,7 @@ class TableModel:
         self.tables = tables
         self.trained = trained
         self._clocks = tuple(MegaHertz(clock) for clock in tables.clocks)
-        self._at: dict[float, int] = {clock: index for index, clock in enumerate(tables.clocks)}
-        self._x = [clock / tables.clocks[-1] for clock in tables.clocks]
+        self._at = {float(clock): self._place(clock) for clock in tables.clocks}
         self._pads = _padding(tables.graphs)
         # A governor asks about one batch at many clocks: where that batch lies is worked out once.
         self._time_of: tuple[Batch | None, list[Corner]] = (None, [])
@@ -87,38 +91,31 @@ class TableModel:
         """Seconds one iteration takes when `clock` MHz is asked for; linear between supported clocks."""
         known, corners = self._time_of
         if known is not batch:
-            corners = self._corners(self.tables.times, batch, self._padded(batch.decoding), grow=True)
+            corners = self._corners(batch, self._padded(batch.decoding), grow=True)
             self._time_of = (batch, corners)
-        extra = self.tables.per_sequence * batch.decoding
-        attention = self.tables.attention * batch.prefill_attention
-        index = self._at.get(clock)
-        if index is not None:
-            return Seconds(_weigh(corners, index) + extra + attention / self._x[index])
-        low, share = self._between(clock)
-        below = _weigh(corners, low) + attention / self._x[low]
-        above = _weigh(corners, low + 1) + attention / self._x[low + 1]
-        return Seconds(below + (above - below) * share + extra)
+        tables = self.tables
+        seconds = _weigh(tables.times, corners, self._at.get(clock) or self._place(clock))
+        return Seconds(seconds + tables.per_sequence * batch.decoding + self._attention(batch, clock))
 
     def watts(self, batch: Batch, clock: float) -> Watts:
         """Watts per GPU while that iteration runs."""
         known, corners = self._power_of
         if known is not batch:
-            corners = self._corners(self.tables.watts, batch, float(batch.decoding), grow=False)
+            corners = self._corners(batch, float(batch.decoding), grow=False)
             self._power_of = (batch, corners)
-        index = self._at.get(clock)
-        if index is not None:
-            return Watts(_weigh(corners, index))
-        low, share = self._between(clock)
-        below, above = _weigh(corners, low), _weigh(corners, low + 1)
-        return Watts(below + (above - below) * share)
+        return Watts(_weigh(self.tables.watts, corners, self._at.get(clock) or self._place(clock)))
 
     def curve(self, batch: Batch) -> tuple[list[float], list[float]]:
         """(seconds, watts) of one iteration at every supported clock, ascending."""
-        times = _blend(self._corners(self.tables.times, batch, self._padded(batch.decoding), grow=True))
-        extra = self.tables.per_sequence * batch.decoding
-        attention = self.tables.attention * batch.prefill_attention
-        seconds = [t + extra + attention / x for t, x in zip(times, self._x, strict=True)]
-        return seconds, _blend(self._corners(self.tables.watts, batch, float(batch.decoding), grow=False))
+        tables = self.tables
+        extra = tables.per_sequence * batch.decoding
+        times = self._curve(tables.times, self._corners(batch, self._padded(batch.decoding), grow=True))
+        seconds = [t + extra for t in times]
+        if batch.prefill_attention:
+            seconds = [
+                t + self._attention(batch, clock) for t, clock in zip(seconds, tables.clocks, strict=True)
+            ]
+        return seconds, self._curve(tables.watts, self._corners(batch, float(batch.decoding), grow=False))
 
     def covers(self, batch: Batch) -> bool:
         """Whether the model has seen work like this: outside, keep default clocks."""
@@ -132,19 +129,31 @@ class TableModel:
     def _padded(self, decoding: int) -> float:
         return float(self._pads[decoding] if decoding < len(self._pads) else decoding)
 
-    def _between(self, clock: float) -> tuple[int, float]:
+    def _attention(self, batch: Batch, clock: float) -> float:
+        """Seconds of attention over new tokens; a clock that is not supported is as the nearest that is."""
         clocks = self.tables.clocks
-        if len(clocks) == 1:
-            return -1, 0.0  # one clock: both neighbours are it
-        low = min(max(0, bisect_right(clocks, clock) - 1), len(clocks) - 2)
-        share = (clock - clocks[low]) / (clocks[low + 1] - clocks[low])
-        return low, min(1.0, max(0.0, share))
+        held = min(max(clock, clocks[0]), clocks[-1])
+        return self.tables.attention * batch.prefill_attention * clocks[-1] / held
 
-    def _corners(
-        self, rows: Sequence[array[float]], batch: Batch, decoding: float, *, grow: bool
-    ) -> list[Corner]:
+    def _place(self, clock: float) -> tuple[int, float]:
+        """(column at or below a clock, how far it is to the next)."""
+        columns = self.tables.columns
+        low = max(0, bisect_right(columns, clock) - 1)
+        if low == len(columns) - 1 or clock <= columns[low]:
+            return low, 0.0
+        return low, (clock - columns[low]) / (columns[low + 1] - columns[low])
+
+    def _curve(self, table: array[float], corners: Sequence[Corner]) -> list[float]:
+        """Of a table, at every supported clock."""
+        values = _blend(table, corners, len(self.tables.columns))
+        return [
+            values[low] + (values[low + 1] - values[low]) * share if share else values[low]
+            for low, share in self._at.values()
+        ]
+
+    def _corners(self, batch: Batch, decoding: float, *, grow: bool) -> list[Corner]:
         tables = self.tables
-        stride = len(tables.tokens)
+        wide, stride = len(tables.columns), len(tables.tokens)
         corners: list[Corner] = []
         along_tokens = _place(tables.tokens, batch.prefill_tokens, grow)
         along_context = _place(tables.context, batch.context_tokens, grow)
@@ -152,7 +161,7 @@ class TableModel:
             for j, weight_k in along_context:
                 row = (i * len(tables.context) + j) * stride
                 weight = weight_b * weight_k
-                corners.extend((rows[row + k], weight * weight_n) for k, weight_n in along_tokens)
+                corners.extend(((row + k) * wide, weight * weight_n) for k, weight_n in along_tokens)
         return corners
 
 
@@ -178,18 +187,24 @@ def _place(knots: Sequence[float], value: float, grow: bool) -> tuple[tuple[int,
     return ((low, 1.0 - share), (low + 1, share)) if share else ((low, 1.0),)
 
 
-def _weigh(corners: Sequence[Corner], index: int) -> float:
+def _weigh(table: array[float], corners: Sequence[Corner], place: tuple[int, float]) -> float:
+    column, share = place
     total = 0.0
     for row, weight in corners:
-        total += row[index] * weight
-    return total
+        total += table[row + column] * weight
+    if not share:
+        return total
+    above = 0.0
+    for row, weight in corners:
+        above += table[row + column + 1] * weight
+    return total + (above - total) * share
 
 
-def _blend(corners: Sequence[Corner]) -> list[float]:
-    (first, weight), *rest = corners
-    total = [value * weight for value in first]
-    for row, share in rest:
-        total = [value + other * share for value, other in zip(total, row, strict=True)]
+def _blend(table: array[float], corners: Sequence[Corner], wide: int) -> list[float]:
+    (row, weight), *rest = corners
+    total = [value * weight for value in table[row : row + wide]]
+    for row, weight in rest:
+        total = [value + other * weight for value, other in zip(total, table[row : row + wide], strict=True)]
     return total
 
 

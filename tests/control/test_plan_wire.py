@@ -27,11 +27,12 @@ ONLINE = OnlineModel(
 TABLE = TableModel(
     Tables(
         clocks=(900, 1800),
+        columns=(900, 1800),
         batch=(1.0, 8.0),
         context=(0.0, 1000.0),
         tokens=(0.0, 100.0),
-        times=tuple(array("d", [0.02 + 0.001 * i, 0.01 + 0.001 * i]) for i in range(8)),
-        watts=tuple(array("d", [100.0 + i, 200.0 + i]) for i in range(8)),
+        times=array("f", [seconds + 0.001 * i for i in range(8) for seconds in (0.02, 0.01)]),
+        watts=array("f", [watts + i for i in range(8) for watts in (100.0, 200.0)]),
         per_sequence=1e-5,
         attention=1e-9,
         graphs=(1, 2, 4, 8),

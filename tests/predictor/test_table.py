@@ -1,6 +1,7 @@
 """The tables that are served: monotone whatever they were made from, exact where they should be."""
 
 from array import array
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from joulegate.domain import Batch
 from joulegate.units import MegaHertz, Seconds
 from predictor.table import TableModel, Tables, Trained, search
-from predictor.table_build import monotone
+from predictor.table_build import CLOCK_BEND, COLUMNS, columns_of, monotone
 
 TRAINED = Trained(
     engine="test",
@@ -34,18 +35,19 @@ SHAPE = (len(BATCH), len(CONTEXT), len(TOKENS), len(CLOCKS))
 
 
 def model_of(times: np.ndarray, watts: np.ndarray | None = None, graphs: tuple[int, ...] = ()) -> TableModel:
-    def rows(table: np.ndarray) -> "tuple[array[float], ...]":
-        return tuple(array("d", row.tolist()) for row in table.reshape(-1, len(CLOCKS)))
+    def single(table: np.ndarray) -> "array[float]":
+        return array("f", table.ravel().tolist())
 
     power = np.tile(np.array(CLOCKS, dtype=float) / 10.0, (times.size // len(CLOCKS), 1))
     return TableModel(
         Tables(
             clocks=CLOCKS,
+            columns=CLOCKS,
             batch=BATCH,
             context=CONTEXT,
             tokens=TOKENS,
-            times=rows(times),
-            watts=rows(power if watts is None else watts),
+            times=single(times),
+            watts=single(power if watts is None else watts),
             per_sequence=1e-4,
             attention=1e-9,
             graphs=graphs,
@@ -75,7 +77,7 @@ def test_projection_makes_any_table_monotone_and_keeps_one_that_is(seed: int) ->
     for axis in range(3):
         assert (np.diff(table, axis=axis) >= 0.0).all()
     assert (np.diff(table, axis=3) <= 0.0).all()
-    assert monotone(table) == pytest.approx(table, rel=1e-6)
+    assert monotone(table) == pytest.approx(table, rel=1e-5)
 
 
 @settings(deadline=None)
@@ -110,7 +112,7 @@ def test_at_a_knot_the_table_itself_is_read() -> None:
     for i, j, k, c in product(range(4), range(3), range(3), range(4)):
         work = Batch(int(BATCH[i]), CONTEXT[j], int(TOKENS[k]))
         expected = table[i, j, k, c] + 1e-4 * BATCH[i]
-        assert model.iteration_time(work, CLOCKS[c]) == pytest.approx(expected, rel=1e-12)
+        assert model.iteration_time(work, CLOCKS[c]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_curve_says_what_single_calls_say() -> None:
@@ -137,10 +139,39 @@ def test_another_batch_at_the_same_clock_is_not_mistaken_for_the_last_one() -> N
 
 
 def test_a_model_of_one_clock_says_the_same_at_every_clock() -> None:
-    tables = Tables((1,), (0.0, 4.0), (0.0,), (0.0,), (array("d", [0.1]), array("d", [0.2])),
-                    (array("d", [0.0]), array("d", [0.0])), 0.0, 0.0, (), 0.0)  # fmt: skip
+    tables = Tables((1,), (1,), (0.0, 4.0), (0.0,), (0.0,), array("f", [0.1, 0.2]), array("f", [0.0, 0.0]),
+                    0.0, 0.0, (), 0.0)  # fmt: skip
     model = TableModel(tables, TRAINED)
     assert model.iteration_time(Batch(2), 1) == model.iteration_time(Batch(2), 900) == pytest.approx(0.15)
+
+
+def test_between_two_columns_a_clock_lies_on_the_chord() -> None:
+    model = model_of(random_table(12))
+    whole, table = model.tables, np.array(model.tables.times).reshape(-1, len(CLOCKS))
+    ends = array("f", table[:, [0, -1]].ravel().tolist())
+    thin = TableModel(replace(whole, columns=(CLOCKS[0], CLOCKS[-1]), times=ends, watts=ends), TRAINED)
+    work = Batch(3, 2500.0, 100, 7000.0)
+    seconds, _ = thin.curve(work)
+    assert seconds == pytest.approx([thin.iteration_time(work, clock) for clock in CLOCKS], rel=1e-12)
+    plain = [thin.iteration_time(replace(work, prefill_attention=0.0), clock) for clock in CLOCKS]
+    assert plain == pytest.approx(np.interp(CLOCKS, CLOCKS[::3], [plain[0], plain[-1]]).tolist())
+    assert [seconds[0], seconds[-1]] == pytest.approx(
+        [model.iteration_time(work, clock) for clock in (CLOCKS[0], CLOCKS[-1])], rel=1e-6
+    )
+
+
+def test_columns_are_kept_where_a_table_bends() -> None:
+    clocks = np.linspace(210.0, 1980.0, 60)
+    capped = np.minimum(clocks, clocks[41])  # straight up to the board's limit, then flat
+    columns = columns_of(clocks, (capped[None],))
+    assert 41 in columns
+    assert len(columns) <= 4
+    slow = 1.0 / clocks
+    columns = columns_of(clocks, (slow[None], capped[None]))
+    chords = np.interp(clocks, clocks[columns], slow[columns])
+    assert len(columns) == COLUMNS  # clocks are nearly ten times apart: as many as there may be
+    assert np.abs(chords / slow - 1.0).max() < 2.0 * CLOCK_BEND
+    assert columns_of(clocks[:1], (slow[None, :1],)) == [0]
 
 
 def test_covers_is_the_range_that_was_swept() -> None:
