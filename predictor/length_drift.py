@@ -13,7 +13,7 @@ MEMORY = 2_000  # completions that mean and deviation are of
 SLACK = 0.6  # deviations
 THRESHOLD = 15.0  # deviations: an hour of real traffic, which comes in bursts of a kind, stays below it
 FAR = 2.0  # deviations that one completion counts at most: a swap lasts, a burst of odd requests does not
-ODD = 3.0  # deviations: what is further off counts as so much in the deviation
+ODD_SQUARED = 3.0**2  # variances: what is further off counts as so much in the variance
 LEAST = 0.01  # of the variance, in nats or log tokens squared: answers all alike still vary so much
 
 
@@ -30,14 +30,18 @@ class PageHinkley:
         self.count += 1
         off = value - self.mean
         if self.count > WARM:
-            self.total = max(0.0, self.total + min(FAR, off / sqrt(self.variance)) - SLACK)
-            if self.total > THRESHOLD:
+            far = off / sqrt(self.variance)
+            total = self.total + (far if far < FAR else FAR) - SLACK
+            self.total = total if total > 0.0 else 0.0
+            if total > THRESHOLD:
                 return True
-        gain = 1.0 / min(self.count, MEMORY)
+        gain = 1.0 / (self.count if self.count < MEMORY else MEMORY)
         self.mean += gain * off
         if self.count > 1:
-            self.variance += gain * (min(off * off, ODD * ODD * self.variance) - self.variance)
-            self.variance = max(self.variance, LEAST)
+            variance, square = self.variance, off * off
+            most = ODD_SQUARED * variance
+            variance += gain * ((square if square < most else most) - variance)
+            self.variance = variance if variance > LEAST else LEAST
         return False
 
 

@@ -7,7 +7,6 @@ its model an answer will be, in log tokens; the usual is learned online: a prior
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from zlib import crc32
 
 SLOTS = 1 << 16
@@ -57,28 +56,31 @@ class TextPrior:
 
     def scores(self, words: Sequence[bytes], numbers: list[float]) -> list[float]:
         """(n-gram score, tree score), in log tokens above what is usual for the model."""
-        slots = slots_of(words)
-        number = len(slots)
-        above = sum(itemgetter(*slots)(self.ngrams)) - ZERO * number
+        ngrams, hashes = self.ngrams, hashes_of(words)
+        number = len(hashes)
+        above = sum([ngrams[code & MASK] for code in hashes]) - ZERO * number
         score = self.start + self.unit * above * number**-0.5
         return [score, self.trees.value([*numbers, score])]
 
 
 def slots_of(words: Sequence[bytes]) -> list[int]:
-    """Slots of the words, of neighbouring pairs, of the first and last words by place, and of the length.
+    """Where the weights of these words are. A slot may come twice."""
+    return [code & MASK for code in hashes_of(words)]
 
-    A word counts once; a slot may still come twice. A pair's hash is that of its second word begun from that
+
+def hashes_of(words: Sequence[bytes]) -> list[int]:
+    """Of the words, of neighbouring pairs, of the first and last words by place, and of the length.
+
+    A word counts once. A pair's hash is that of its second word begun from that
     of its first.
     """
     read = words if len(words) <= FIRST + LAST else [*words[:FIRST], *words[-LAST:]]
     codes = list(map(crc32, read))
-    hashes = [
+    number = len(codes)
+    return [
         *set(codes),
         *map(crc32, read[1:PAIRED], codes),
         *map(crc32, read[:4], HEADS),
         *map(crc32, read[-3:], TAILS),
+        *(number // 4 * 17 + 4, number // 16 * 17 + 16, number // 64 * 17 + 64),
     ]
-    slots = [code & MASK for code in hashes]
-    number = len(codes)
-    slots += (number // 4 * 17 + 4, number // 16 * 17 + 16, number // 64 * 17 + 64)
-    return slots

@@ -5,9 +5,9 @@ and a linear model per model name (`experts_rls`) over the features of the text,
 what the history levels say. Where history alone is decided (DECISIVE) the text is not read.
 """
 
-from array import array
 from dataclasses import dataclass
 from math import exp, log
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ TEMPLATES = (
 MARKS = tuple(place << 44 for place in range(1 + len(LEVELS), 1 + len(LEVELS) + len(TEMPLATES)))
 CONTEXT = (4, 5, 11, 12, 13)  # estimates whose difference from the model's own is a feature
 FEATURES = len(NAMES) + SCORES + 2 * len(CONTEXT)
+PACKED = Struct(f"{FEATURES}d").pack  # a third of the time that an array of doubles takes
 TEXT_VOICES = (2, 4, 7, 8, 11, 13, 14, 15)
 TEXT_QUANTILE_VOICES = (4, 7, 11, 14)
 DECISIVE = 0.97  # probability of a class at which history needs no help
@@ -139,4 +140,4 @@ class TextPredictor(HistoryPredictor):
         for place in CONTEXT:
             level = said[place]
             inputs += (level[0] - short, level[2] - long)
-        return np.frombuffer(array("d", inputs))
+        return np.frombuffer(PACKED(*inputs))
