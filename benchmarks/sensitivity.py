@@ -1,9 +1,11 @@
 """Shell: where `joulegate simulate`'s own policy stops meeting objectives, and whether it can tell.
 
 One thing at a time is made worse than the laws assume: how well lengths are known, how right the latency
-model is, how late a clock arrives, the load, the chunk budget, a flash crowd, requests that go past the
-gateway. Each row is compared with maximum clock on the same engine and the same arrivals, by the counting
-rule of `joulegate simulate`. Simulated; the second half of the trace, learned on the first.
+model is, how late a clock arrives, the load and what the laws take it for, the chunk budget, a flash crowd,
+requests that go past the gateway, sessions whose earlier turns are in the prefix cache. Each row is compared
+with maximum clock on the same engine and the same arrivals, by the counting rule of `joulegate simulate`.
+Simulated; the second half of the trace, learned on the first. `told`: for how long the alert
+JoulegateObjectiveMissed would have stood.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from control.admission import AdmissionRules
+from control.arrivals import Arrivals
 from control.governor import GovernorRules
 from joulegate.domain import Cuts, LengthPrediction, LengthPredictor, LengthQuery
 from joulegate.engine_profile import EngineProfile
@@ -32,12 +35,21 @@ from simulator.costs import EngineCosts
 from simulator.perturb import LATENCY
 from simulator.results import Pooled, Run, saving_pct, why_not
 from simulator.simulate import read_profile, recipe_of
+from simulator.sites import ONE_POOL
 from simulator.workload import Load, Recipe, half
 
 ROOT = Path(__file__).parent.parent
 FLASH = (600.0, 660.0)  # seconds of the scored half in which FLASH_TIMES as much arrives
 FLASH_TIMES = 3
 BIG_CHUNK = 8192
+FURTHER_TURNS = 0.7  # share of prompts that continue a session
+LAST_TURN = (32, 256)  # tokens of a prompt that are new then
+ALERT_BELOW, ALERT_OVER, ALERT_FOR = (
+    0.99,
+    300.0,
+    600.0,
+)  # deploy/prometheus/rules.yml: share, seconds, seconds
+LOOK_EVERY = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,9 @@ class Variation:
     chunk: int | None = None  # prompt tokens of one iteration
     flash: bool = False
     bypass: int = 0
+    rate_times: float = 1.0  # how much arrives as the laws see it, over what does
+    sessions: bool = False
+    cache_seen: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +77,9 @@ class Row:
     attainment_pct: float
     baseline_attainment_pct: float
     slowdown_p50_e2e: float
-    price_times: float  # what delay costs at the end, times its start: the bound is PriceRules.highest
+    told_min: float  # minutes that the alert stands, all seeds together
+    baseline_told_min: float
+    price_of_bound: float  # joulegate_delay_price_ratio at the end, of the seed where it is highest
     why_not: list[str] = field(default_factory=list)
 
 
@@ -77,9 +94,13 @@ def variations(peak_pct: float) -> Iterator[Variation]:
     yield Variation("clocks arrive after 500 ms, not told", switch=0.5, told=False)
     for pct in (25.0, 50.0, 90.0, 100.0):
         yield Variation(f"peak minute at {pct:.0f} % of sustainable", load=pct / peak_pct)
+    for times in (0.5, 0.8, 1.25, 2.0):
+        yield Variation(f"load taken for {times:.0%} of what it is", rate_times=times)
     yield Variation(f"chunk budget {BIG_CHUNK}", chunk=BIG_CHUNK)
     yield Variation(f"{FLASH_TIMES} times the load for a minute", flash=True)
     yield Variation("a third goes past the gateway", bypass=3)
+    yield Variation("sessions, turns in the prefix cache", sessions=True)
+    yield Variation("sessions, the gateway does not know of the cache", sessions=True, cache_seen=False)
 
 
 class Told(LengthPredictor):
@@ -103,6 +124,26 @@ class Told(LengthPredictor):
 
     def observe(self, query: LengthQuery, prediction: LengthPrediction, output_tokens: int) -> None:
         """Learns nothing: how often it is right is given."""
+
+
+class Misjudged(Arrivals):
+    """Takes the rate for `times` what it is."""
+
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self._times = times
+
+    def rate(self, now: Seconds) -> float:
+        return self._times * super().rate(now)
+
+
+class Misjudging(Cluster):
+    """A fleet whose laws misjudge its load."""
+
+    def misjudge(self, times: float) -> "Misjudging":
+        for pool in self._steering.pools.values():
+            pool.arrivals = Misjudged(times)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +173,19 @@ def measure(here: Ground, variation: Variation, seeds: range) -> Row:
         profile = replace(profile, actuation=replace(profile.actuation, clock_switch_s=variation.switch))
     costs = EngineCosts(profile)
     costs.model = PhysicsModel(_slower(profile, variation.model_times))
-    setup = replace(here.setup, costs=(costs,), bypass=variation.bypass)
+    setup = replace(here.setup, costs=(costs,), bypass=variation.bypass, cache_seen=variation.cache_seen)
     runs: list[Run] = []
     bases: list[Run] = []
-    price = 0.0
+    price = told = base_told = 0.0
     for seed in seeds:
-        whole = here.recipe.load(here.factor * variation.load, seed)
-        learn, score = half(whole, second=False), half(whole, second=True)
-        if variation.flash:
-            score = crowded(score, seed)
-        run, times = _steered(setup, variation, learn, score, seed)
+        learn, score = halves(here.recipe.load(here.factor * variation.load, seed), variation, seed)
+        run, of_bound = _steered(setup, variation, learn, score, seed)
+        base = run_fixed(score, setup, profile.max_clock)
         runs.append(run)
-        bases.append(run_fixed(score, setup, profile.max_clock))
-        price = max(price, times)
+        bases.append(base)
+        price = max(price, of_bound)
+        told += told_minutes(run, score, setup)
+        base_told += told_minutes(base, score, setup)
     policy, baseline = Pooled(tuple(runs), setup.objectives), Pooled(tuple(bases), setup.objectives)
     return Row(
         name=variation.name,
@@ -152,13 +193,25 @@ def measure(here: Ground, variation: Variation, seeds: range) -> Row:
         attainment_pct=policy.attainment(),
         baseline_attainment_pct=baseline.attainment(),
         slowdown_p50_e2e=policy.median_e2e() / baseline.median_e2e(),
-        price_times=price,
+        told_min=told,
+        baseline_told_min=base_told,
+        price_of_bound=price,
         why_not=why_not(policy, baseline),
     )
 
 
+def halves(whole: Load, variation: Variation, seed: int) -> tuple[Load, Load]:
+    """Where it learns, and where it is scored."""
+    learn, score = half(whole, second=False), half(whole, second=True)
+    if variation.flash:
+        score = crowded(score, seed)
+    if variation.sessions:
+        learn, score = in_sessions(learn, seed), in_sessions(score, seed + 1)
+    return learn, score
+
+
 def _steered(setup: Setup, variation: Variation, learn: Load, score: Load, seed: int) -> tuple[Run, float]:
-    """The run that is scored, and the price of delay it ended with, times its start."""
+    """The run that is scored, and the price of delay it ended with, of its bound."""
     switch = setup.costs[0].profile.actuation.clock_switch_s if variation.told else 0.025
     laws = Laws(AdmissionRules(), GovernorRules(switch=Seconds(switch)))
     predictor: LengthPredictor = HistoryPredictor(setup.cuts)
@@ -166,10 +219,27 @@ def _steered(setup: Setup, variation: Variation, learn: Load, score: Load, seed:
         outputs = (int(n) for part in (learn, score) for n in part.output)
         predictor = Told(outputs, variation.accuracy, setup.cuts, seed)
     knowledge = Knowledge(predictor)
-    Cluster(setup, laws, knowledge, _draws(seed)).run(learn)
-    run = Cluster(setup, laws, knowledge, _draws(seed)).run(score)
-    prices = knowledge.pools["all"].prices
-    return run, prices.price / prices.start if prices.start else 0.0
+    for part in (learn, score):
+        fleet = Misjudging(setup, laws, knowledge, _draws(seed))
+        run = (fleet.misjudge(variation.rate_times) if variation.rate_times != 1.0 else fleet).run(part)
+    return run, knowledge.pools[ONE_POOL].prices.bound_ratio
+
+
+def told_minutes(run: Run, load: Load, setup: Setup) -> float:
+    """For how long the alert stands that too few requests meet an objective."""
+    ended, size = load.at + run.e2e, np.searchsorted(np.array(setup.cuts.input), run.input, side="right")
+    looks = np.arange(0.0, run.span, LOOK_EVERY)
+    below = np.zeros(len(looks), dtype=bool)
+    for met in (run.tpot <= setup.objectives.tpot, run.ttft <= np.array(setup.objectives.ttft)[size]):
+        order = np.argsort(ended)
+        at, good = ended[order], np.concatenate([[0], np.cumsum(met[order])])
+        first, last = (np.searchsorted(at, looks - back, side="right") for back in (ALERT_OVER, 0.0))
+        below |= good[last] - good[first] < ALERT_BELOW * (last - first)
+    since, stood = 0, 0
+    for yes in below.tolist():
+        since = since + 1 if yes else 0
+        stood += since * LOOK_EVERY > ALERT_FOR
+    return stood * LOOK_EVERY / 60.0
 
 
 def _draws(seed: int) -> Callable[[int], int]:
@@ -193,6 +263,14 @@ def crowded(load: Load, seed: int) -> Load:
     return Load(at[order], load.input[everything], load.output[everything], load.span)
 
 
+def in_sessions(load: Load, seed: int) -> Load:
+    """FURTHER_TURNS of the prompts were seen before but for their LAST_TURN."""
+    rng = np.random.default_rng(seed)
+    further = rng.random(len(load)) < FURTHER_TURNS
+    cached = np.where(further, load.input - rng.integers(*LAST_TURN, len(load)), 0)
+    return replace(load, cached=np.maximum(0, cached))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench sensitivity", description=__doc__)
     parser.add_argument("--scenario", type=Path, default=ROOT / "configs/scenarios/s1-d.yaml")
@@ -202,11 +280,13 @@ def main() -> None:
     here = ground(options.scenario)
     console = Console(stderr=True)
     cases = list(variations(here.settings.load.peak_pct))
-    rows = [measure(here, case, range(options.seeds)) for case in track(cases, console=console)]
+    rows: list[Row] = []
+    for case in track(cases, console=console):
+        rows.append(measure(here, case, range(options.seeds)))
+        if options.json is not None:
+            made = {"scenario": here.settings.name, "seeds": options.seeds, "rows": list(map(asdict, rows))}
+            options.json.write_text(json.dumps(made, indent=2))
     show(rows, here.settings.name, options.seeds)
-    if options.json is not None:
-        made = {"scenario": here.settings.name, "seeds": options.seeds, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(made, indent=2))
 
 
 def show(rows: list[Row], name: str, seeds: int) -> None:
@@ -216,6 +296,7 @@ def show(rows: list[Row], name: str, seeds: int) -> None:
         "saved %",
         "attainment %",
         "median E2E",
+        "told, min",
         "price",
         "why it does not count",
     ):
@@ -226,7 +307,8 @@ def show(rows: list[Row], name: str, seeds: int) -> None:
             f"{row.saving_pct:.1f}",
             f"{row.attainment_pct:.2f} / {row.baseline_attainment_pct:.2f}",
             f"{row.slowdown_p50_e2e:.2f} x",
-            f"{row.price_times:.2f} x",
+            f"{row.told_min:.0f} / {row.baseline_told_min:.0f}",
+            f"{row.price_of_bound:.2f}",
             "; ".join(row.why_not),
         )
     Console(width=150).print(table)

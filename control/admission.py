@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
-from control.pick import Rng, pick
+from control.pick import Pick, Rng, drawn, pick
 from control.projection import Load, Pace
 from control.state import Flight, Instance, PoolRules
 from control.tenants import Tenants
@@ -46,6 +46,7 @@ COMPARED = 16  # of those due at the same time, so many are looked at for the te
 MAX_CAUTION = 4.0
 CAUTION_STEP = 0.2  # more where one was late; as many in time as should be for one that is late undo it
 NEVER = 1e12  # seconds: a deadline that nothing reaches
+MANY = 64  # instances of a pool, beyond which two are drawn before all are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +262,23 @@ def place(flight: Flight, tiers: Sequence[Tier], rng: Rng, now: Seconds, share: 
             continue  # it has its own to serve first
         if held_back(flight, tier):
             continue
-        open_ = [i for i in tier.instances if i.book.queued_tokens < i.prompt_window or takes_prompts(i, now)]
-        chosen = pick(flight, open_, rng, share) if open_ else None
+        chosen = _chosen(flight, tier.instances, rng, now, share)
         if chosen is not None:
             chosen.instance.book.send(flight, now)
             return Grant(flight, chosen.instance, chosen.reason)
     return None
+
+
+def _chosen(
+    flight: Flight, instances: Sequence[Instance], rng: Rng, now: Seconds, share: float
+) -> Pick | None:
+    """Of those that take prompts now."""
+    if len(instances) > MANY and not flight.session:
+        lucky = drawn(flight, instances, rng, share)
+        if lucky is not None and takes_prompts(lucky, now):
+            return Pick(lucky, "no rise")
+    open_ = [i for i in instances if i.book.queued_tokens < i.prompt_window or takes_prompts(i, now)]
+    return pick(flight, open_, rng, share) if open_ else None
 
 
 def held_back(flight: Flight, tier: Tier) -> bool:

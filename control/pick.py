@@ -31,7 +31,7 @@ class Pick:
 
 def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float = 1.0) -> Pick | None:
     """One of `candidates` (already able to serve the model); None: no free slot anywhere."""
-    if not flight.session and (lucky := _drawn(flight, candidates, rng, share)) is not None:
+    if not flight.session and (lucky := drawn(flight, candidates, rng, share)) is not None:
         return Pick(lucky, "no rise")
     able = _able(flight, candidates)
     calm: list[Instance] = []
@@ -90,7 +90,7 @@ def _home(session: str, able: Sequence[Instance]) -> Instance | None:
     return max(homes, key=lambda i: i.sessions[session]) if homes else None
 
 
-def _drawn(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float) -> Instance | None:
+def drawn(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float) -> Instance | None:
     """The better of two drawn from all, if both would have been among those drawn from.
 
     Given that, every such pair is as likely as if the others had been left out first; and two are looked at.

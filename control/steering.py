@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 from itertools import count
 
 from control.admission import (
+    MANY,
     TIMELY,
     AdmissionRules,
     Grant,
@@ -45,6 +46,7 @@ LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
 LEAST_PRICE = 0.1  # of a busy GPU's watts, where slow clocks save next to nothing: it is bound to its start
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
 LEARN_EVERY = 1.0  # seconds between two lessons from requests that ended
+RANKED_FOR = 0.25  # seconds until the instances in rotation are counted anew where they are MANY
 
 
 @dataclass(slots=True, eq=False)
@@ -268,7 +270,8 @@ class Steering:
 
     def _ranks(self, state: PoolState, now: Seconds) -> Mapping[str, int]:
         """The pool's instances in rotation, numbered; looked up once for all decisions of a moment."""
-        if state.ranked_at != now:
+        age = now - state.ranked_at
+        if age >= RANKED_FOR or (age != 0.0 and state.instances <= MANY):
             state.ranked_at = now
             peers = self._of(state.queue.rules.name)
             state.ranks = {instance.name: rank for rank, instance in enumerate(peers)}

@@ -34,6 +34,7 @@ from joulegate.units import MegaHertz, Seconds
 from router.capacity import present
 from simulator.costs import EngineCosts
 from simulator.jobs import Job
+from simulator.least_loaded import LeastLoaded
 from simulator.results import Run
 from simulator.sites import ONE_POOL, Sites
 from simulator.station import BIN, Station
@@ -330,43 +331,25 @@ class Unsteered:
 
     def run(self, load: Load) -> Run:
         """Serve the whole load; ends with its last request."""
-        jobs, stations = jobs_of(load), self._sites.stations
+        jobs, fleet = jobs_of(load), LeastLoaded(self._sites.stations)
         times, left = load.at.tolist(), len(load)
-        queued = dict.fromkeys((station.law.name for station in stations), 0)
         bin_end = 0.0
         for job, at in zip(jobs, times, strict=True):
             while at >= bin_end:
-                left -= self._advance(bin_end, queued)
+                left -= fleet.advance(bin_end)
                 self._sites.note(bin_end)
                 bin_end += BIN
-            if len(stations) > 1:
-                left -= self._advance(at, queued)
-            station = min(stations, key=lambda s: _least(s, queued[s.law.name]))
-            queued[station.law.name] += job.prompt_tokens
-            station.engine.submit(job, at)
+            if len(self._sites.stations) > 1:
+                left -= fleet.hear(at)
+            fleet.send(job, at)
         now = times[-1] if times else 0.0
         while left:
             now += 1.0
-            left -= self._advance(now, queued)
+            left -= fleet.advance(now)
         end = max((job.finished_at for job in jobs), default=0.0)
         idle = (now - end) * sum(costs.idle_watts for costs in self._setup.costs)
         run = self._sites.result(load, jobs, end, self._setup.owned_gpus)
         return replace(run, joules_released=run.joules_released - idle, joules_owned=run.joules_owned - idle)
-
-    def _advance(self, now: float, queued: dict[str, int]) -> int:
-        """Engines to `now`; how many requests ended."""
-        ended = 0
-        for station in self._sites.stations:
-            events = station.engine.advance(now)
-            ended += len(events.finished)
-            for job in events.first_tokens:
-                queued[station.law.name] -= job.prompt_tokens
-        return ended
-
-
-def _least(station: Station, queued: int) -> float:
-    """Load as plain routers see it: sequences, and 400 queued prompt tokens as one."""
-    return (station.engine.running + station.engine.waiting + queued / 400.0) / station.profile.tp
 
 
 def pools_of(setup: Setup) -> list[PoolRules]:

@@ -11,7 +11,7 @@ from control.admission import AdmissionRules
 from control.floor import Demand, cheapest, settle
 from control.governor import GovernorRules
 from control.prices import PriceRules
-from control.state import Flight, Instance, Limits, LoadBook, PoolRules
+from control.state import NO_ROOM, Flight, Instance, Limits, LoadBook, PoolRules, Room
 from control.steering import Steering
 from control.twin import Twin, Twinned
 from joulegate.domain import Objectives, RequestType, Size
@@ -88,3 +88,27 @@ def test_of_requests_that_came_together_who_ended_first_is_told_first() -> None:
     one.telemetry_at = Seconds(9.0)
     steering.tick(one, Seconds(9.0))
     assert twin.heard == [each.id for each in ended]
+
+
+@pytest.mark.parametrize("count", [65, 200])
+def test_of_many_instances_one_that_takes_prompts_and_has_room_gets_the_request(count: int) -> None:
+    model = a100(0.3)
+    room = Room(50, 1e6, Seconds(0.0))
+    many = [
+        Instance(f"i{n}", "all", LoadBook(), Limits(256, CHUNK), model, slots=256, at_clock=room, at_max=room)
+        for n in range(count)
+    ]
+    rules = [PoolRules("all", AIMS, EVERY)]
+    steering = Steering(rules, many, AdmissionRules(), GovernorRules(), random.Random(1).randrange)
+    for each in many[1::2]:
+        each.prompt_window = 0.0  # it holds as many prompts as it takes
+    for each in many[::4]:
+        each.at_clock = each.at_max = NO_ROOM
+    able = many[2::4]
+    for n in range(2 * len(able)):
+        (grant,) = steering.arrive(flight(n, 1.0), "all", Seconds(1.0)).grants
+        assert grant.instance in able
+    for each in many:
+        each.prompt_window = 0.0
+    assert not steering.arrive(flight(count, 1.0), "all", Seconds(1.0)).grants
+    assert steering.queued == 1

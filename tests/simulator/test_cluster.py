@@ -280,3 +280,15 @@ def test_foresight_sees_the_work_of_the_busiest_ten_seconds_to_come() -> None:
     assert [foresight.most(now, 20.0, like) for now in (0.0, 20.0, 40.0)] == pytest.approx([2.0, 4.0, 6.0])
     assert foresight.mean(0.0, 30.0) == Demand(2.0, 100.0, 100.0, 20.0)
     assert foresight.most(1000.0, 20.0, like) == foresight.most(50.0, 10.0, like), "the end goes on"
+
+
+def test_what_is_in_the_prefix_cache_is_not_read_again() -> None:
+    whole = load(120, rate=2.0)
+    arrivals = replace(whole, cached=np.maximum(0, whole.input - 64))
+    plain, cached = run_fixed(whole, setup(), 1980.0), run_fixed(arrivals, setup(), 1980.0)
+    long = whole.input > 1000
+    assert np.all(cached.ttft[long] < plain.ttft[long])
+    assert cached.joules_released < plain.joules_released
+    told, untold = (steered(arrivals, replace(setup(), cache_seen=seen)) for seen in (True, False))
+    assert np.isfinite(told.e2e).all()
+    assert not np.array_equal(told.e2e, untold.e2e), "the laws go by what they take for cached"
