@@ -1,5 +1,4 @@
-"""Shell: the edge. uvicorn's HTTP protocol with what it lacks: framing rules, limits, timers, a direct way
-out.
+"""Shell: the edge, uvicorn's HTTP protocol with what it lacks: framing rules, limits, timers, a way out.
 
     uvicorn.Config(app, http=guard(EdgeLimits(), relay), loop="uvloop", ws="none", access_log=False)
 
@@ -22,15 +21,7 @@ from uvicorn.server import ServerState
 
 from router.client import ClientExchange
 from router.errors import BadRequest, BodyTooLarge, ClientTimeout, GatewayError, HeadTooLarge
-from router.head import (
-    NO_HEAD,
-    Outline,
-    RequestHead,
-    check_request_head,
-    check_target,
-    outline,
-    status_line,
-)
+from router.head import NO_HEAD, Outline, RequestHead, check_request_head, check_target, outline, status_line
 from router.limits import EdgeLimits
 from router.stepper import Step, Stepper
 from router.target import Target, target_of
@@ -50,9 +41,8 @@ class Answerer(Protocol):
 
 def guard(limits: EdgeLimits, relay: Answerer) -> type[asyncio.Protocol]:
     """What uvicorn.Config takes as `http=`; one for each server."""
-    # uvicorn only calls it; its annotation asks for a class
     made = partial(Guard, limits=limits, warden=Warden(limits), relay=relay)
-    return cast("type[asyncio.Protocol]", made)
+    return cast("type[asyncio.Protocol]", made)  # uvicorn only calls it; its annotation asks for a class
 
 
 class Guard(HttpToolsProtocol):
@@ -133,22 +123,17 @@ class Guard(HttpToolsProtocol):
                 self._remember(data)
 
     def _more(self, size: int, body: bool) -> None:
-        """What is being read has not ended; `body`: some of what came was a body's, or began one."""
+        """The parser keeps heads and trailers until they end. `body`: what came was, or began, a body."""
         if self.reading is Reading.HEAD:
-            self._more_head(size)
+            kept, what = self.received + size, "request head is"
+            self.received = kept
         elif self.reading is Reading.BODY:
-            self._more_framing(size, body)
-
-    def _more_head(self, size: int) -> None:
-        self.received += size
-        if self.received > self.limits.header_bytes:
-            self.refuse(HeadTooLarge("the request head is too large"))
-
-    def _more_framing(self, size: int, body: bool) -> None:
-        """The parser keeps a trailer until it ends."""
-        self.bare = 0 if body else self.bare + size
-        if self.bare > self.limits.header_bytes:
-            self.refuse(HeadTooLarge("the body's framing or trailers are too large"))
+            kept, what = 0 if body else self.bare + size, "body's framing or trailers are"
+            self.bare = kept
+        else:
+            return
+        if kept > self.limits.header_bytes:
+            self.refuse(HeadTooLarge(f"the {what} too large"))
 
     def _remember(self, data: bytes) -> None:
         """If `data` was one whole request, the next one with this head need not be read by the parser."""
