@@ -74,11 +74,11 @@ def hold(path: str, ttl: float, diary: mmap.mmap, gpus: list[str]) -> None:
     signal.pause()
 
 
-def main() -> None:
+def run() -> None:
     socket_path, ttl, diary, *gpus = sys.argv[1:]
     with Path(diary).open("r+b") as file:
         hold(socket_path, float(ttl), mmap.mmap(file.fileno(), 16), gpus)
 
 
 if __name__ == "__main__":
-    main()
+    run()
