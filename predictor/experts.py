@@ -70,13 +70,11 @@ class QuantilePool:
 
     def learn(self, said: Iterable[Estimate], at: int, log_tokens: float) -> None:
         """`at`: where in an estimate this quantile is."""
-        above, below = self.tau, self.tau - 1.0
-        self.restore(
-            [
-                PINBALL_DECAY * loss + (above if (miss := log_tokens - expert[at]) > 0.0 else below) * miss
-                for expert, loss in zip(said, self.losses, strict=True)
-            ]
-        )
+        tau, losses = self.tau, []
+        for expert, loss in zip(said, self.losses, strict=True):
+            miss = log_tokens - expert[at]
+            losses.append(PINBALL_DECAY * loss + (tau if miss > 0.0 else tau - 1.0) * miss)
+        self.restore(losses)
 
     def restore(self, losses: list[float]) -> None:
         self.losses = losses
