@@ -305,10 +305,9 @@ class Guard(HttpToolsProtocol):
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._answer(cast("ClientExchange", cycle), app)
-            return
-        if self.reading is Reading.DONE:
+        elif self.reading is Reading.DONE:
             self._enter(Reading.IDLE)
-        if self.ahead:
+        if self.ahead:  # perhaps the rest of the body of the one that is answered now
             self.loop.call_soon(self._catch_up)
 
     def _catch_up(self) -> None:
