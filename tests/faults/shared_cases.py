@@ -200,7 +200,7 @@ def told_to_stop(site: Site, _: RedisServer) -> Seen:
 
 def reloaded(site: Site, _: RedisServer) -> Seen:
     with burst(site) as load:
-        for _ in range(20):
+        for _time in range(20):
             for gateway in site.gateways:
                 assert gateway.http.post("/admin/reload").json()["refused"] == ""
         for gateway in site.gateways:
