@@ -36,6 +36,7 @@ from simulator.costs import EngineCosts
 from simulator.jobs import Job
 from simulator.least_loaded import LeastLoaded
 from simulator.results import Run
+from simulator.roll import Roll
 from simulator.sites import ONE_POOL, Sites
 from simulator.station import BIN, Station
 from simulator.workload import Foresight, Load
@@ -114,24 +115,21 @@ class Cluster:
         governed = [station.law for station in self._sites.stations]
         self._steering = Steering(self._rules, governed, laws.admission, laws.governor, rng)
         self._steering.resume(knowledge.pools)
-        self._jobs: list[Job] = []
         self._foresight: Foresight | None = None
         self._told: dict[int, tuple[LengthQuery, LengthPrediction | None]] = {}
         self._due: list[tuple[float, int, Station]] = []  # heap: when a station has news at the earliest
         self._serial = 0
         self._rescale_at = 0.0
-        self._open = 0
         self._busy_at = 0.0
 
     def run(self, load: Load) -> Run:
         """Serve the whole load; ends with its last request."""
-        self._jobs = jobs_of(load)
+        self._roll = Roll(load)
         self._foresight = Foresight(load) if self._laws.true_lengths else None
-        times = load.at.tolist()
-        self._open, count, arrived = len(times), len(times), 0
+        count, arrived = len(load), 0
         tick, poll = 0.0, NEVER
-        while self._open:
-            arrival = times[arrived] if arrived < count else NEVER
+        while arrived < count or self._roll.present:
+            arrival = float(load.at[arrived]) if arrived < count else NEVER
             now = min(arrival, tick, poll)
             moved = self._advance_all(now) if tick <= now else self._advance(now)
             if arrival <= now:
@@ -145,8 +143,7 @@ class Cluster:
             poll = self._next_poll(now) if self._steering.queued else NEVER
         self._knowledge.pools = self._steering.pools
         self._knowledge.instances = self._sites.count
-        end = max((job.finished_at for job in self._jobs if job.finished_at == job.finished_at), default=0.0)
-        return self._sites.result(load, self._jobs, end, self._setup.owned_gpus)
+        return self._sites.result(load, self._roll, self._setup.owned_gpus)
 
     def _next_tick(self, now: float, arrival: float) -> float:
         """Every tick; after IDLE seconds without work only the last one before the next event."""
@@ -194,14 +191,14 @@ class Cluster:
         station.quiet_until = quiet
 
     def _learn(self, job: Job) -> None:
-        self._open -= 1
+        self._roll.strike(job)
         query, prediction = self._told.pop(job.key)
         if prediction is not None:
             self._knowledge.predictor.observe(query, prediction, job.output_tokens)
             self._knowledge.lengths.append((float(job.output_tokens), prediction.q50))
 
     def _arrive(self, key: int, now: float) -> None:
-        job = self._jobs[key]
+        job = self._roll.enter(key)
         query = LengthQuery(model="m", key="", input_tokens=job.prompt_tokens)
         if self._setup.bypass and key % self._setup.bypass == 0:
             self._told[key] = query, None
@@ -253,13 +250,14 @@ class Cluster:
         """Send what was granted."""
         for grant in outcome.grants:
             station = self._by_name[grant.instance.name]
-            station.send(self._jobs[int(grant.flight.id)], grant.flight, now)
+            station.send(self._roll.present[int(grant.flight.id)], grant.flight, now)
             if self._steering.exceeded(station.law):  # clocks step up at once
                 self._decide(station, now)
             self._watch(station)
         for reject in outcome.rejects:
-            self._told.pop(int(reject.flight.id))
-            self._open -= 1
+            key = int(reject.flight.id)
+            self._told.pop(key)
+            self._roll.strike(self._roll.present[key])
 
     def _tick(self, now: float) -> None:
         self._rescale(now)
@@ -331,24 +329,23 @@ class Unsteered:
 
     def run(self, load: Load) -> Run:
         """Serve the whole load; ends with its last request."""
-        jobs, fleet = jobs_of(load), LeastLoaded(self._sites.stations)
-        times, left = load.at.tolist(), len(load)
-        bin_end = 0.0
-        for job, at in zip(jobs, times, strict=True):
-            while at >= bin_end:
-                left -= fleet.advance(bin_end)
+        roll = Roll(load)
+        fleet = LeastLoaded(self._sites.stations, roll.strike)
+        bin_end = now = 0.0
+        for key in range(len(load)):
+            now = float(load.at[key])
+            while now >= bin_end:
+                fleet.advance(bin_end)
                 self._sites.note(bin_end)
                 bin_end += BIN
             if len(self._sites.stations) > 1:
-                left -= fleet.hear(at)
-            fleet.send(job, at)
-        now = times[-1] if times else 0.0
-        while left:
+                fleet.hear(now)
+            fleet.send(roll.enter(key), now)
+        while roll.present:
             now += 1.0
-            left -= fleet.advance(now)
-        end = max((job.finished_at for job in jobs), default=0.0)
-        idle = (now - end) * sum(costs.idle_watts for costs in self._setup.costs)
-        run = self._sites.result(load, jobs, end, self._setup.owned_gpus)
+            fleet.advance(now)
+        idle = (now - roll.last_end) * sum(costs.idle_watts for costs in self._setup.costs)
+        run = self._sites.result(load, roll, self._setup.owned_gpus)
         return replace(run, joules_released=run.joules_released - idle, joules_owned=run.joules_owned - idle)
 
 
@@ -358,16 +355,6 @@ def pools_of(setup: Setup) -> list[PoolRules]:
         return [PoolRules(ONE_POOL, setup.objectives, ALL_TYPES)]
     kinds = sorted((k for k in ALL_TYPES if k.name in setup.places), key=lambda k: (k.input, k.output))
     return [PoolRules(kind.name, setup.objectives, frozenset((kind,))) for kind in kinds]
-
-
-def jobs_of(load: Load) -> list[Job]:
-    jobs = [
-        Job(n, max(1, int(i)), max(1, int(o)))
-        for n, (i, o) in enumerate(zip(load.input.tolist(), load.output.tolist(), strict=True))
-    ]
-    for job, tokens in zip(jobs, [] if load.cached is None else load.cached.tolist(), strict=False):
-        job.prefilled = min(int(tokens), job.prompt_tokens - 1)  # its last token is always worked out
-    return jobs
 
 
 def run_fixed(load: Load, setup: Setup, clock: float) -> Run:

@@ -6,7 +6,7 @@ only at engines that may have news (`Engine.quiet_until`) and takes the least lo
 entry counts while it is the instance's present load. Thousands of instances cost little more than one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -17,10 +17,11 @@ SEQUENCE_TOKENS = 400.0  # queued prompt tokens that weigh as much as a sequence
 
 
 class LeastLoaded:
-    """Instances in a row; of equally loaded ones the first gets the request."""
+    """Instances in a row; of equally loaded ones the first gets the request. Who ends is told to `ended`."""
 
-    def __init__(self, stations: Sequence[Station]) -> None:
+    def __init__(self, stations: Sequence[Station], ended: Callable[[Job], None]) -> None:
         self._stations = stations
+        self._ended = ended
         self._queued = [0] * len(stations)  # prompt tokens without a first token
         self._loads = [0.0] * len(stations)
         self._quiet = [inf] * len(stations)  # nothing to see before
@@ -37,28 +38,29 @@ class LeastLoaded:
         self._stations[n].engine.submit(job, at)
         self._note(n)
 
-    def hear(self, now: float) -> int:
-        """Engines that may have news to `now`; how many requests ended."""
-        due, ended, seen = self._due, 0, list[int]()
+    def hear(self, now: float) -> None:
+        """Engines that may have news to `now`."""
+        due, seen = self._due, list[int]()
         while due and due[0][0] <= now:
             quiet, n = heappop(due)
             if quiet == self._quiet[n]:
                 self._quiet[n] = inf
                 seen.append(n)
         for n in seen:
-            ended += self._advance(n, now)
-        return ended
+            self._advance(n, now)
 
-    def advance(self, now: float) -> int:
-        """Every engine to `now`; how many requests ended."""
-        return sum([self._advance(n, now) for n in range(len(self._stations))])
+    def advance(self, now: float) -> None:
+        """Every engine to `now`."""
+        for n in range(len(self._stations)):
+            self._advance(n, now)
 
-    def _advance(self, n: int, now: float) -> int:
+    def _advance(self, n: int, now: float) -> None:
         events = self._stations[n].engine.advance(now)
         for job in events.first_tokens:
             self._queued[n] -= job.prompt_tokens
+        for job in events.finished:
+            self._ended(job)
         self._note(n)
-        return len(events.finished)
 
     def _note(self, n: int) -> None:
         """The load of an instance as it is now, and when to look at it again."""

@@ -14,8 +14,8 @@ from control.lifecycle import Phase
 from control.turnout import Candidate, movers, turnout
 from simulator.costs import EngineCosts
 from simulator.histogram import Histogram
-from simulator.jobs import Job
 from simulator.results import Run, bucket_bounds
+from simulator.roll import Roll
 from simulator.station import BIN, Station
 from simulator.workload import Load
 
@@ -101,8 +101,9 @@ class Sites:
             self._joules.append(self._spent(now))
             self._instances.append(float(sum(p.phase is not Phase.STOPPED for p in self._places)))
 
-    def result(self, load: Load, jobs: Sequence[Job], end: float, owned_gpus: float | None) -> Run:
-        """The run, measured from zero to `end`. `owned_gpus` None: those it began with."""
+    def result(self, load: Load, roll: Roll, owned_gpus: float | None) -> Run:
+        """The run, measured from zero to its last request. `owned_gpus` None: those it began with."""
+        end = roll.last_end
         gaps, residency = Histogram(bucket_bounds()), dict[int, float]()
         for station in self.stations:
             station.settle(end)
@@ -114,9 +115,7 @@ class Sites:
         spent = self._spent(end)
         on = self._gpu_seconds + sum(s.profile.tp * (end - s.started) for s in self.stations)
         off = max(0.0, (owned_gpus or 0.0) * end - on)
-        first = np.array([job.first_token_at for job in jobs])
-        last = np.array([job.finished_at for job in jobs])
-        output = np.array([job.output_tokens for job in jobs], dtype=np.int64)
+        first, last, output = roll.first_token, roll.finished, roll.output
         unserved = np.isnan(last)
         steps = np.maximum(1, output - 1)
         return Run(

@@ -36,7 +36,7 @@ class HeldBack(Cluster):
         self._done = self._told_of = self._joules = 0.0
 
     def _arrive(self, key: int, now: float) -> None:
-        self.meter.did(self._jobs[key].prompt_tokens, 0.0)
+        self.meter.did(float(self._roll.load.input[key]), 0.0)
         super()._arrive(key, now)
 
     def _learn(self, job: Job) -> None:
