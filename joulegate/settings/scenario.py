@@ -89,7 +89,7 @@ class Scenario(File):
     also: tuple[Also, ...] = Field(default=(), description="Other traces at the same time.")
     day: Day | None = Field(default=None, description="Make 24 hours of the trace; needs load.scale: 1.")
     profile: InputFile = Field(description="Engine profile (engine-profile/1) of the instance.")
-    instances: int = Field(default=1, ge=1, le=64, description="Of the baseline, at maximum clock.")
+    instances: int = Field(default=1, ge=1, le=4096, description="Of the baseline, at maximum clock.")
     builds: tuple[InputFile, ...] = Field(
         default=(), description="Profiles that joulegate may build instances from, as many as the load needs."
     )

@@ -1,13 +1,12 @@
 """Fuzzes every target with atheris (libFuzzer), guided by coverage; `scripts/fuzz` starts this.
 
-    python -m tests.fuzz.run SECONDS            every target in turn, an equal part of the time each
-    python -m tests.fuzz.run SECONDS TARGET...  these
-
-SECONDS are of the processor: on a busy machine it takes longer. Keeps what reached something new in
-tests/fuzz/corpus. Exit status 1: an input broke a promise, hung for ten seconds or took 2 GiB; it lies in the
-folder that is named.
+Every target in turn has an equal part of the time, which is the processor's: on a busy machine it takes
+longer. What reached something new is kept in tests/fuzz/corpus, but not of a run with a seed, which is to be
+the same the next time. Exit status 1: an input broke a promise, hung for ten seconds or took 2 GiB; it lies
+in the folder that is named.
 """
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -38,28 +37,33 @@ def spent() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run(target: str, seconds: float, folder: Path) -> bool:
-    """Whether nothing was found."""
+def run(target: str, seconds: float, seed: int, folder: Path) -> bool:
+    """Whether nothing was found. `seed` 0: another one each time."""
     inputs = folder / target
     inputs.mkdir()
     for one in (*SEEDS[target], *kept(target)):
         (inputs / sha1(one).hexdigest()).write_bytes(one)
-    limits = [f"-max_len={LARGEST}", "-timeout=10", "-rss_limit_mb=2048"]
+    limits = [f"-max_len={LARGEST}", "-timeout=10", "-rss_limit_mb=2048", f"-seed={seed}"]
     options = [*limits, "-print_final_stats=1", f"-artifact_prefix={folder}/", str(inputs)]
     end, sound = spent() + seconds, True
     while sound and (left := end - spent()) > 0.0:
         # libFuzzer goes by the clock on the wall: what others took of it is made up for
         once = [sys.executable, "-c", ONE, target, f"-max_total_time={max(LEAST, round(left))}", *options]
         sound = subprocess.run(once, check=False).returncode == 0
-    keep(target, [path.read_bytes() for path in inputs.iterdir()])
+    if not seed:
+        keep(target, [path.read_bytes() for path in inputs.iterdir()])
     return sound
 
 
 def main() -> None:
-    seconds, *names = sys.argv[1:]
-    names = names or list(SEEDS)
+    words = argparse.ArgumentParser(prog="scripts/fuzz")
+    words.add_argument("--seconds", type=int, default=600)
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("targets", nargs="*", choices=[*SEEDS, []])  # []: argparse checks the default too
+    asked = words.parse_args()
+    names = asked.targets or list(SEEDS)
     folder = Path(tempfile.mkdtemp(prefix="joulegate-fuzz-"))
-    broken = [name for name in names if not run(name, int(seconds) / len(names), folder)]
+    broken = [name for name in names if not run(name, asked.seconds / len(names), asked.seed, folder)]
     sys.stderr.write(f"{spent() / 60:.1f} CPU minutes\n")
     if broken:
         sys.exit(f"error: {', '.join(broken)}: see {folder}")
