@@ -10,7 +10,18 @@ import pytest
 from tests.vllm.servers import JOULEGATE, MODEL, Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
-LOADS = ("--batches", "1,2,4,8", "--contexts", "128,512", "--prompts", "128,512", "--window", "0.5")
+LOADS = (
+    "--batches",
+    "1,2,4,8",
+    "--contexts",
+    "128,512",
+    "--prompts",
+    "128,512",
+    "--window",
+    "0.5",
+    "--repeats",
+    "3",
+)
 
 
 def joulegate(*words: str) -> str:
