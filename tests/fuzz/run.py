@@ -2,7 +2,7 @@
 
 Every target in turn has an equal part of the time, which is the processor's: on a busy machine it takes
 longer. What reached something new is kept in tests/fuzz/corpus, but not of a run with a seed, which is to be
-the same the next time. Exit status 1: an input broke a promise, hung for ten seconds or took 2 GiB; it lies
+the same the next time. Exit status 1: an input broke a promise, hung for half a minute or took 2 GiB; it lies
 in the folder that is named.
 """
 
@@ -43,7 +43,7 @@ def run(target: str, seconds: float, seed: int, folder: Path) -> bool:
     inputs.mkdir()
     for one in (*SEEDS[target], *kept(target)):
         (inputs / sha1(one).hexdigest()).write_bytes(one)
-    limits = [f"-max_len={LARGEST}", "-timeout=10", "-rss_limit_mb=2048", f"-seed={seed}"]
+    limits = [f"-max_len={LARGEST}", "-timeout=30", "-rss_limit_mb=2048", f"-seed={seed}"]
     options = [*limits, "-print_final_stats=1", f"-artifact_prefix={folder}/", str(inputs)]
     end, sound = spent() + seconds, True
     while sound and (left := end - spent()) > 0.0:
