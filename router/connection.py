@@ -224,9 +224,8 @@ class Connection(asyncio.Protocol):
         self.deadline = time.monotonic() + self.limits.silence
         pieces = self._pieces
         self._bare = 0 if pieces else self._bare + len(data)
-        if (
-            self._bare > self.limits.header_bytes and head_was_done
-        ):  # the parser keeps a trailer until it ends
+        # the parser keeps a trailer until it ends
+        if self._bare > self.limits.header_bytes and head_was_done:
             self.fail(UpstreamGarbled("the framing of the instance's answer is too large"))
             return
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -5,20 +5,12 @@ from collections.abc import Callable
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletionMessageParam, ChatCompletionStreamOptionsParam
+from openai.types.chat import ChatCompletionStreamOptionsParam
 
+from tests.vllm.questions import COLOUR, MESSAGES, PAINT, PAINTING
 from tests.vllm.servers import API_KEY, MODEL, Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
-MESSAGES: list[ChatCompletionMessageParam] = [
-    {"role": "system", "content": "You are brief."},
-    {"role": "user", "content": "Name three colours."},
-]
-SCHEMA: dict[str, object] = {
-    "type": "object",
-    "properties": {"colour": {"enum": ["red", "green"]}},
-    "required": ["colour"],
-}
 OWN_EVERY_TIME = {"id": None, "created": None}
 
 
@@ -58,7 +50,7 @@ def structured(client: openai.OpenAI) -> dict[str, object]:
         messages=MESSAGES,
         max_tokens=32,
         temperature=0,
-        response_format={"type": "json_schema", "json_schema": {"name": "colours", "schema": SCHEMA}},
+        response_format=COLOUR,
     )
     return answer.model_dump() | OWN_EVERY_TIME
 
@@ -69,8 +61,8 @@ def tool(client: openai.OpenAI) -> list[tuple[str, str]]:
         messages=MESSAGES,
         max_tokens=32,
         temperature=0,
-        tools=[{"type": "function", "function": {"name": "paint", "parameters": SCHEMA}}],
-        tool_choice={"type": "function", "function": {"name": "paint"}},
+        tools=[PAINT],
+        tool_choice=PAINTING,
     )
     calls = answer.choices[0].message.tool_calls or []
     return [(call.function.name, call.function.arguments) for call in calls if call.type == "function"]

@@ -4,17 +4,11 @@ from collections.abc import Callable
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletionMessageParam
 
+from tests.vllm.questions import COLOUR, MESSAGES, PAINT, PAINTING
 from tests.vllm.servers import API_KEY, MODEL, Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
-MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Name three colours."}]
-SCHEMA: dict[str, object] = {
-    "type": "object",
-    "properties": {"colour": {"enum": ["red", "green"]}},
-    "required": ["colour"],
-}
 
 
 def tool_call(client: openai.OpenAI) -> tuple[str, str]:
@@ -26,8 +20,8 @@ def tool_call(client: openai.OpenAI) -> tuple[str, str]:
         max_tokens=32,
         temperature=0,
         stream=True,
-        tools=[{"type": "function", "function": {"name": "paint", "parameters": SCHEMA}}],
-        tool_choice={"type": "function", "function": {"name": "paint"}},
+        tools=[PAINT],
+        tool_choice=PAINTING,
     ) as stream:
         for chunk in stream:
             for choice in chunk.choices:
@@ -47,7 +41,7 @@ def structured(client: openai.OpenAI) -> str:
         max_tokens=32,
         temperature=0,
         stream=True,
-        response_format={"type": "json_schema", "json_schema": {"name": "colours", "schema": SCHEMA}},
+        response_format=COLOUR,
     ) as stream:
         text = "".join(choice.delta.content or "" for chunk in stream for choice in chunk.choices)
     assert text.startswith("{")
