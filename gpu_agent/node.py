@@ -87,6 +87,9 @@ class Node:
             if answer.fresh:
                 self._begin(answer, cause)
             self.lease = answer.lease
+            if not ttl:
+                self._end(cause)
+                return answer.lease
             self._aim(request)
             self._actuate(cause, frozenset() if request.groups else frozenset(request.targets))
             self._wake_by(Seconds(answer.lease.expires + self._jitter))
@@ -156,11 +159,9 @@ class Node:
             now = self._clock()
             over = self.lease.expires + self._jitter if self.lease is not None else inf
             if now >= over and self.lease is not None:
-                holder, self.lease, over = self.lease.holder, None, inf
+                over = inf
                 self.expirations += 1
-                self._restore_all(Cause("agent", f"lease of {holder} ran out"))
-                if not self._held():
-                    self._link.disarm()
+                self._end(Cause("agent", f"lease of {self.lease.holder} ran out"))
             self._wakes_at = min(over, self._retry(now))
             return self._wakes_at
 
@@ -252,6 +253,13 @@ class Node:
         for gpu in self.gpus.values():
             gpu.release_target(cause)
 
+    def _end(self, cause: Cause) -> None:
+        """The lease is over, and so is what it wanted."""
+        self.lease = None
+        self._restore_all(cause)
+        if not self._held():
+            self._link.disarm()
+
     def _aim(self, request: SyncRequest) -> None:
         for uuid, target in request.targets.items():
             self.gpus[uuid].aim(None if target is None else MegaHertz(target))
@@ -304,6 +312,8 @@ class Node:
                 self._ledger.lock(held)
             except NoLease as error:
                 problem = str(error)
+        if not problem and self._clock() >= self.lease.expires:
+            problem = "the lease ran out while it was guarded"
         if problem or held is not self._standing:
             self._tell(problem, held)
         return not problem

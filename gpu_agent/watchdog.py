@@ -5,7 +5,8 @@ deadline on as its lease is renewed. When a deadline passes, or an armed agent's
 killed first, by pidfd, and its clocks are reset once it is certainly dead: an agent that was stopped between
 its last check and its write would otherwise wake up after the reset and lock the GPU for ever. Resets are
 tried until they work. Every packet that waits is read before a deadline is judged, so that a watchdog which
-was itself stopped does not kill an agent that has long moved on.
+was itself stopped does not kill an agent that has long moved on. One that may have stood still with it gets a
+moment to speak (`gpu_agent.stalls`): its clocks are reset at once, and again should it have to be killed.
 
 At start-up the state file names what an agent may have left locked; if that agent lives and does not connect
 in time, it is killed like any other.
@@ -26,6 +27,7 @@ from math import inf
 from pathlib import Path
 
 from gpu_agent.device import Broken, DeviceError, Driver, Outdated
+from gpu_agent.stalls import BEAT, MOMENT, Verdict, stall_end, verdict
 from gpu_agent.state_file import claimant, read
 from gpu_agent.unix_socket import MAX_PACKET, bound
 from joulegate.errors import UserError
@@ -48,6 +50,7 @@ class Ward:
     connection: socket.socket | None
     deadline: Seconds | None = None
     gpus: frozenset[str] = frozenset()
+    spared: Seconds | None = None  # until when it may speak, though its deadline has passed
     killed_at: float = inf
     forestalled: bool = False
 
@@ -89,6 +92,7 @@ class Watchdog:
     _waiting: int = 0  # connections that have not said yet who they are
     _adopt_at: float = inf
     _leave_at: float = inf
+    _stalled: Seconds = Seconds(-inf)  # when our own last stall ended
 
     def run(self) -> None:
         """Raises UserError when the socket cannot be had."""
@@ -113,7 +117,11 @@ class Watchdog:
         os.eventfd_write(self._wake, 1)
 
     def tick(self) -> None:
-        for key, _ in self._selector.select(self._patience()):
+        asked = time.monotonic()
+        due = max(asked, min(asked + 60.0, self._due(asked)))
+        events = self._selector.select(due - asked)
+        self._stalled = stall_end(self._stalled, Seconds(due), Seconds(time.monotonic()))
+        for key, _ in events:
             key.data(key.fileobj)
         now = time.monotonic()
         for ward in list(self._wards):
@@ -127,15 +135,16 @@ class Watchdog:
     def _deserted(self) -> bool:
         return self.exit_with_agent and not (self._wards or self._pending) and self._adopt_at == inf
 
-    def _patience(self) -> float:
-        """Seconds until something is due."""
+    def _due(self, now: float) -> float:
+        """When something must be looked at."""
         due = [self._adopt_at, *self._pending.values()]
         if self._deserted():
             due.append(self._leave_at)
         for ward in self._wards:
             due.append(ward.killed_at + DEATH if not ward.forestalled else inf)
-            due.append(ward.deadline if ward.deadline is not None else inf)
-        return max(0.0, min(60.0, min(due) - time.monotonic()))
+            if ward.deadline is not None:
+                due += [ward.deadline if ward.spared is None else ward.spared, now + BEAT]
+        return min(due)
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -202,7 +211,10 @@ class Watchdog:
         except (ValueError, TypeError, KeyError):
             self._part(ward, "the agent does not speak our language")
             return
-        ward.deadline, ward.gpus = said.deadline, said.gpus
+        if ward.spared is not None:  # it lives, and frees them itself
+            for uuid in ward.gpus:
+                self._pending.pop(uuid, None)
+        ward.deadline, ward.gpus, ward.spared = said.deadline, said.gpus, None
         answer = {"seq": said.seq, "why": self._hindrance(said.hold, ward.gpus)}
         if ward.connection is not None:
             with contextlib.suppress(OSError):  # a full or closed socket shows at the next read
@@ -224,11 +236,19 @@ class Watchdog:
     def _judge(self, ward: Ward, now: float) -> None:
         if ward.deadline is not None and now >= ward.deadline:
             self._drain(ward)
-            if ward.deadline is not None and time.monotonic() >= ward.deadline:
-                self._kill(ward, "the agent missed its deadline")
+        if ward.deadline is not None:
+            self._act(ward, verdict(ward.deadline, Seconds(time.monotonic()), self._stalled, ward.spared))
         if now >= ward.killed_at + DEATH and not ward.forestalled:
             log.error("agent does not die; resetting now and again after", extra={"gpus": sorted(ward.gpus)})
             ward.forestalled = True
+            self._free(ward.gpus)
+
+    def _act(self, ward: Ward, found: Verdict) -> None:
+        if found is Verdict.OVER:
+            self._kill(ward, "the agent missed its deadline")
+        elif found is Verdict.SPARED and ward.spared is None:
+            ward.spared = Seconds(self._stalled + MOMENT)
+            log.warning("we stood still past a deadline: clocks first", extra={"gpus": sorted(ward.gpus)})
             self._free(ward.gpus)
 
     def _kill(self, ward: Ward, why: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,22 @@ from gpu_agent.plant_layout import Call, NvmlReturn
 from gpu_agent.state_file import read
 from joulegate.units import Joules, MegaHertz, Seconds, Watts
 from joulegate.wire import BoostRequest, SyncRequest
-from tests.gpu_agent.conftest import GRACE, JITTER, Bench
+from tests.gpu_agent.conftest import GRACE, JITTER, Bench, ManualClock, StandingWatchdog
 
 FREE = [None, None, None, None]
+
+
+class SlowWatchdog(StandingWatchdog):
+    """Confirms after `takes` seconds."""
+
+    def __init__(self, clock: ManualClock, takes: float) -> None:
+        super().__init__()
+        self.takes = takes
+        self._clock = clock
+
+    def arm(self, deadline: Seconds | None, gpus: Iterable[str], hold: bool = True) -> bool:
+        self._clock.advance(self.takes)
+        return super().arm(deadline, gpus, hold)
 
 
 def sync(
@@ -40,6 +54,10 @@ def lock(bench: Bench, node: Node, targets: dict[str, int | None]) -> Lease:
     return lease
 
 
+def give_back(bench: Bench, node: Node, lease: int, holder: str = "gw") -> Lease | Refused:
+    return node.sync(SyncRequest(holder=holder, lease=lease, ttl_s=0.0), "test", bench.clock())
+
+
 def boost(bench: Bench, node: Node, floors: dict[str, int], seconds: float = 1.0) -> None:
     request = BoostRequest(holder="other", floors=floors, duration_s=seconds)
     node.boost(request, "test", bench.clock())
@@ -48,6 +66,21 @@ def boost(bench: Bench, node: Node, floors: dict[str, int], seconds: float = 1.0
 def test_a_ceiling_is_a_lock_from_the_lowest_clock_up(bench: Bench) -> None:
     lock(bench, bench.node(), {"GPU-0": 1201})
     assert (bench.gpu(0).request.low, bench.gpu(0).request.high) == (210, 1215)
+
+
+def test_a_lease_that_ran_out_while_the_watchdog_was_told_locks_nothing(bench: Bench) -> None:
+    """Its clocks may have been given back meanwhile: nobody would give these back."""
+    slow = bench.watchdog = SlowWatchdog(bench.clock, takes=2.0)
+    node = bench.node()
+    lock(bench, node, {"GPU-0": 1200})
+    assert bench.ceilings() == FREE
+    assert slow.deadline is None
+    assert "ran out" in (node.states()[0].fault or "")
+    slow.takes = 0.0
+    bench.clock.advance(1.0)
+    node.expire()
+    lock(bench, node, {"GPU-0": 1200})
+    assert bench.ceilings()[0] == 1200
 
 
 def test_the_watchdog_knows_the_deadline_and_the_disk_the_names_before_the_lock(bench: Bench) -> None:
@@ -103,6 +136,26 @@ def test_a_holder_that_comes_back_late_must_ask_anew_and_tokens_never_repeat(ben
     bench.clock.advance(10.0)
     assert lock(bench, again, {}).token == second.token + 1
     assert again.restarts == 1
+
+
+def test_a_lease_that_is_given_back_is_free_at_once(bench: Bench) -> None:
+    node = bench.node()
+    first = lock(bench, node, {"GPU-0": 1200})
+    stranger = give_back(bench, node, first.token, "other")
+    assert isinstance(stranger, Refused)
+    assert bench.ceilings()[0] == 1200
+    assert isinstance(give_back(bench, node, first.token), Lease)
+    assert bench.ceilings() == FREE
+    assert bench.watchdog.deadline is None
+    late = sync(bench, node, {"GPU-0": 900}, first.token)
+    assert isinstance(late, Refused), "what was still on its way lowers nothing"
+    bench.clock.advance(1.0)
+    second = sync(bench, node, {"GPU-0": 900}, holder="other")
+    assert isinstance(second, Lease)
+    assert (second.token, bench.ceilings()[0]) == (first.token + 1, 900)
+    bench.clock.advance(1.0)
+    node.expire()
+    assert (bench.ceilings()[0], node.expirations) == (900, 0)
 
 
 def test_anybody_may_raise_and_only_the_holder_may_lower(bench: Bench) -> None:

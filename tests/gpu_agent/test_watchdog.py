@@ -125,6 +125,47 @@ def test_a_stopped_watchdog_means_clocks_up_and_it_kills_nobody_when_it_wakes(ho
     assert host.agent.poll() is None
 
 
+def stand_still(host: AgentHost, seconds: float) -> None:
+    """Agent and watchdog, as they do where the machine does. Then the watchdog goes on."""
+    assert host.agent is not None
+    assert host.watchdog is not None
+    host.agent.send_signal(signal.SIGSTOP)
+    host.watchdog.send_signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    host.watchdog.send_signal(signal.SIGCONT)
+
+
+def test_a_watchdog_that_stood_still_frees_the_clocks_first_and_ends_an_agent_that_stays_silent(
+    host: AgentHost,
+) -> None:
+    start(host, ttl=1.0)
+    assert host.agent is not None
+    stand_still(host, 2.0)
+    wait_free(host)
+    assert host.agent.wait(timeout=20) == -signal.SIGKILL
+    log = host.logged()
+    assert 0 <= log.index("we stood still past a deadline") < log.index("clocks reset") < log.index("killing")
+    assert host.ceilings() == FREE
+
+
+def test_an_agent_that_stood_still_with_its_watchdog_lives_on(host: AgentHost) -> None:
+    """On a machine that stands still on its own it may be too slow once, but not each time."""
+    start(host, ttl=1.0)
+    for _ in range(5):
+        stand_still(host, 2.0)
+        wait_free(host)
+        assert host.agent is not None
+        host.agent.send_signal(signal.SIGCONT)
+        time.sleep(1.5)  # more than it is given to speak
+        if host.agent.poll() is None:
+            break
+        host.start_agent()
+        host.wait_ready()
+        lock(host, ttl=1.0)
+    assert "killing" not in host.logged().rpartition("agent connected")[2]
+    lock(host, ttl=1.0)
+
+
 @pytest.mark.parametrize("first", ["agent", "watchdog"])
 def test_both_killed_the_one_that_starts_first_frees_the_clocks(host: AgentHost, first: str) -> None:
     start(host, ttl=20.0)
