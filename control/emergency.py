@@ -9,9 +9,10 @@ where the pool sheds. A pool that does not shed answers late rather than not at 
 When a first token is expected follows from the prompts ahead, which an engine reads in order, at maximum
 clock, counted from when it began on the first of them. An engine that takes OVERDUE times as long, and SLACK
 more, is stuck: nothing is expected of it any more. Of an answer that does not stream nothing is seen before
-its end; it is due when its longest would have ended, the first token as late as was promised.
-Missing input: without a model nothing is expected, and nothing is taken back;
-an answer that does not stream and whose length nothing bounds may take for ever.
+its end; it is due when its longest would have ended, the first token as late as was promised. Where neither
+the request nor the context bounds it, its longest is FAR times as long as nine of ten are. And an engine that
+says it has nothing to do, when the first token is long overdue, has lost it.
+Missing input: without a model nothing is expected, and nothing is taken back.
 """
 
 from collections.abc import Collection, Sequence
@@ -25,6 +26,8 @@ from joulegate.units import MegaHertz, Seconds
 
 OVERDUE = 3.0
 SLACK = 0.5  # seconds
+FAR = 10.0
+NEVER = Seconds(float("-inf"))
 
 
 class Rung(Enum):
@@ -47,11 +50,13 @@ def relieve(
     shed: bool,
     now: Seconds,
     unseen: Collection[Flight] = (),
+    idle_at: Seconds = NEVER,
 ) -> list[Relief]:
     """Of the requests that `instance` was sent and has not begun to answer, those to take back.
 
     `others`: instances that may serve them instead. `shed`: the pool refuses whom it cannot serve in time.
     `unseen`: those that do not stream, which the book takes to be answered by the time that has passed.
+    `idle_at`: when the engine was asked that said last that it has nothing to do.
     """
     book, model = instance.book, instance.model
     if model is None:
@@ -61,7 +66,7 @@ def relieve(
     found: list[Relief] = []
     taken = {other.name: (0, 0) for other in others}  # sequences and prompt tokens handed over just now
     for flight in unseen:
-        late = flight.id not in book.prompts and _overdue(instance, flight, now)
+        late = flight.id not in book.prompts and _overdue(instance, flight, idle_at, now)
         if late and _hand_over(flight, others, taken, now, stuck=True):
             found.append(Relief(flight, Rung.RESTEER, stuck=True))
     ahead = 0
@@ -86,18 +91,20 @@ def is_stuck(instance: Instance, head: Flight, now: Seconds) -> bool:
     return now - instance.book.served_at > OVERDUE * expected + SLACK
 
 
-def _overdue(instance: Instance, flight: Flight, now: Seconds) -> bool:
-    """Whether an answer that comes all at once takes far longer than its longest would."""
+def _overdue(instance: Instance, flight: Flight, idle_at: Seconds, now: Seconds) -> bool:
+    """Whether an answer that comes all at once takes far longer than its longest would, or was lost."""
+    if flight.dispatched is None or flight.first_token is None:
+        return False
+    first = max(flight.ttft, flight.first_token - flight.dispatched)
+    if idle_at - flight.dispatched > OVERDUE * first + SLACK:
+        return True
     most, longest = flight.max_tokens, instance.limits.max_model_len
     if most is None:
-        most = None if longest is None else float(max(1, longest - flight.input_tokens))
-    if most is None or flight.dispatched is None or flight.first_token is None:
-        return False
+        most = FAR * flight.output_q90 if longest is None else float(max(1, longest - flight.input_tokens))
     assert instance.model is not None
     book, clock = instance.book, instance.clock if instance.clock is not None else instance.model.clocks[-1]
     load = Load(max(1, book.decoding), max(0.0, book.context) + most, 0.0, instance.limits.chunk_budget)
     step = Pace(instance.model, load, clock, instance.factor(clock)).step
-    first = max(flight.ttft, flight.first_token - flight.dispatched)
     return now - flight.dispatched > OVERDUE * (first + most * step) + SLACK
 
 

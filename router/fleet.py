@@ -82,6 +82,7 @@ class InstanceStatus:
     gauges_at: Seconds = Seconds(float("-inf"))
     running_elsewhere: int = 0  # sequences of others, when its gauges were read
     waiting_elsewhere: int = 0
+    idle_at: Seconds = Seconds(float("-inf"))  # when it was asked that said last that it has nothing to do
     problem: str = ""
     silent: bool = False  # to the last probe
 

@@ -77,7 +77,7 @@ class Prober:
     async def _gauges(self) -> None:
         """Read them, and at once how much of it is not ours: a second later our own count has moved on."""
         status, book = self._status, self._book
-        running, prompts = book.running, len(book.prompts)
+        running, prompts, asked = book.running, len(book.prompts), Seconds(self._clock())
         try:
             reply = await self._client.get("/metrics", self._timeout)
         except Unreachable:
@@ -87,6 +87,8 @@ class Prober:
         gauges = status.gauges = read_gauges(reply.body, status.endpoint.engine)
         status.gauges_at = Seconds(self._clock())
         status.asleep = gauges.asleep
+        if gauges.running == 0 and not gauges.waiting:
+            status.idle_at = asked
         # the page was made at some moment since we asked: what came or ended meanwhile is ours all the same
         running, prompts = max(running, book.running), max(prompts, len(book.prompts))
         status.running_elsewhere = max(0, (gauges.running or 0) - running)

@@ -44,21 +44,24 @@ class Rescue:
     def _relieve(self, model: Model, pool: Pool, member: Member, now: Seconds) -> None:
         tiers = model.steering.places[pool.name]
         others = [law for tier in tiers for law in tier.instances if law is not member.law]
-        for relief in relieve(member.law, others, pool.rules.shed, now, member.blind.values()):
-            if relief.stuck and relief.rung is Rung.RESTEER and member.status.health is Health.UP:
-                member.status.signal(Signal.REQUEST_FAILED, now, STUCK)  # asked last from now on, not dead
+        status, blind = member.status, member.blind.values()
+        for relief in relieve(member.law, others, pool.rules.shed, now, blind, status.idle_at):
+            if relief.stuck and relief.rung is Rung.RESTEER and status.health is Health.UP:
+                status.signal(Signal.REQUEST_FAILED, now, STUCK)  # asked last from now on, not dead
                 member.refresh(now)
             self._take_back(relief)
 
     def _take_back(self, relief: Relief) -> None:
         ticket = self._gate.unanswered.get(relief.flight.id)
-        if ticket is not None:  # else it is on its way to the instance, or has been answered
+        # else it is on its way to the instance, has been answered, or was taken back before
+        if ticket is not None and ticket.recall is not None:
             # in a round of its own: whoever is taken back goes on within the call
             asyncio.get_running_loop().call_soon(self._recall, ticket, relief)
 
     def _recall(self, ticket: Ticket, relief: Relief) -> None:
         """If it still waits (its connection may serve another request by now) and may go elsewhere."""
-        if self._gate.unanswered.get(relief.flight.id) is not ticket or ticket.recall is None:
+        recall = ticket.recall
+        if self._gate.unanswered.get(relief.flight.id) is not ticket or recall is None:
             return
         if relief.rung is Rung.RESTEER and not self._gate.may_move(ticket):
             return
@@ -66,7 +69,8 @@ class Rescue:
             "taken back",
             extra={"request": ticket.request.id, "instance": ticket.endpoint.name, "rung": relief.rung.value},
         )
-        ticket.recall(_error(relief, ticket))
+        ticket.recall = None  # once
+        recall(_error(relief, ticket))
 
 
 def _error(relief: Relief, ticket: Ticket) -> UpstreamError:

@@ -132,7 +132,8 @@ def unseen(tokens: float | None, limit: int | None = None, avoid: str = "") -> I
         pytest.param(unseen(10.0), 3.0, True, id="ten tokens take no three seconds"),
         pytest.param(unseen(2000.0), 3.0, False, id="two thousand do"),
         pytest.param(unseen(2000.0), 200.0, True, id="but not for ever"),
-        pytest.param(unseen(None), 1e4, False, id="nothing bounds it"),
+        pytest.param(unseen(None), 10.0, False, id="nothing bounds it"),
+        pytest.param(unseen(None), 1e4, True, id="but what is usual"),
         pytest.param(unseen(None, 2500), 200.0, True, id="the context does"),
         pytest.param(unseen(10.0, avoid="z"), 3.0, False, id="was elsewhere before"),
     ],
@@ -143,6 +144,15 @@ def test_an_answer_that_comes_all_at_once_is_missed_when_its_longest_would_have_
     found = relieve(silent, [instance("b")], False, Seconds(after), silent.book.flights.values())
     assert [(r.flight.id, r.rung, r.stuck) for r in found] == [("1", Rung.RESTEER, True)] * taken
     assert relieve(silent, [], False, Seconds(after), silent.book.flights.values()) == []
+
+
+@pytest.mark.parametrize(("idle_at", "taken"), [(0.0, False), (1.6, False), (1.8, True)])
+def test_what_an_engine_with_nothing_to_do_does_not_have_is_taken_back(idle_at: float, taken: bool) -> None:
+    """Three times as late as its first token was due, and half a second more."""
+    silent = unseen(None)
+    waiting = silent.book.flights.values()
+    found = relieve(silent, [instance("b")], False, Seconds(2.0), waiting, Seconds(idle_at))
+    assert [relief.flight.id for relief in found] == ["1"] * taken
 
 
 def test_without_a_model_nothing_is_taken_back() -> None:

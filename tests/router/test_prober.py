@@ -43,9 +43,9 @@ def request(book: LoadBook, name: str) -> Flight:
     return flight
 
 
-def probed(book: LoadBook, engine: FakeEngine) -> InstanceStatus:
+def probed(book: LoadBook, engine: FakeEngine, clock: Callable[[], float] = lambda: 1.0) -> InstanceStatus:
     status = InstanceStatus(Endpoint("i", "p", Engine.VLLM, "h", 1))
-    prober = Prober(status, book, engine, lambda: 1.0, lambda: None, "/health", 1.0)
+    prober = Prober(status, book, engine, clock, lambda: None, "/health", 1.0)
     asyncio.run(prober.tick())
     return status
 
@@ -82,6 +82,16 @@ def test_our_own_requests_that_came_before_the_page_was_made_are_not_others() ->
     engine.meanwhile = two_come
     status = probed(book, engine)
     assert (status.running_elsewhere, status.waiting_elsewhere) == (0, 0)
+
+
+@pytest.mark.parametrize(("running", "waiting", "idle"), [(0, 0, True), (1, 0, False), (0, 1, False)])
+def test_an_engine_was_idle_when_it_was_asked_not_when_its_page_came(
+    running: int, waiting: int, idle: bool
+) -> None:
+    engine, times = FakeEngine(running, waiting), [7.0]
+    engine.meanwhile = lambda: times.append(9.0)
+    status = probed(LoadBook(), engine, lambda: times[-1])
+    assert status.idle_at == (7.0 if idle else float("-inf"))
 
 
 class DeadEngine(FakeEngine):

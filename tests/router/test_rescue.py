@@ -59,15 +59,22 @@ async def test_what_a_stuck_instance_holds_is_taken_back_and_it_is_not_asked_fir
     assert [type(errors[0]) for errors in recalled] == [Resteered, Resteered]
 
 
-async def unanswered(house: House, places: AsyncExitStack) -> list[UpstreamError]:
-    """A request for ten tokens in one piece, sent to `i0`, which says nothing for three seconds."""
-    request = house.request(stream=False, query=LengthQuery("m", "", 100, max_tokens=10))
+async def unanswered(
+    house: House, places: AsyncExitStack, tokens: int | None = 10, idle: bool = False
+) -> list[UpstreamError]:
+    """A request for an answer in one piece, sent to `i0`, which says nothing for three seconds.
+
+    `idle`: but on its page of metrics, that it has nothing to do.
+    """
+    request = house.request(stream=False, query=LengthQuery("m", "", 100, max_tokens=tokens))
     slot = await places.enter_async_context(house.gate.admit(request))
     recalled: list[UpstreamError] = []
     slot.sent(Seconds(house.now), recalled.append)
     free(house)
     for _ in range(12):
         house.now += 0.25
+        if idle:
+            house.members[0].status.idle_at = Seconds(house.now)
         estimate(house.members[0], Seconds(house.now))
         Rescue(house.gate).tick(Seconds(house.now))
         await asyncio.sleep(0)
@@ -81,6 +88,14 @@ async def test_an_answer_that_does_not_stream_is_missed_too() -> None:
         assert house.members[0].law.book.prompts == {}, "its first token is taken to have come"
         assert house.members[0].status.health is Health.SUSPECT
     assert isinstance(recalled[0], Resteered)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+async def test_what_an_engine_says_of_itself_tells_that_it_lost_an_answer_of_any_length(idle: bool) -> None:
+    house = stuck_house()
+    async with AsyncExitStack() as places:
+        recalled = await unanswered(house, places, None, idle)
+    assert [type(error) for error in recalled] == [Resteered] * idle
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -100,7 +115,10 @@ async def test_what_an_instance_holds_that_does_not_even_say_that_it_lives_is_ta
             status.signal(signal, Seconds(house.now))
             Rescue(house.gate).tick(Seconds(house.now))
             await asyncio.sleep(0)
-    assert isinstance(recalled[0], Resteered)
+        for _ in range(3):  # as long as it takes to leave
+            Rescue(house.gate).tick(Seconds(house.now))
+            await asyncio.sleep(0)
+    assert [type(error) for error in recalled] == [Resteered]
 
 
 async def test_with_nobody_else_there_one_waits_for_a_dead_instance() -> None:
@@ -110,9 +128,13 @@ async def test_with_nobody_else_there_one_waits_for_a_dead_instance() -> None:
         for _ in range(2):
             house.members[0].status.signal(Signal.PROBE_FAILED, Seconds(house.now))
         assert house.members[0].status.is_dead
-        Rescue(house.gate).tick(Seconds(house.now))
-        await asyncio.sleep(0)
-    assert recalled == [[]]
+        for later in (False, True):
+            assert recalled == [[]]
+            if later:
+                free(house)
+            Rescue(house.gate).tick(Seconds(house.now))
+            await asyncio.sleep(0)
+    assert len(recalled[0]) == 1, "somebody came"
 
 
 async def test_nothing_is_taken_back_that_was_answered() -> None:
