@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import orjson
 
@@ -34,6 +35,7 @@ SCALAR = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[^\s,}\]]+', re.DOTALL)
 STRINGS = re.compile(rb'"[^"]*+"')  # where no quote is escaped
 COLON = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*")
 NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'{}[]"')
+QUOTE = ord('"')
 OPENING = frozenset({b"{", b"["})
 CLOSING = frozenset({b"}", b"]"})
 INJECTED = b'"stream_options":{"include_usage":true}'
@@ -110,10 +112,10 @@ def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) ->
     if "parameters" in found and isinstance(inner := get("parameters"), dict):
         limits = inner  # TGI's own routes
     options = get("stream_options")
-    model, n, last = get("model"), get("n"), text.last
+    n, last = get("n"), text.last
     return Parsed(
         LengthQuery(
-            model if isinstance(model, str) else "",
+            _model(found),
             key,
             text.tokens,
             _cap(limits),
@@ -181,32 +183,42 @@ def _asking(options: bytes) -> bytes | None:
 
 
 def renamed(body: bytearray, model: str) -> bytearray:
-    """The JSON body asking for `model`; as it is where that cannot be done safely (named twice)."""
-    spans = value_spans(body, b'"model"')
-    if len(spans) != 1:
-        return body
-    start, end = spans[0]
-    return body[:start] + orjson.dumps(model) + body[end:]
+    """The JSON body asking for `model`, as often as it names one: of several engines take the last."""
+    name, at = orjson.dumps(model), 0
+    pieces: list[bytes | bytearray] = []
+    for start, end in value_spans(body, b'"model"'):
+        if body[start] == QUOTE:
+            pieces += body[at:start], name
+            at = end
+    return bytearray().join([*pieces, body[at:]])
 
 
 def value_spans(body: bytes | bytearray, key: bytes) -> list[tuple[int, int]]:
     """Where the values of `key` (with its quotes) lie at the top level of a JSON object known to be valid.
 
-    A container of more than MAX_VALUE bytes counts as empty. What lies between two finds is gone through by
-    the bytes' own methods: bodies have millions of tokens.
+    A key is found however its letters are escaped. A container of more than MAX_VALUE bytes counts as empty.
+    What lies between two finds is gone through by the bytes' own methods: bodies have millions of tokens.
     """
     plain = body
     if b"\\" in body:  # then every quote that is left begins or ends a string
         plain = body.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    keys = _spellings(key) if b"\\u00" in plain else re.compile(re.escape(key))
     spans: list[tuple[int, int]] = []
     depth = at = 0
-    while (found := plain.find(key, at)) >= 0:
-        depth += _deeper(plain[at:found])
-        at = found + len(key)
+    while (found := keys.search(plain, at)) is not None:
+        depth += _deeper(plain[at : found.start()])
+        at = found.end()
         colon = COLON.match(plain, at)
         if depth == 1 and colon is not None:
             spans.append((colon.end(), _end(plain, colon.end())))
     return spans
+
+
+@cache
+def _spellings(key: bytes) -> re.Pattern[bytes]:
+    """`key`, any of its letters escaped."""
+    letters = (rb"(?:%b|\\u00(?i:%02x))" % (re.escape(bytes([letter])), letter) for letter in key[1:-1])
+    return re.compile(b'"' + b"".join(letters) + b'"')
 
 
 def _deeper(part: bytes | bytearray) -> int:
@@ -296,6 +308,14 @@ def _text(found: Json) -> _Text:
     else:
         _prompt(text, found.get("prompt", found.get("inputs")))
     return text
+
+
+def _model(found: Json) -> str:
+    """ "" where it is not given, or where an engine that does not mind case would read another."""
+    for key in found:
+        if len(key) == 5 and key != "model" and key.lower() == "model":
+            return ""
+    return _string(found.get("model"))
 
 
 def _prompt(text: _Text, prompt: object) -> None:

@@ -98,7 +98,7 @@ def test_bytes_that_are_not_understood_stay_as_they_were() -> None:
     "sent",
     [
         b'{"stream":true,"stream_options":{},"stream_options":{}}',
-        b'{"stream":true,"stream\\u005foptions":{}}',
+        b'{"stream":true,"stream_options":{},"stream\\u005foptions":{}}',
     ],
 )
 def test_what_cannot_be_edited_safely_is_not(sent: bytes) -> None:
@@ -138,14 +138,17 @@ awkward: st.SearchStrategy[Any] = st.recursive(
 @given(
     st.lists(st.tuples(tricky | st.just("model"), awkward), max_size=6),
     st.sampled_from([(",", ":"), (", ", ": "), (" \n,\t", "\r : ")]),
+    st.booleans(),
 )
 def test_the_values_of_a_key_are_found_at_the_top_level_only(
-    members: list[tuple[str, Any]], separators: tuple[str, str]
+    members: list[tuple[str, Any]], separators: tuple[str, str], escaped: bool
 ) -> None:
     """Whatever else is in the body, and however often the key is."""
     comma, colon = separators
     texts = [f"{json.dumps(key)}{colon}{json.dumps(value, separators=separators)}" for key, value in members]
     sent = bytearray(f" {{{comma.join(texts)}}}\n".encode())
+    if escaped:
+        sent = sent.replace(b'"model"', rb'"m\u006fd\u0065l"')
     assert isinstance(json.loads(sent), dict)
     found = [json.loads(sent[start:end]) for start, end in value_spans(sent, b'"model"')]
     assert found == [value for key, value in members if key == "model"]
@@ -267,6 +270,21 @@ def test_the_model_of_a_form() -> None:
         == "whisper"
     )
     assert parse("/v1/audio/transcriptions", b"", b"multipart/form-data; boundary=x", "").query.model == ""
+
+
+@pytest.mark.parametrize(
+    ("sent", "model"),
+    [
+        (b'{"model":"a","model":"b"}', "b"),
+        (b'{"model":"a","\\u006dodel":"b"}', "b"),
+        (b'{"model":"a","Model":"b"}', ""),
+        (b'{"MODEL":"b"}', ""),
+        (b'{"model":["a"]}', ""),
+    ],
+)
+def test_the_model_is_the_one_that_engines_read_or_none(sent: bytes, model: str) -> None:
+    """Those written in Go do not mind case; the last one counts everywhere."""
+    assert parse(CHAT, sent, JSON, "").query.model == model
 
 
 def test_a_deep_body_is_read_as_unknown() -> None:

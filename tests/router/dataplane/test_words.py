@@ -215,7 +215,17 @@ def test_an_open_gateway_knows_it_and_has_no_admin() -> None:
         pytest.param(b'{"model":"lora-1"}', b'{"model":"lora-1"}', id="an adapter"),
         pytest.param(b'{"n":1}', b'{"n":1}', id="no name"),
         pytest.param(
-            b'{"model":"x","model":"short"}', b'{"model":"x","model":"short"}', id="named twice: left alone"
+            b'{"model":"x","model":"short"}', b'{"model":"org/long","model":"org/long"}', id="named twice"
+        ),
+        pytest.param(
+            b'{"model":"x","\\u006d\\u006Fdel":"short"}',
+            b'{"model":"org/long","\\u006d\\u006Fdel":"org/long"}',
+            id="named with escapes",
+        ),
+        pytest.param(
+            b'{"model":{"model":1},"model":"short"}',
+            b'{"model":{"model":1},"model":"org/long"}',
+            id="no name beside one",
         ),
         pytest.param(
             b'{"messages":[{"model":"short"}],"model":"short"}',
