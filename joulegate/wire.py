@@ -15,7 +15,7 @@ A target is a ceiling: the agent locks clocks to (lowest supported, target), nev
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 VERSION: Literal[1] = 1
 MAX_GPUS = 64
@@ -23,6 +23,15 @@ Uuid = Annotated[str, Field(min_length=1, max_length=96, pattern=r"^[A-Za-z0-9_.
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:@/-]+$")]
 Mhz = Annotated[int, Field(ge=1, le=10_000)]
 Group = Annotated[tuple[Uuid, ...], Field(min_length=1, max_length=MAX_GPUS)]
+
+
+def _ttl(seconds: float) -> float:
+    if 0.0 < seconds < 1.0:
+        raise ValueError("0 gives the lease back; a lease lasts for at least 1 s")
+    return seconds
+
+
+Ttl = Annotated[float, Field(ge=0.0, le=30.0), AfterValidator(_ttl)]
 
 
 class Message(BaseModel):
@@ -38,12 +47,13 @@ class SyncRequest(Message):
 
     GPUs left out keep what they have, for as long as the lease lives. GPUs of one group (a tensor-parallel
     instance) are lowered together or not at all. Without groups, one failed write takes all of them up.
+    A TTL of 0 gives the lease back: it ends with this request, and whoever asks next is granted one.
     """
 
     version: Literal[1] = VERSION
     holder: Name
     lease: Annotated[int, Field(ge=0)] | None = None  # token of the lease held; null: ask for one
-    ttl_s: Annotated[float, Field(ge=1.0, le=30.0)] = 2.0
+    ttl_s: Ttl = 2.0
     targets: Annotated[dict[Uuid, Mhz | None], Field(max_length=MAX_GPUS)] = Field(default_factory=dict)
     groups: Annotated[tuple[Group, ...], Field(max_length=MAX_GPUS)] = ()  # tensor-parallel instances
     reason: Annotated[str, Field(max_length=200)] = ""

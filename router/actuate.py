@@ -80,6 +80,7 @@ class Node:
             held = await agent.sync(targets, groups, self._rules.lease_ttl, _why(acting), now)
         else:
             held = False
+            await self.release("another gateway leads")
             if now - self._looked >= OBSERVE_EVERY:
                 self._looked = now
                 await agent.discover(now)
@@ -90,12 +91,10 @@ class Node:
         for member in self.members:
             self._verify(member, Seconds(self._clock()))
 
-    async def release(self) -> None:
-        """Give every clock back, on the way out."""
+    async def release(self, why: str) -> None:
+        """Give every clock and the lease back, if it is held."""
         if self.agent.view.lease is not None:
-            none = dict.fromkeys((gpu for member in self.members for gpu in member.gpus), None)
-            now = Seconds(self._clock())
-            await self.agent.sync(none, (), self._rules.lease_ttl, "the gateway stops", now)
+            await self.agent.give_back(why, Seconds(self._clock()))
 
     async def _cap(self, now: Seconds) -> None:
         """Move the node's power caps towards what the budgets ask for."""

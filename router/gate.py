@@ -50,7 +50,7 @@ class FleetGate:
         self._wake = wake
         self._serial = 0
         self._waiting: dict[str, Ticket] = {}  # by flight
-        self._deaths = Deaths()
+        self.deaths = Deaths()
         self._makers = makers
         self._timers: dict[str, asyncio.TimerHandle] = {}  # by model
         self.unanswered: dict[str, Ticket] = {}  # sent, no output yet; by flight
@@ -81,7 +81,7 @@ class FleetGate:
         return self._alive(trip.model, trip.pool, now, member.law.name)
 
     def _repeats(self, request: RelayRequest, model: Model, pool: Pool, now: Seconds) -> bool:
-        if pool.retries < 1.0 or self._deaths.suspects(request.fingerprint, now):
+        if pool.retries < 1.0 or self.deaths.suspects(request.fingerprint, now):
             return False
         return self._maker(request, model) is None  # else no other could answer it
 
@@ -96,7 +96,7 @@ class FleetGate:
         if self.fleet.draining:
             raise GatewayBusy("this gateway is shutting down", retry_after=1.0)
         now = self._now()
-        if self._deaths.condemned(request.fingerprint, now):
+        if self.deaths.condemned(request.fingerprint, now):
             raise PoolDown("this request took two instances down; it is not sent again now", retry_after=60.0)
         model = self._model(request)
         if not request.generative:
@@ -190,9 +190,9 @@ class FleetGate:
         member.open -= 1
         self._accounts.closed(ticket.trip, member, report, now)
         if report.ending is Ending.OK:
-            self._deaths.answered(ticket.request.fingerprint)
+            self.deaths.answered(ticket.request.fingerprint)
         elif report.ending is Ending.UPSTREAM_DOWN and ticket.was_sent:
-            self._deaths.add(ticket.request.fingerprint, member.law.name, now)
+            self.deaths.add(ticket.request.fingerprint, member.law.name, now)
         member.refresh(now)
         if ticket.trip is not None:
             self.unanswered.pop(ticket.trip.flight.id, None)

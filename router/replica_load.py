@@ -1,8 +1,8 @@
 """Pure: what a replica tells the others of its load, and what theirs adds up to.
 
 Per instance: requests it has there, prompt tokens not answered yet, and when the tightest of their first
-tokens is due. Beside it, what each key with a limit has used, and what the plan does. Deadlines travel as
-seconds left, not as times: no two machines share a monotonic clock.
+tokens is due. Beside it, what each key with a limit has used, what the plan does, and which bodies took
+engines down. Deadlines travel as seconds left, not as times: no two machines share a monotonic clock.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,7 @@ from router.rate_limits import KeyUse
 
 MAX_INSTANCES = 4096
 MAX_KEYS = 10_000
+MAX_DEATHS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class News:
     proven: Mapping[str, int]  # instance -> checksum of the GPUs it was seen to work on
     phases: Mapping[str, Phase]  # of instances the plan keeps out of rotation; only who leads says so
     asks: frozenset[tuple[str, str]]  # model and pool in which requests wait that nobody serves
+    deaths: Mapping[int, frozenset[str]]  # body -> instances lost while it was in flight there
+    leaving: bool  # it was told to stop: it leads only if nobody else can
 
 
 def encode(
@@ -59,6 +62,8 @@ def encode(
     proven: Mapping[str, int],
     phases: Mapping[str, Phase],
     asks: Iterable[tuple[str, str]],
+    deaths: Mapping[int, frozenset[str]],
+    leaving: bool,
     now: Seconds,
 ) -> bytes:
     """This replica's load, instances it does not use left out."""
@@ -76,7 +81,8 @@ def encode(
     keys = {key: astuple(use) for key, use in uses.items()}
     told = {"v": 1, "loads": loads, "keys": keys, "proven": proven}
     plan = {"phases": {name: phase.value for name, phase in phases.items()}, "asks": list(asks)}
-    return orjson.dumps({**told, **plan})
+    lost = [(body, sorted(names)) for body, names in deaths.items()]
+    return orjson.dumps({**told, **plan, "deaths": lost, "leaving": leaving})
 
 
 def decode(message: bytes) -> News:
@@ -106,6 +112,8 @@ def decode(message: bytes) -> News:
         {name: int(_amount(checksum)) for name, checksum in list(proven.items())[:MAX_INSTANCES]},
         _phases(found.get("phases", {})),
         _asks(found.get("asks", [])),
+        _deaths(found.get("deaths", [])),
+        found.get("leaving") is True,
     )
 
 
@@ -119,6 +127,12 @@ def _asks(told: object) -> frozenset[tuple[str, str]]:
     if not isinstance(told, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in told):
         raise ValueError("not what is asked for")
     return frozenset((str(model), str(pool)) for model, pool in told[:MAX_INSTANCES])
+
+
+def _deaths(told: object) -> dict[int, frozenset[str]]:
+    if not isinstance(told, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in told):
+        raise ValueError("not what was lost")
+    return {body: frozenset(map(str, names)) for body, names in told[:MAX_DEATHS] if isinstance(body, int)}
 
 
 def _use(fields: list[object]) -> KeyUse:

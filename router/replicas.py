@@ -7,11 +7,12 @@ engines' own gauges and a 1/R share of the headroom remain.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from control.state import LoadBook
 from joulegate.units import Seconds
+from router.deaths import Deaths
 from router.news import news
 from router.observe import Condition
 from router.plan_share import PlanShare
@@ -38,11 +39,13 @@ class Replicas:
         proofs: Proofs,
         makers: Makers,
         plan: PlanShare,
+        deaths: Deaths,
         condition: Condition,
         clock: Callable[[], float],
         on_count: Callable[[int], None],
     ) -> None:
         self.leads = False
+        self.leaving = False  # told to stop
         self.count = 1
         self.peers: Mapping[str, PeerLoad] = {}
         self._store = store
@@ -51,6 +54,7 @@ class Replicas:
         self._proofs = proofs
         self._makers = makers
         self._plan = plan
+        self._deaths = deaths
         self._condition = condition
         self._clock = clock
         self._on_count = on_count
@@ -81,27 +85,27 @@ class Replicas:
             now = Seconds(self._clock())
             await self._store.publish(self._news(now))
             others = await self._store.peers()
+            news = self._decoded(others)
             self._heard = self._clock()
             self._makers.hear(await self._store.made(self._makers.tell()))
-            if not self.leads or self._exchanges % LEAD_EVERY == 0:
-                self._set_leads(await self._store.lead())
-            self._exchanges += 1
+            await self._elect(news.values())
         except StoreDown as error:
             if self._condition.store_up:
                 log.warning("store lost", extra={"problem": str(error)})
             self._condition.store_up = False
             self.peers = {}
             self._plan.hear({}, frozenset())
+            self._deaths.hear(())
             self._limits.alone(self.count, Seconds(self._clock()))
             return
         if not self._condition.store_up:
             log.info("store is back")
         self._condition.store_up = True
-        news = self._decoded(others)
         self.peers = total(each.loads for each in news.values())
         self._limits.hear({name: each.uses for name, each in news.items()}, Seconds(self._clock()))
         if not self.leads:
             self._proofs.hear((each.proven for each in news.values()), Seconds(self._clock()))
+        self._deaths.hear(each.deaths for each in news.values())
         phases = {name: phase for each in news.values() for name, phase in each.phases.items()}
         self._plan.hear(phases, frozenset(ask for each in news.values() for ask in each.asks))
         if len(others) + 1 != self.count:
@@ -117,10 +121,20 @@ class Replicas:
             log.warning("lead not resigned: it runs out", extra={"problem": str(error)})
         await self._store.close()
 
+    async def _elect(self, others: Collection[News]) -> None:
+        """Take or renew the lead; who was told to stop leaves it to whoever stays."""
+        if self.leaving and not all(each.leaving for each in others):
+            if self.leads:
+                await self._store.resign()
+            self._set_leads(False)
+        elif not self.leads or self._exchanges % LEAD_EVERY == 0:
+            self._set_leads(await self._store.lead())
+        self._exchanges += 1
+
     def _news(self, now: Seconds) -> bytes:
         plan = self._plan
-        uses, proven = self._limits.tell(self.count, now), self._proofs.tell()
-        return encode(self._books, uses, proven, plan.phases, plan.asks, now)
+        uses, proven, deaths = self._limits.tell(self.count, now), self._proofs.tell(), self._deaths.tell(now)
+        return encode(self._books, uses, proven, plan.phases, plan.asks, deaths, self.leaving, now)
 
     def _decoded(self, messages: Mapping[str, bytes]) -> dict[str, News]:
         news = {}

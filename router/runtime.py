@@ -77,9 +77,6 @@ class Runtime:
         limits = RateLimits(key_limits(settings), Seconds(time.monotonic()), self.name)
         store, proofs, makers, plan = self._store(), Proofs(members), Makers(), PlanShare()
         self._proof_file = ProofFile(settings.control.proofs_file)
-        self.replicas = Replicas(
-            store, books, limits, proofs, makers, plan, self.condition, time.monotonic, self._share
-        )
         predictor = next(self.fleet.unique()).predictor  # one serves every model
         self._learned = LearnedShare(store, predictor, random.Random().random)
         self.agents = {section.name: self._agent(section) for section in settings.agents}
@@ -93,6 +90,18 @@ class Runtime:
             die(random.Random().random),
             time.monotonic,
             self._wake,
+        )
+        self.replicas = Replicas(
+            store,
+            books,
+            limits,
+            proofs,
+            makers,
+            plan,
+            self.gate.deaths,
+            self.condition,
+            time.monotonic,
+            self._share,
         )
         keeper = PowerKeeper(power_rules(settings.power))
         self.power = PowerTick(self.fleet, self.agents, keeper, settings.power.emergency_file)
@@ -140,12 +149,16 @@ class Runtime:
             rules = DriftSettings(refit_interval=Seconds(refit_interval))
             self._begin("refit", Refitter(self.fleet, rules, time.monotonic).run)
 
+    def leave(self) -> None:
+        """Told to stop: nothing new is taken, what runs ends, and another replica leads if there is one."""
+        self.fleet.draining = self.replicas.leaving = True
+
     async def stop(self) -> None:
         """Clocks first, then everything else. Requests have ended or are about to be cut."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(node.release() for node in self.nodes.values()))
+        await asyncio.gather(*(node.release("the gateway stops") for node in self.nodes.values()))
         await self.scaler.close()
         await self.replicas.close()
         save_predictor(self.settings, next(self.fleet.unique()).predictor)  # one serves every model

@@ -84,9 +84,6 @@ def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
         report = reloader.reload()
         log.info("settings read again", extra=report.picture())
 
-    def stopping() -> None:
-        runtime.fleet.draining = True
-
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a probe would drown every other
     signal.signal(signal.SIGHUP, hang_up)
     if runtime.keys.is_open:
@@ -94,7 +91,7 @@ def serve_gateway(settings: settings_of.Gateway, path: Path) -> None:
     config = _config(settings, app, relay)
     if settings.listen.tls is not None:
         reloader.renew = Certificate(settings.listen.tls, config).renew
-    server = GatewayServer(config, stopping)
+    server = GatewayServer(config, runtime.leave)
     listener = _bound(settings.listen)
     log.info("gateway starts", extra={"gateway": runtime.name, "port": listener.getsockname()[1]})
     server.run(sockets=[listener])

@@ -58,7 +58,7 @@ def leased(site: Site) -> bool:
     return bool(agents and agents[0]["lease"])
 
 
-def asked(site: Site, script: Script, *, stream: bool = False) -> tuple[Answer, int]:
+def asked(site: Site, script: Script, *, stream: bool = False, bounded: bool = True) -> tuple[Answer, int]:
     """A request that `near` answers so, and how many were sent to `near` for it."""
     count = 0
 
@@ -68,12 +68,12 @@ def asked(site: Site, script: Script, *, stream: bool = False) -> tuple[Answer, 
         await script(line, received)
 
     with site.front.doing(CHAT, counted):
-        found = site.gateway.ask(stream=stream)
+        found = site.gateway.ask(stream=stream, bounded=bounded)
     return found, count
 
 
-def served_elsewhere(site: Site, script: Script) -> Seen:
-    found, count = asked(site, script)
+def served_elsewhere(site: Site, script: Script, *, bounded: bool = True) -> Seen:
+    found, count = asked(site, script, bounded=bounded)
     assert (found.status, found.instance, count) == (200, "far", 1), found
     return f"200 from another instance, {found.seconds:.2f} s", controlled(site)
 
@@ -97,6 +97,11 @@ def reset_mid_stream(site: Site) -> Seen:
 
 def hang_before_the_head(site: Site) -> Seen:
     return served_elsewhere(site, hangs_after(b""))
+
+
+def hang_of_any_length(site: Site) -> Seen:
+    """Nothing bounds its answer, and its probes pass: but the engine says that it has nothing to do."""
+    return served_elsewhere(site, hangs_after(b""), bounded=False)
 
 
 def stopped_before_the_first_byte(site: Site) -> Seen:
@@ -429,6 +434,7 @@ CASES = (
     Case("connection reset before the head", reset_before_the_head),
     Case("connection reset in a stream", reset_mid_stream),
     Case("instance hangs before the head", hang_before_the_head),
+    Case("the same, without `max_tokens`", hang_of_any_length),
     Case("instance hangs in a stream", hang_mid_stream),
     Case("chunked body truncated", truncated),
     Case("error event, then `[DONE]`", error_then_done),

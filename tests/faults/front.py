@@ -116,7 +116,7 @@ class Front:
                 received = await line.request()
                 path = received.head.split(b" ", 2)[1].decode()
                 script = next((rule for start, rule in self.rules.items() if path.startswith(start)), None)
-                await (script or self._pass)(line, received)
+                await (script or self.pass_on)(line, received)
         except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
             pass
         finally:
@@ -124,7 +124,7 @@ class Front:
             if not writer.is_closing():
                 line.reset()
 
-    async def _pass(self, line: Line, received: Received) -> None:
+    async def pass_on(self, line: Line, received: Received) -> None:
         """To the target and back, as it comes; one request a connection. Either side's end is the other's."""
         reader, writer = await self._connect()
         left = asyncio.create_task(line.closed())

@@ -44,6 +44,8 @@ class Answer:
     body: str
     cut: bool  # the connection ended before the answer did
     seconds: float
+    began: float = 0.0  # on the monotonic clock
+    first: float = 0.0  # seconds to the first bytes of the body
 
     @property
     def instance(self) -> str:
@@ -129,19 +131,24 @@ class Gateway:
             base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, limits=httpx.Limits(max_connections=100)
         )
 
-    def ask(self, model: str = "main", *, tokens: int = 3, stream: bool = False) -> Answer:
-        """One chat completion, read to its end whatever that is."""
+    def ask(
+        self, model: str = "main", *, tokens: int = 3, stream: bool = False, bounded: bool = True
+    ) -> Answer:
+        """One chat completion, read to its end whatever that is. Not `bounded`: it may be of any length."""
         start = time.monotonic()
-        status, headers, parts, cut = 0, dict[str, str](), list[str](), False
+        status, headers, parts, cut, first = 0, dict[str, str](), list[str](), False, 0.0
+        asked = body(model, tokens if bounded else None, stream)
         try:
             with self.http.stream(
-                "POST", "/v1/chat/completions", json=body(model, tokens, stream), headers=forced(tokens)
+                "POST", "/v1/chat/completions", json=asked, headers=forced(tokens)
             ) as answer:
                 status, headers = answer.status_code, dict(answer.headers)
-                parts.extend(answer.iter_text())
+                for part in answer.iter_text():
+                    first = first or time.monotonic() - start
+                    parts.append(part)
         except httpx.HTTPError:
             cut = True
-        return Answer(status, headers, "".join(parts), cut, time.monotonic() - start)
+        return Answer(status, headers, "".join(parts), cut, time.monotonic() - start, start, first)
 
     def picture(self) -> dict[str, object]:
         """/admin/fleet; {} while it does not answer."""
@@ -194,11 +201,12 @@ class Gateway:
             return False
 
 
-def body(model: str, tokens: int, stream: bool) -> dict[str, object]:
+def body(model: str, tokens: int | None, stream: bool) -> dict[str, object]:
     """Never the same twice, so that no fingerprint is."""
     text = f"number {time.monotonic_ns()}"
     messages = [{"role": "user", "content": text}]
-    return {"model": model, "max_tokens": tokens, "stream": stream, "messages": messages}
+    bound = {} if tokens is None else {"max_tokens": tokens}
+    return {"model": model, **bound, "stream": stream, "messages": messages}
 
 
 def forced(tokens: int) -> dict[str, str]:

@@ -1,17 +1,23 @@
 """Faults of what replicas share, and of replicas themselves, while every one of the three is under load."""
 
+import asyncio
 import contextlib
+import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tests.faults.cases import HELD, Seen
-from tests.faults.rig import Answer, Gateway, Pending, Site, until
+from tests.fakes.engine import DONE, LAST_CHUNK, ROLE, STREAM_HEAD, Line, Received, chunk, event
+from tests.faults.cases import CHAT, HELD, Seen
+from tests.faults.rig import PATIENCE, Answer, Gateway, Pending, Site, until
 from tests.redis_server import RedisServer
 
 LEASE_TTL = 2.0
+TTFT, TPOT = 0.25, 0.1  # seconds: the objectives of what is asked here
+TOKENS = 20
+ENOUGH = 40  # answers of each replica, before and after
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Burst:
 
         def run() -> None:
             while not self._ends.is_set():
-                mine.append(gateway.ask(tokens=20, stream=True))
+                mine.append(gateway.ask(tokens=TOKENS, stream=True))
 
         for _ in range(clients):
             self._threads.append(threading.Thread(target=run))
@@ -151,51 +157,119 @@ def follower_killed(site: Site, _: RedisServer) -> Seen:
     return killed(site, next(gateway for gateway in site.gateways if gateway is not head))
 
 
+class Standstill:
+    """When this machine did nothing for anybody: what was late then is no replica's fault."""
+
+    STEP, LONG = 0.01, 0.03  # seconds
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[float, float]] = []
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Standstill":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        start = time.monotonic()
+        while not self._ends.wait(self.STEP):
+            end = time.monotonic()
+            if end - start > self.LONG:
+                self._spans.append((start + self.STEP, end))
+            start = end
+
+    def within(self, start: float, end: float) -> float:
+        """Seconds of it."""
+        return sum(max(0.0, min(end, last) - max(start, first)) for first, last in self._spans)
+
+    def in_time(self, one: Answer) -> bool:
+        """Whether both objectives were met, standstills taken off."""
+        begun, ended = one.began + one.first, one.began + one.seconds
+        ttft = one.first - self.within(one.began, begun)
+        tpot = (ended - begun - self.within(begun, ended)) / (TOKENS - 1)
+        return ttft <= TTFT and tpot <= TPOT
+
+
 def killed(site: Site, gone: Gateway) -> Seen:
     others = [gateway for gateway in site.gateways if gateway is not gone]
     led = leads(gone)
-    load = Burst()
-    for gateway in site.gateways:
-        load.ask(gateway, 2)
-    until(lambda: all(len(answers) >= 2 for answers in load.answers.values()))
-    start = time.monotonic()
-    gone.process.kill()
-    took = taken_over(site, gone)
-    for gateway in others:
-        until(lambda gateway=gateway: gateway.picture()["replicas"] == 2)  # type: ignore[misc]
-    forgot = time.monotonic() - start
-    load.end()
+    with Standstill() as stood, burst(site) as load:
+        theirs = [load.answers[name_of(gateway)] for gateway in others]
+        until(lambda: min(map(len, theirs)) >= ENOUGH)
+        before = [len(answers) for answers in theirs]
+        start = time.monotonic()
+        gone.process.kill()
+        took = taken_over(site, gone)
+        for gateway in others:
+            until(lambda gateway=gateway: gateway.picture()["replicas"] == 2)  # type: ignore[misc]
+        forgot = time.monotonic() - start
+        until(lambda: all(len(a) >= n + ENOUGH for a, n in zip(theirs, before, strict=True)))
+    was = [stood.in_time(one) for answers, n in zip(theirs, before, strict=True) for one in answers[:n]]
+    now = [stood.in_time(one) for answers, n in zip(theirs, before, strict=True) for one in answers[n:]]
     for gateway in others:
         assert not load.failures(gateway), load.failures(gateway)[:3]
         until(lambda gateway=gateway: gateway.in_flight() == 0)  # type: ignore[misc]
     gone.process.start()
     clocks = f"another replica sets them after {took:.1f} s (lease {LEASE_TTL:.0f} s)" if led else HELD
-    return f"its own streams are cut, 0 at the others; they forget its load in {forgot:.1f} s", clocks
+    said = f"its own streams are cut, 0 at the others: {share(now)} in time, {share(was)} before"
+    return f"{said}; they forget its load in {forgot:.1f} s", clocks
+
+
+def share(met: list[bool]) -> str:
+    return f"{sum(met)} of {len(met)}"
+
+
+class Held:
+    """One answer of `near` that goes on until it is told to end; all others pass."""
+
+    def __init__(self, site: Site, tokens: int) -> None:
+        self.begun, self.ends = threading.Event(), threading.Event()
+        self._site = site
+        self._mark = json.dumps({"max_tokens": tokens}, separators=(",", ":"))[1:-1].encode()
+
+    async def script(self, line: Line, received: Received) -> None:
+        if self._mark not in received.body:
+            await self._site.front.pass_on(line, received)
+            return
+        await line.send(STREAM_HEAD + chunk(ROLE))
+        self.begun.set()
+        while not self.ends.is_set():
+            await line.send(chunk(event("a")))
+            await asyncio.sleep(0.1)
+        await line.send(chunk(DONE) + LAST_CHUNK)
 
 
 def told_to_stop(site: Site, _: RedisServer) -> Seen:
-    """SIGTERM: what runs ends whole, what is new is refused, clocks go to who leads next."""
+    """SIGTERM: what runs ends whole, what is new is refused; meanwhile another takes the clocks over."""
     gone = leader(site)
     others = [gateway for gateway in site.gateways if gateway is not gone]
-    with burst(site) as load:
-        pending = Pending(lambda: gone.ask(tokens=400, stream=True))
-        until(lambda: gone.gauge("joulegate_running_requests") > 0)
+    held = Held(site, 401)
+    with burst(site) as load, site.front.doing(CHAT, held.script):
+        pending = Pending(lambda: gone.ask(tokens=401, stream=True))
+        assert held.begun.wait(PATIENCE)
         gone.process.signal(signal.SIGTERM)
         took = taken_over(site, gone)
-        last = pending.join()
         assert gone.process.running is not None
+        assert gone.process.running.poll() is None, "it serves on"
+        held.ends.set()
+        last = pending.join()
         code = gone.process.running.wait(60.0)
     gone.process.start()
     assert code in (0, -signal.SIGTERM), code
     mine = load.failures(gone)
     assert {one.status for one in mine} <= {0, 503}, [one for one in mine if one.status == 200][:3]
-    assert last.status in (200, 503), last
-    assert last.status == 503 or "[DONE]" in last.body, last.body[-400:]
+    assert (last.status, last.cut) == (200, False), last
+    assert last.body.endswith("[DONE]\n\n"), last.body[-400:]
     for gateway in others:
         assert not load.failures(gateway), load.failures(gateway)[:3]
     whole = len(load.answers[name_of(gone)]) - len(mine)
     said = f"all {whole} streams of its own whole, new ones refused; 0 fail at the others"
-    return said, f"another replica sets them after {took:.1f} s"
+    return said, f"another replica sets them after {took:.1f} s, while it still serves"
 
 
 def reloaded(site: Site, _: RedisServer) -> Seen:

@@ -106,6 +106,7 @@ def test_sync_answers_with_the_lease_and_every_gpu(host: AgentHost) -> None:
         pytest.param("/v1/caps", {"holder": "a", "epoch": 0, "caps": {}}, ADMIN, 409, id="an old budget"),
         pytest.param("/v1/sync", {"holder": "a", "targets": {"GPU-9": 900}}, ADMIN, 400, id="unknown GPU"),
         pytest.param("/v1/sync", {"holder": "a", "ttl_s": 60.0}, ADMIN, 400, id="too long a lease"),
+        pytest.param("/v1/sync", {"holder": "a", "ttl_s": 0.5}, ADMIN, 400, id="too short a lease"),
         pytest.param("/v1/sync", {"holder": "a", "speed": 9}, ADMIN, 400, id="unknown field"),
         pytest.param("/v1/sync", b"{", ADMIN, 400, id="not JSON"),
         pytest.param("/v1/sync", b"", ADMIN, 400, id="an empty body"),

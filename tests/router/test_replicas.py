@@ -16,6 +16,7 @@ from joulegate.domain import RequestType, Size
 from joulegate.settings.gateway import Gateway
 from joulegate.units import Seconds
 from router.build_fleet import build_fleet
+from router.deaths import Deaths
 from router.errors import RateLimited
 from router.fleet import Health
 from router.observe import Condition
@@ -46,9 +47,11 @@ def book(*flights: Flight) -> LoadBook:
 def test_a_load_arrives_as_it_was_sent() -> None:
     sent = {"a": book(flight("1"), flight("2", 300)), "idle": book()}
     phases, asks = {"a": Phase.STOPPED}, frozenset({("m", "p")})
-    news = decode(encode(sent, {"k": KeyUse(1, 2, 3)}, {"a": 7}, phases, asks, Seconds(0.05)))
+    deaths = {2**57 + 1: frozenset({"a", "b"})}
+    told = encode(sent, {"k": KeyUse(1, 2, 3)}, {"a": 7}, phases, asks, deaths, True, Seconds(0.05))
+    news = decode(told)
     received = news.loads
-    assert (news.phases, news.asks) == (phases, asks)
+    assert (news.phases, news.asks, news.deaths, news.leaving) == (phases, asks, deaths, True)
     assert news.uses == {"k": KeyUse(1, 2, 3)}
     assert list(received) == ["a"]
     load = received["a"]
@@ -88,6 +91,7 @@ class Ring:
         members: Sequence[Member] = (),
         makers: Makers | None = None,
         plan: PlanShare | None = None,
+        deaths: Deaths | None = None,
     ) -> Replicas:
         found = Replicas(
             RedisStore(self.url, self.cluster, name, timeout=10.0),  # a busy machine is not a lost store
@@ -96,6 +100,7 @@ class Ring:
             Proofs(members),
             Makers() if makers is None else makers,
             plan or PlanShare(),
+            deaths or Deaths(),
             condition or Condition(),
             lambda: self.clock(),
             lambda count: self.counts.__setitem__(name, count),
@@ -162,7 +167,16 @@ async def test_what_is_due_at_anothers_comes_nearer_between_two_exchanges() -> N
     store = MemoryStore()
     now = 10.0
     replica = Replicas(
-        store, {}, NO_LIMITS, Proofs([]), Makers(), PlanShare(), Condition(), lambda: now, lambda _: None
+        store,
+        {},
+        NO_LIMITS,
+        Proofs([]),
+        Makers(),
+        PlanShare(),
+        Deaths(),
+        Condition(),
+        lambda: now,
+        lambda _: None,
     )
     await replica.tick()
     replica.peers = {"a": PeerLoad(1, 1, 100, 0.0, 0.4)}
@@ -198,7 +212,16 @@ async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unkno
     condition = Condition()
     store = RedisStore("redis://127.0.0.1:1/0", "c", "one")
     replica = Replicas(
-        store, {}, NO_LIMITS, Proofs([]), Makers(), PlanShare(), condition, time.monotonic, lambda _: None
+        store,
+        {},
+        NO_LIMITS,
+        Proofs([]),
+        Makers(),
+        PlanShare(),
+        Deaths(),
+        condition,
+        time.monotonic,
+        lambda _: None,
     )
     replica.leads, replica.peers = True, {"a": PeerLoad(3)}
     await replica.tick()
@@ -239,6 +262,27 @@ async def test_the_others_hear_whom_the_leader_fences_and_it_hears_where_somebod
     assert heard == [1], "told once, not with every exchange"
 
 
+async def test_a_body_that_took_instances_down_here_and_there_is_sent_to_no_third(ring: Ring) -> None:
+    here, there, late = Deaths(), Deaths(), Deaths()
+    ring.clock = lambda: 100.0
+    one, two = ring.replica("one", {}, deaths=here), ring.replica("two", {}, deaths=there)
+    three = ring.replica("three", {}, deaths=late)
+    here.add(13, "i0", Seconds(100.0))
+    there.add(13, "i1", Seconds(100.0))
+    there.answered(14)
+    here.add(14, "i0", Seconds(100.0))
+    here.add(14, "i1", Seconds(100.0))
+    for _ in range(2):
+        for replica in (one, two, three):
+            await replica.tick()
+    assert [deaths.condemned(13, Seconds(100.0)) for deaths in (here, there, late)] == [True] * 3
+    assert [deaths.condemned(14, Seconds(100.0)) for deaths in (here, there, late)] == [True, False, True]
+    ring.clock = lambda: 161.0
+    for replica in (one, two, three) * 2:
+        await replica.tick()
+    assert not any(deaths.condemned(13, Seconds(161.0)) for deaths in (here, there, late))
+
+
 async def test_alone_it_leads() -> None:
     replica = Replicas(
         MemoryStore(),
@@ -247,6 +291,7 @@ async def test_alone_it_leads() -> None:
         Proofs([]),
         Makers(),
         PlanShare(),
+        Deaths(),
         Condition(),
         time.monotonic,
         lambda _: None,
