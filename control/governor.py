@@ -31,7 +31,6 @@ from joulegate.units import MegaHertz, Seconds
 STALL = 2.0
 STALL_SHARE = 0.008  # of iterations
 SHORT_PROMPT = 256.0  # tokens of a prompt that may come while others are read and is due the soonest
-NEAR_BEST = 1.2  # times the iteration at maximum clock: closer is not asked for
 KV_SHARE = 0.95  # of the cache that a projection may fill: block rounding, and lengths beyond q90
 
 
@@ -77,6 +76,7 @@ class Outlook:
     prompt_share: float = 0.0  # share of engine time that prompts take, at the floor of the load
     queued: tuple[Flight, ...] = ()  # in the gateway, bound for this instance, in order
     short: float = 0.0  # output tokens that nearly every answer exceeds; 0: not known
+    near: float = 1.0  # times an iteration at maximum clock: a prompt being read may take so long for others
 
 
 @dataclass(slots=True)  # not frozen, like all that is made for every decision: that costs a third of one
@@ -161,6 +161,7 @@ class _Case:
     now: Seconds
     paces: dict[MegaHertz, Pace]  # worked out so far
     crowd: Crowd | None
+    near: float
 
     def pace(self, clock: MegaHertz) -> Pace:
         found = self.paces.get(clock)
@@ -178,8 +179,7 @@ def _unknown(instance: Instance, rules: GovernorRules, now: Seconds) -> Decision
         age = "never heard of" if heard is None else f"last heard {now - heard:.1f} s ago"
         return _default(instance, Reason.STALE, f"agent {age}, clocks go to default", now)
     if instance.unseen:
-        why = "its metrics cannot be read, clocks go to default"
-        return _default(instance, Reason.STALE, why, now)
+        return _default(instance, Reason.STALE, "its metrics cannot be read, clocks go to default", now)
     return None
 
 
@@ -228,6 +228,7 @@ def _case(
         now=now,
         paces={model.clocks[-1]: fastest, clock: current},
         crowd=crowd(load, outlook.short, crowded, current, now),
+        near=outlook.near,
     )
 
 
@@ -279,9 +280,8 @@ def _steps_in_time(case: _Case, clock: MegaHertz) -> bool:
 
 
 def _slowed_enough(case: _Case, clock: MegaHertz) -> bool:
-    if case.objectives.max_slowdown is None:
-        return True
-    return case.pace(clock).step <= case.objectives.max_slowdown * case.fastest.step
+    limit = case.objectives.max_slowdown
+    return limit is None or case.pace(clock).step <= limit * case.fastest.step
 
 
 def _prompts_in_time(case: _Case, clock: MegaHertz) -> bool:
@@ -292,13 +292,13 @@ def _prompts_in_time(case: _Case, clock: MegaHertz) -> bool:
 def _leaves_room(case: _Case, clock: MegaHertz) -> bool:
     """An iteration cannot be interrupted: whoever comes while it reads prompts waits for its end.
 
-    So it leaves a short prompt time to be read at maximum clock, as far as maximum clock itself would.
+    So it leaves a short prompt time to be read at maximum clock, or is `near` what maximum clock leaves.
     """
     if not case.due.tokens:
         return True
     read = min(case.due.tokens, case.load.chunk)
     limit = min(case.objectives.ttft) - case.fastest.iteration(min(SHORT_PROMPT, case.load.chunk))
-    limit = max(limit, NEAR_BEST * case.guard * case.fastest.iteration(read))
+    limit = max(limit, case.near * case.guard * case.fastest.iteration(read))
     return case.pace(clock).iteration(read) * case.guard <= limit
 
 

@@ -16,7 +16,9 @@ Misses come in bursts, minutes apart, and energy is convex in the price: many sm
 cost less than a jump after each burst and a long way back. So steps are small, and what makes up for them is
 `credit`: misses allowed and not made, over the last `memory` requests. With credit a price falls faster;
 without, it falls only as fast as one that rests. At the start all of it is there, so the first descent is
-quick and the first burst ends it.
+quick and the first burst ends it. Where more requests missed than may, a price is slow to help: hundreds more
+must end until it has risen. So without credit for attainment `control.steering` also has prompts read as
+fast as maximum clock would, where somebody who comes meanwhile would be late at any lower clock.
 
 What maximum clock would have missed too is not our doing. A late first token counts beyond the twin's own
 99th percentile, and only if the twin was not as late; where the twin uses up part of the 1 % itself, that
@@ -208,6 +210,11 @@ class Prices:
         if self._objectives.max_slowdown is not None:
             over = max(over, self._slowdown - log(self._rules.highest_slowdown))
         return exp(over)
+
+    @property
+    def credit(self) -> float:
+        """Requests that may miss beyond the twin's and did not, of those that may; below 0: more did."""
+        return self._attainment.credit
 
     @property
     def slowdown(self) -> float:

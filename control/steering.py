@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
+from math import inf
 
 from control.admission import (
     MANY,
@@ -32,7 +33,7 @@ from control.admission import (
 )
 from control.arrivals import Arrivals
 from control.floor import Demand, cheapest, going_price, settle
-from control.governor import Decision, GovernorRules, Memory, Outlook, choose
+from control.governor import KV_SHARE, Decision, GovernorRules, Memory, Outlook, choose
 from control.pick import Rng, fits, pick
 from control.prices import PriceRules, Prices
 from control.state import Flight, Instance, PoolRules
@@ -41,9 +42,11 @@ from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz, Seconds
 
 TWIN_PATIENCE = 60.0  # seconds that the twin waits for a request to end before it goes on without it
+ENDS_BY = 2.0  # E2E objectives, if longer: whoever misses one must have ended to be learned from
 FIRST_STRETCH = 1.1  # time in system over that at maximum clock, until the price has been learned
 LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
 LEAST_PRICE = 0.1  # of a busy GPU's watts, where slow clocks save next to nothing: it is bound to its start
+NEAR_BEST = 1.2  # times an iteration at maximum clock: prompts are read no closer while misses are in credit
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
 LEARN_EVERY = 1.0  # seconds between two lessons from requests that ended
 RANKED_FOR = 0.25  # seconds until the instances in rotation are counted anew where they are MANY
@@ -266,6 +269,7 @@ class Steering:
             prompt_share=floor.prompts if floor is not None else 0.0,
             queued=state.queue.every(peers, rank),
             short=state.prices.short_output,
+            near=NEAR_BEST if state.prices.credit >= 0.0 else 1.0,
         )
 
     def _ranks(self, state: PoolState, now: Seconds) -> Mapping[str, int]:
@@ -307,17 +311,27 @@ class Steering:
         if instance.model is None:
             book.ended.clear()
             return
-        if steered.twin is None:
-            steered.twin = Twin(instance.model, instance.limits.chunk_budget, instance.slots)
-        steered.twin.model = instance.model  # it may have been learned anew
+        twin = _twin(steered, instance.model)
         for flight in book.ended:
             heappush(steered.unordered, (flight.arrived, next(steered.ends), flight))
         book.ended.clear()
         oldest = min((f.arrived for f in book.flights.values()), default=now)
-        until = max(oldest, now - TWIN_PATIENCE)
+        e2e = state.queue.rules.objectives.e2e
+        until = max(oldest, now - (TWIN_PATIENCE if e2e is None else max(TWIN_PATIENCE, ENDS_BY * e2e)))
         while steered.unordered and steered.unordered[0][0] < until:
             arrived, _, flight = heappop(steered.unordered)
             if arrived >= steered.twinned_to:
                 steered.twinned_to = arrived
-                for twinned in steered.twin.add(flight):
+                for twinned in twin.add(flight):
                     state.prices.observe(twinned)
+
+
+def _twin(steered: Steered, model: EngineModel) -> Twin:
+    """The twin of this instance, with what is known of the engine by now."""
+    instance, limits = steered.instance, steered.instance.limits
+    capacity = inf if limits.kv_capacity is None else KV_SHARE * limits.kv_capacity
+    if steered.twin is None:
+        steered.twin = Twin(model, limits.chunk_budget, instance.slots, capacity)
+    twin = steered.twin
+    twin.model, twin.slots, twin.capacity = model, instance.slots, capacity
+    return twin

@@ -4,18 +4,21 @@ Theory of operation. "Was this miss our doing?" and "how much slower are we?" ne
 were never lowered. The twin is one engine of the same model at its highest clock, first come first served,
 fed with the requests that ended (their true lengths are known then), in order of arrival. It works in
 stretches like `control.projection`: with prompts waiting it runs one iteration with a chunk of them,
-otherwise all steps until the next completion or arrival at once. About six model calls a request.
+otherwise all steps until the next completion or arrival at once. About six model calls a request. A prompt
+waits while there is no room for it in the KV cache, as in the engine: batches larger than any engine's would
+miss TPOT in every long queue, and excuse our misses there.
 
 Missing input: a request that never ended, or ended after others that arrived later were fed, is not seen
 (`control.steering` waits a while for it), so the twin is then a little less busy than the engine was. What
-others sent to the engine is not seen at all: the twin is too quick, and more misses count as ours.
+others sent to the engine is not seen at all: the twin is too quick, and more misses count as ours. Without a
+known capacity its cache holds everything. It pre-empts nobody.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from math import ceil
+from math import ceil, inf
 
 from control.state import Flight
 from joulegate.domain import Batch, EngineModel
@@ -41,14 +44,16 @@ class _Prompt:
 class Twin:
     """Feed with `add` in order of arrival; what has ended by then comes out."""
 
-    def __init__(self, model: EngineModel, chunk: int, slots: int) -> None:
-        self.model = model  # whoever has a newer one of the same engine puts it here
+    def __init__(self, model: EngineModel, chunk: int, slots: int, capacity: float = inf) -> None:
+        self.model = model  # whoever knows better of the same engine puts it here, and in the two below
+        self.slots = slots
+        self.capacity = capacity  # tokens of KV that prompts may fill
         self._clock = model.clocks[-1]
         self._chunk = chunk
-        self._slots = slots
         self._time = 0.0
         self._step = 0
         self._context = 0.0
+        self._read = 0.0  # tokens of prompts begun, whose first token is not out
         self._serial = 0
         self._prompts: deque[_Prompt] = deque()
         self._decoding: list[
@@ -65,20 +70,27 @@ class Twin:
 
     def _run(self, until: float) -> None:
         while self._time < until:
-            if self._prompts and len(self._decoding) < self._slots:
+            if self._prompts and len(self._decoding) < self.slots and self._fits(self._prompts[0]):
                 self._iterate()
             elif self._decoding:
                 self._stretch(until)
             else:
                 self._time = until
 
+    def _fits(self, prompt: _Prompt) -> bool:
+        """Whether it is in the KV cache in part, or has room there."""
+        held = self._context + self._read
+        return prompt.done > 0 or held <= 0.0 or held + prompt.flight.input_tokens <= self.capacity
+
     def _iterate(self) -> None:
         """One iteration with as many prompt tokens as fit."""
         left = self._chunk - len(self._decoding)
         tokens, attention = 0, 0.0
         first: list[Flight] = []
-        while self._prompts and left > 0:
+        while self._prompts and left > 0 and self._fits(self._prompts[0]):
             head = self._prompts[0]
+            if not head.done:
+                self._read += head.flight.input_tokens
             take = min(left, head.tokens - head.done)
             attention += take * (head.done + 0.5 * take)
             head.done += take
@@ -91,6 +103,7 @@ class Twin:
         self._time += self.model.iteration_time(batch, self._clock)
         self._count(1)
         for flight in first:
+            self._read -= flight.input_tokens
             self._begin(flight)
 
     def _stretch(self, until: float) -> None:

@@ -250,6 +250,28 @@ def test_the_twin_serves_everybody_once_and_never_before_arrival(rows: list[tupl
     assert all(0.0 < t.ttft <= t.e2e for t in ended)
 
 
+def test_in_the_twin_a_prompt_waits_for_room_in_the_kv_cache() -> None:
+    full, roomy = Twin(MODEL, 2048, 256, 3000), Twin(MODEL, 2048, 256)
+    told = list[list[Twinned]]()
+    for twin in (full, roomy):
+        for n in range(3):
+            one = flight(n, 1400, arrived=0.01 * n)
+            one.tokens_out = 100.0
+            twin.add(one)
+        told.append(sorted(twin.add(flight(9, arrived=1000.0)), key=lambda t: t.flight.arrived))
+    third, first = told[0][2], told[0][0]
+    assert third.ttft + third.flight.arrived > first.e2e  # two are in the cache until the first has ended
+    assert told[1][2].ttft + 0.02 < told[1][0].e2e
+    assert told[0][0].e2e < told[1][0].e2e  # in a smaller batch
+
+
+def test_a_prompt_larger_than_the_kv_cache_is_served_alone_in_the_twin() -> None:
+    twin, one = Twin(MODEL, 2048, 256, 3000), flight(1, 5000)
+    one.tokens_out = 10.0
+    twin.add(one)
+    assert [t.flight.id for t in twin.add(flight(2, arrived=1000.0))] == ["1"]
+
+
 def twinned(late: float, twin_late: float = 0.1, e2e: float = 1.0, twin_e2e: float = 1.0) -> Twinned:
     """A request that used `late` of its TTFT objective here, `twin_late` in the twin."""
     one = flight(1)

@@ -31,10 +31,10 @@ def a100(fixed: float) -> PhysicsModel:
     return PhysicsModel(replace(known, power=replace(known.power, s_fixed_share=fixed)))
 
 
-def laws(model: PhysicsModel) -> tuple[Steering, Instance]:
+def laws(model: PhysicsModel, aims: Objectives = AIMS) -> tuple[Steering, Instance]:
     limits = Limits(256, CHUNK, 157_000)
     one = Instance("a", "all", LoadBook(), limits, model, slots=256, clock=model.clocks[-1])
-    rules = [PoolRules("all", AIMS, EVERY)]
+    rules = [PoolRules("all", aims, EVERY)]
     return Steering(rules, [one], AdmissionRules(), GovernorRules(), random.Random(1).randrange), one
 
 
@@ -88,6 +88,68 @@ def test_of_requests_that_came_together_who_ended_first_is_told_first() -> None:
     one.telemetry_at = Seconds(9.0)
     steering.tick(one, Seconds(9.0))
     assert twin.heard == [each.id for each in ended]
+
+
+@pytest.mark.parametrize(("e2e", "told"), [(100.0, ["long", "short"]), (10.0, ["short"])])
+def test_who_may_miss_an_end_to_end_objective_has_ended_before_later_ones_are_learned_from(
+    e2e: float, told: list[str]
+) -> None:
+    model = a100(0.3)
+    steering, one = laws(model, replace(AIMS, e2e=Seconds(e2e)))
+    twin = steering.steered["a"].twin = Told(model, CHUNK, 256)
+    twin.heard = []
+    long, short = replace(flight(1, 1.0), id="long"), replace(flight(2, 2.0), id="short")
+    for each in (long, short):
+        one.book.send(each, each.arrived)
+        one.book.progress(each, 1.0, Seconds(3.0))
+    one.book.close(short)
+    one.telemetry_at = Seconds(90.0)
+    steering.tick(one, Seconds(90.0))
+    one.book.close(long)
+    one.telemetry_at = Seconds(95.0)
+    steering.tick(one, Seconds(95.0))
+    assert twin.heard == told
+
+
+def test_the_twin_follows_what_is_learned_of_the_engine() -> None:
+    steering, one = laws(a100(0.3))
+    one.telemetry_at = Seconds(1.0)
+    one.limits, one.slots = Limits(None, CHUNK, None), 16
+    steering.tick(one, Seconds(1.0))
+    twin = steering.steered["a"].twin
+    assert twin is not None
+    assert (twin.slots, twin.capacity) == (16, float("inf"))
+    one.limits, one.slots, one.model = Limits(None, CHUNK, 100_000), 40, a100(0.6)
+    one.telemetry_at = Seconds(3.0)
+    steering.tick(one, Seconds(3.0))
+    assert twin is steering.steered["a"].twin
+    assert twin.model is one.model
+    assert twin.slots == 40
+    assert 90_000 <= twin.capacity <= 100_000
+
+
+def test_prompts_are_read_at_maximum_clock_while_more_requests_missed_than_may() -> None:
+    """Whoever comes while so many are read in one iteration would be late at any clock."""
+    model = a100(0.3)
+    steering, one = laws(model)
+    one.limits = Limits(256, 8192, 157_000)
+    for n in range(40):
+        now = Seconds(0.5 * n)
+        one.telemetry_at = now
+        steering.arrive(flight(n, now, tokens=40), "all", now)
+    for each in list(one.book.flights.values()):
+        one.book.close(each)
+    long = replace(flight(99, 20.0, tokens=8000), ttft=Seconds(20.0))
+    steering.arrive(long, "all", Seconds(20.0))
+    calm = steering.tick(one, Seconds(20.0))
+    for n in range(20):
+        missed = flight(n, 0.0)
+        missed.first_token, missed.last_token, missed.tokens_out = Seconds(5.0), Seconds(9.0), 200.0
+        steering.pools["all"].prices.observe(Twinned(missed, Seconds(0.1), Seconds(4.0)))
+    indebted = steering.tick(one, Seconds(20.1))
+    assert calm.clock is not None
+    assert calm.clock < model.clocks[-1]
+    assert indebted.clock == model.clocks[-1]
 
 
 @pytest.mark.parametrize("count", [65, 200])
