@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.fake_upstream import MODEL
-from benchmarks.processes import free_ports, kept, wait_until_ready
+from benchmarks.processes import kept, wait_until_ready
 from benchmarks.proxies import API_KEY, ROOT, Place, Proxy
 from gpu_agent.plant import GpuSpec, Plant
 from joulegate.engine_profile import parse_profile
+from simulator.children import free_ports
 
 PROFILE = ROOT / "configs/profiles/h100_llama-3.1-8b_tp1.json"
 COMMAND = Path(sys.executable).with_name("joulegate")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway import COMMAND
-from benchmarks.processes import free_ports, kept, running, wait_until_ready
+from benchmarks.processes import kept, running, wait_until_ready
 from gpu_agent.plant import Plant
 from joulegate.domain import Objectives
 from joulegate.units import MegaHertz, Seconds
+from simulator.children import free_ports
 from simulator.demo_site import all_proven
 
 GOVERNED, FREE = "governed", "free"  # the nodes

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gateway import gateway, gateway_text
-from benchmarks.processes import DidNotStart, cpu_seconds, free_ports, rss_mb, running, wait_until_ready
+from benchmarks.processes import DidNotStart, cpu_seconds, rss_mb, running, wait_until_ready
 from benchmarks.proxies import API_KEY, PEERS, ROOT, Place, Proxy
+from simulator.children import free_ports
 
 PEER = "vllm-router"
 CONTESTANTS = PEERS | {"joulegate": gateway, "joulegate-text": gateway_text}

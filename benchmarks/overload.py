@@ -26,7 +26,8 @@ from time import monotonic
 from typing import Any
 
 from benchmarks.gateway import COMMAND, PROFILE
-from benchmarks.processes import free_ports, running, wait_until_ready
+from benchmarks.processes import running, wait_until_ready
+from simulator.children import free_ports
 
 INSTANCES, SLOTS = 2, 8
 TOKENS = 40

@@ -2,104 +2,62 @@
 
 import http.client
 import os
-import signal
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+
+from simulator.children import Child
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+LOOK_EVERY = 0.2  # seconds between two looks whether an agent was ended
 
 
 class DidNotStart(Exception):
     """A process under measurement ended or never answered; the message has the end of its log."""
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 @contextmanager
-def running(
-    argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+def running(argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Child]:
     """The process and, at the end, none of its group left."""
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
+    child = Child(argv, log, environment=environment)
+    child.start()
     try:
-        yield process
+        yield child
     finally:
-        stop(process)
+        child.stop()
 
 
 @contextmanager
-def kept(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """As `running`, and does what systemd does: one that was killed is started again.
-
-    A watchdog kills its agent where the machine stood still, and a run of an hour would go on without clocks.
-    """
+def kept(argv: Sequence[str], log: Path) -> Iterator[Child]:
+    """As `running`, and revived: a run of an hour would go on without clocks once its agent was ended."""
     ending = threading.Event()
-    with ExitStack() as stack:
-        lives = [stack.enter_context(running(argv, log))]
+    with running(argv, log) as child:
 
         def keep() -> None:
-            while lives[-1].wait() == -signal.SIGKILL and not ending.is_set():
-                lives.append(stack.enter_context(running(argv, log)))
+            while not ending.wait(LOOK_EVERY):
+                child.revive()
 
         keeper = threading.Thread(target=keep)
         keeper.start()
         try:
-            yield lives[0]
+            yield child
         finally:
             ending.set()
-            while keeper.is_alive():  # it may just have started another
-                stop(lives[-1])
-                keeper.join(0.1)
+            keeper.join()
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def wait_until_ready(
-    process: subprocess.Popen[bytes], port: int, path: str, log: Path, timeout_s: float = 60.0
-) -> None:
+def wait_until_ready(process: Child, port: int, path: str, log: Path, timeout_s: float = 60.0) -> None:
     """Until GET path answers 200. Raises DidNotStart."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.alive:
         if answers(port, path):
             return
         time.sleep(0.1)
     tail = log.read_text(errors="replace")[-2000:]
-    raise DidNotStart(f"{process.args!r} did not answer {path} on port {port}:\n{tail}")
+    raise DidNotStart(f"{process.argv!r} did not answer {path} on port {port}:\n{tail}")
 
 
 def answers(port: int, path: str) -> bool:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fake_upstream import MODEL
-from benchmarks.processes import DidNotStart, free_ports, running, wait_until_ready
+from benchmarks.processes import DidNotStart, running, wait_until_ready
+from simulator.children import Child, free_ports
 
 API_KEY = "sk-bench"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "joulegate"
@@ -34,7 +35,7 @@ class Place:
     folder: Path
     stack: ExitStack
 
-    def start(self, name: str, argv: list[str], ready: str, port: int) -> subprocess.Popen[bytes]:
+    def start(self, name: str, argv: list[str], ready: str, port: int) -> Child:
         log = self.folder / f"{name}.log"
         process = self.stack.enter_context(running(argv, log))
         wait_until_ready(process, port, ready, log)

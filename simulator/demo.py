@@ -21,7 +21,8 @@ import orjson
 from joulegate.domain import Cuts, Objectives
 from joulegate.errors import UserError
 from joulegate.units import Seconds
-from simulator.demo_site import INSTANCES_PER_POOL, MODEL, POOLS, Side, die_with_parent, free_ports
+from simulator.children import die_with_parent, free_ports
+from simulator.demo_site import INSTANCES_PER_POOL, MODEL, POOLS, Side
 from simulator.demo_static import StaticClock, best_static
 from simulator.demo_summary import DemoResult, SideResult, residency
 from simulator.emulator import read_profile

@@ -1,16 +1,9 @@
 """Shell: the two sides of the demo as processes: emulated fleet, agent with its watchdog, gateway.
 
 Each side is written as the YAML files an operator would write, so that what the demo runs can be run by hand.
-Every child dies with this process: on Linux the kernel sees to it (PR_SET_PDEATHSIG), whatever ends us.
 """
 
 import asyncio
-import ctypes
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +12,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from joulegate.errors import UserError
+from simulator.children import Child, joulegate
 from simulator.fetch import fetch_json
 
 POOLS = {"short": ("SS", "SM", "MS", "MM"), "medium": ("SL", "ML", "LS"), "long": ("LM", "LL")}
 MODEL = "llama-3.1-8b"
 INSTANCES_PER_POOL = 2
 READY_WITHIN = 60.0  # seconds; the processes import at the same time on what may be a small machine
-PR_SET_PDEATHSIG = 1
-STOP_WITHIN = 5.0  # seconds for clocks to be given back
 AGENT = ("agent", "-c", "agent.yaml", "--with-watchdog")
 
 
@@ -39,7 +31,7 @@ class Side:
     folder: Path
     profile: Path
     ports: Sequence[int]  # one for each instance, then the gateway's
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # by command word
+    processes: dict[str, Child] = field(default_factory=dict)  # by command word
 
     @property
     def url(self) -> str:
@@ -73,37 +65,19 @@ class Side:
         await self._until("instances were not found on their GPUs", f"{self.url}/admin/fleet", all_proven)
 
     def revive(self) -> bool:
-        """Do what systemd does: start an agent that was killed again. Whether there was one.
-
-        Its watchdog kills one that stood still past its deadline, also where it was the machine that did.
-        """
+        """Start an agent again that its watchdog has ended. Whether it has."""
         agent = self.processes.get(AGENT[0])
-        if agent is None or agent.poll() != -signal.SIGKILL:
-            return False
-        self._spawn(*AGENT)
-        return True
+        return agent is not None and agent.revive()
 
     def stop(self) -> None:
         """Gateway first, so that it gives its clocks back; then the rest."""
-        for process in reversed(self.processes.values()):
-            process.terminate()
-            try:
-                process.wait(STOP_WITHIN)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for child in reversed(self.processes.values()):
+            child.stop()
 
     def _spawn(self, *words: str) -> None:
-        with (self.folder / f"{words[0]}.log").open("ab") as log:
-            self.processes[words[0]] = subprocess.Popen(
-                [sys.executable, "-m", "joulegate", *words],
-                cwd=self.folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on, in order
-                preexec_fn=die_with_parent,
-            )
+        child = Child(joulegate(*words), self.folder / f"{words[0]}.log", self.folder)
+        self.processes[words[0]] = child
+        child.start()
 
     async def _until(
         self, problem: str, url: str, enough: Callable[[dict[str, Any]], bool] = lambda _: True
@@ -113,7 +87,7 @@ class Side:
         end = loop.time() + READY_WITHIN
         while loop.time() < end:
             self.revive()
-            if any(process.poll() is not None for process in self.processes.values()):
+            if not all(child.alive for child in self.processes.values()):
                 break
             answer = await fetch_json(url)
             if answer is not None and enough(answer):
@@ -207,23 +181,3 @@ def all_proven(picture: dict[str, Any]) -> bool:
     pools = [pool for model in picture["models"] for pool in model["pools"]]
     states = [each["mapping"]["state"] for pool in pools for each in pool["instances"]]
     return bool(states) and all(state == "proven" for state in states)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-
-
-def die_with_parent() -> None:
-    """In a child, before it becomes another program: end when the parent does, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:  # the parent went before the line above
-            os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import free_ports, running, wait_until_ready
+from benchmarks.processes import running, wait_until_ready
+from simulator.children import free_ports
 
 CHUNKS = 5
 

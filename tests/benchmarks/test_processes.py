@@ -8,13 +8,14 @@ import pytest
 from benchmarks.processes import (
     DidNotStart,
     cpu_seconds,
-    free_ports,
     kept,
     rss_mb,
     running,
+    stat_fields,
     tree,
     wait_until_ready,
 )
+from simulator.children import free_ports
 
 BURN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
 NAMED = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n"
@@ -38,7 +39,7 @@ def test_nothing_of_a_process_group_is_left(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running([sys.executable, "-c", parent], log) as process:
         while not log.read_bytes():
-            assert process.poll() is None
+            assert process.alive
         members = tree(process.pid)
         assert len(members) == 2
     deadline = time.monotonic() + 10
@@ -49,13 +50,13 @@ def test_nothing_of_a_process_group_is_left(tmp_path: Path) -> None:
 
 def test_one_that_is_killed_is_started_again_and_is_gone_at_the_end(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with kept([sys.executable, "-c", NAMED], log) as first:
+    with kept([sys.executable, "-c", NAMED], log) as child:
         wait_for_lives(log, 1)
-        first.kill()
+        child.kill()
         wait_for_lives(log, 2)
     pids = [int(line) for line in log.read_text().split()]
-    assert pids[0] == first.pid
     assert len(set(pids)) == 2
+    assert pids[1] == child.pid
     assert not any(alive(pid) for pid in pids)
 
 
@@ -67,8 +68,7 @@ def wait_for_lives(log: Path, count: int) -> None:
 
 
 def alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    return stat_fields(pid)[:1] not in ([], ["Z"])
 
 
 def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import httpx
 from ruamel.yaml import YAML
 
 from joulegate.shipped import shipped
-from simulator.demo_site import MODEL, Side, free_ports
+from simulator.children import free_ports
+from simulator.demo_site import MODEL, Side
 
 PROFILE = shipped("profiles/a100-40g_llama-3.1-8b_tp1.json")
 TOP = 1410

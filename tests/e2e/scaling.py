@@ -9,9 +9,10 @@ import httpx
 
 from joulegate.shipped import shipped
 from joulegate.units import Seconds
+from simulator.children import free_ports
 from simulator.demo_cli import PROFILE
-from simulator.demo_site import MODEL, Side, free_ports
-from tests.e2e.standing import Edit, edit_yaml, serves, start, start_again
+from simulator.demo_site import MODEL, Side
+from tests.e2e.standing import Edit, edit_yaml, serves, start
 
 SLEEP, WAKE = 0.3, 1.0  # seconds
 EVERY = ["SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL"]
@@ -94,13 +95,11 @@ class ScaleSite:
 
     def kill(self, word: str) -> None:
         """SIGKILL one of the side's processes."""
-        process = self.side.processes[word]
-        process.kill()
-        process.wait()
+        self.side.processes[word].kill()
 
     def start(self, word: str) -> None:
         """Start it again as it was."""
-        start_again(self.side, word)
+        self.side.processes[word].start()
 
     def serves(self) -> bool:
         return serves(self.http)

@@ -1,8 +1,6 @@
 """A fleet with its agent, watchdog and gateway, and what a test asks of it."""
 
 import asyncio
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,9 @@ from ruamel.yaml import YAML
 from gpu_agent.plant import Plant
 from joulegate.shipped import shipped
 from joulegate.units import MegaHertz, Seconds
+from simulator.children import Child, free_ports, joulegate
 from simulator.demo_cli import PROFILE
-from simulator.demo_site import Side, free_ports
+from simulator.demo_site import Side
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -45,21 +44,16 @@ class Site:
         """Change gateway.yaml."""
         edit_yaml(self.side.folder / "gateway.yaml", edit)
 
-    def second_gateway(self) -> tuple[subprocess.Popen[bytes], str]:
+    def second_gateway(self) -> tuple[Child, str]:
         """Another replica over the same Redis: its process and its URL."""
         port = free_ports(1)[0]
         path = self.side.folder / "second.yaml"
         path.write_text((self.side.folder / "gateway.yaml").read_text())
         self._replica(path, "two", port)
-        log = (self.side.folder / "second.log").open("wb")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "joulegate", "serve", "-c", str(path)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        log.close()
-        self.side.processes["second"] = process
-        return process, f"http://127.0.0.1:{port}"
+        second = Child(joulegate("serve", "-c", str(path)), self.side.folder / "second.log")
+        second.start()
+        self.side.processes["second"] = second
+        return second, f"http://127.0.0.1:{port}"
 
     def _replica(self, path: Path, name: str, port: int) -> None:
         ours = {"name": name, "listen": {"port": port}, "store": {"redis_url": self.redis_url}}
@@ -89,10 +83,9 @@ class Site:
 
 def restart_gateway(side: Side, http: httpx.Client) -> None:
     """Stop it, start it again, and wait until it serves."""
-    before = side.processes["serve"]
-    before.terminate()
-    before.wait(30.0)
-    start_again(side, "serve")
+    gateway = side.processes["serve"]
+    gateway.stop(30.0)
+    gateway.start()
     end = time.monotonic() + 60.0
     while not serves(http):
         assert time.monotonic() < end, "the gateway did not come back"
@@ -107,15 +100,6 @@ def start(side: Side) -> Plant:
         side.stop()
         raise
     return Plant.open(side.folder / "node.plant")
-
-
-def start_again(side: Side, word: str) -> None:
-    """A process that has ended, as it was."""
-    words = side.processes[word].args
-    with (side.folder / f"{word}-again.log").open("ab") as log:
-        side.processes[word] = subprocess.Popen(
-            words, cwd=side.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
 
 
 def serves(http: httpx.Client) -> bool:

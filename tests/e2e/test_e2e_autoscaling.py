@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 
 from benchmarks import overload
 from benchmarks.gateway import COMMAND
-from benchmarks.processes import free_ports, running, wait_until_ready
+from benchmarks.processes import running, wait_until_ready
+from simulator.children import free_ports
 
 Until = Callable[[Callable[[], object]], None]
 PAGE = Path("docs/scaling.md")

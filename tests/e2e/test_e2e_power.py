@@ -127,8 +127,7 @@ def test_caps_alone_keep_the_budget_in_watts_when_nobody_sets_clocks(powered: Si
         for _ in range(200):
             assert drawn(site) <= BUDGET
             time.sleep(0.01)
-        site.side.processes["agent"].terminate()  # it would set them again
-        site.side.processes["agent"].wait(30.0)
+        site.side.processes["agent"].stop(30.0)  # it would set them again
         for gpu in site.plant.gpus:
             gpu.cap = gpu.cap_watts[2]
         until(lambda: drawn(site) > BUDGET)

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from joulegate.shipped import shipped
+from simulator.children import free_ports
 from simulator.demo_cli import PROFILE
-from simulator.demo_site import MODEL, Side, free_ports
+from simulator.demo_site import MODEL, Side
 from tests.e2e.lone import eventually
 from tests.e2e.standing import edit_yaml
 

@@ -6,10 +6,6 @@ spare   one pool: `k1` and `k2`, an emulator process each, to be killed; no cloc
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +18,7 @@ import httpx
 from gpu_agent.plant import Plant
 from joulegate.shipped import shipped
 from joulegate.units import Seconds
-from simulator.demo_site import die_with_parent, free_ports
+from simulator.children import Child, free_ports, joulegate
 from tests.faults.front import Background, Front
 
 PROFILE = shipped("profiles/h100_llama-3.1-8b_tp1.json")
@@ -66,52 +62,6 @@ class Answer:
         return last == "[DONE]" and error.startswith('{"error"') and self.body.count('{"error"') == 1
 
 
-class Process:
-    """One command of ours, which can be killed and started again."""
-
-    def __init__(self, folder: Path, words: list[str], environment: dict[str, str] | None = None) -> None:
-        self.folder = folder
-        self.words = words
-        self.environment = {**os.environ, **(environment or {})}
-        self.running: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self.running is not None
-        return self.running.pid
-
-    def start(self) -> None:
-        with (self.folder / f"{'-'.join(self.words[:1])}.log").open("ab") as log:
-            self.running = subprocess.Popen(
-                [sys.executable, "-m", "joulegate", *self.words],
-                cwd=self.folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=self.environment,
-                preexec_fn=die_with_parent,
-            )
-
-    def signal(self, number: int) -> None:
-        assert self.running is not None
-        self.running.send_signal(number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        assert self.running is not None
-        self.running.wait()
-
-    def stop(self) -> None:
-        """At the end of the tests."""
-        if self.running is not None and self.running.poll() is None:
-            self.running.send_signal(signal.SIGCONT)
-            self.running.terminate()
-            try:
-                self.running.wait(10.0)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-
 def until(condition: Callable[[], object], patience: float = PATIENCE) -> float:
     """Seconds until it holds; the wait is bounded so that a failure is one."""
     start = time.monotonic()
@@ -124,7 +74,7 @@ def until(condition: Callable[[], object], patience: float = PATIENCE) -> float:
 class Gateway:
     """One replica: its process, and what it says."""
 
-    def __init__(self, process: Process, port: int) -> None:
+    def __init__(self, process: Child, port: int) -> None:
         self.process = process
         self.port = port
         self.http = httpx.Client(
@@ -228,13 +178,11 @@ class Site:
         self.address = folder / "address"
         self.move("127.0.0.1")
         self._write()
-        self.engines = {
-            name: Process(folder, ["emulate", "-c", f"{name}.yaml"]) for name in ("node", "k1", "k2")
-        }
-        self.agent = Process(folder, ["agent", "-c", "agent.yaml", "--with-watchdog"])
+        self.engines = {name: self._child("emulate", "-c", f"{name}.yaml") for name in ("node", "k1", "k2")}
+        self.agent = self._child("agent", "-c", "agent.yaml", "--with-watchdog")
         environment = {"LD_PRELOAD": str(library), "JOULEGATE_TEST_ADDRESS": str(self.address)}
         self.gateways = [
-            Gateway(Process(folder, ["serve", "-c", f"gateway-{n}.yaml"], environment), port)
+            Gateway(self._child("serve", "-c", f"gateway-{n}.yaml", environment=environment), port)
             for n, port in enumerate(ports)
         ]
         for n, port in enumerate(ports):
@@ -273,14 +221,10 @@ class Site:
         return [gpu.clock_at(Seconds(time.monotonic())) for gpu in self.plant.gpus]
 
     def until(self, condition: Callable[[], object]) -> float:
-        """As `until`, and does what systemd does: an agent ended by its watchdog is started again.
-
-        One that stood still past its deadline is, also where it was the machine that stood still.
-        """
+        """As `until`; an agent ended by its watchdog is started again."""
 
         def holds() -> object:
-            if self.agent.running is not None and self.agent.running.poll() is not None:
-                self.agent.start()
+            self.agent.revive()
             return condition()
 
         return until(holds)
@@ -312,6 +256,9 @@ class Site:
             yield pending
         finally:
             pending.join()
+
+    def _child(self, *words: str, environment: dict[str, str] | None = None) -> Child:
+        return Child(joulegate(*words), self.folder / f"{words[0]}.log", self.folder, environment)
 
     def _write(self) -> None:
         name = {"near": "main", "far": "main", "k1": "spare", "k2": "spare"}

@@ -1,5 +1,4 @@
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from simulator.children import free_ports
 
 PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
 MODEL = "test/model-8b"
@@ -21,17 +22,6 @@ class RunningFleet:
     process: subprocess.Popen[str]
     urls: dict[str, str]
     plant: Path
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def fleet_yaml(folder: Path, **vllm: Any) -> Path:

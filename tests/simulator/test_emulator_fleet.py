@@ -13,7 +13,8 @@ import pytest
 
 from gpu_agent.plant import Plant
 from joulegate.units import MegaHertz, Seconds
-from tests.simulator.conftest import MODEL, PROFILES, free_ports, running
+from simulator.children import free_ports
+from tests.simulator.conftest import MODEL, PROFILES, running
 
 EMULATE = [sys.executable, "-c", "from joulegate.cli import main; main()", "emulate", "-c"]
 

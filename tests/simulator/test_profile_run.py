@@ -19,6 +19,7 @@ from joulegate.domain import Batch
 from joulegate.engine_profile import parse_profile
 from joulegate.units import MegaHertz
 from predictor.physics import PhysicsModel
+from simulator.children import Child, free_ports, joulegate
 
 PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "a100-40g_llama-3.1-8b_tp1.json"
 READY = 30.0
@@ -37,17 +38,10 @@ class Bench:
             return ceiling
 
 
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def spawn(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    with (folder / f"{words[0]}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "joulegate", *words], cwd=folder, stdout=log, stderr=subprocess.STDOUT
-        )
+def spawn(folder: Path, *words: str) -> Child:
+    child = Child(joulegate(*words), folder / f"{words[0]}.log", folder)
+    child.start()
+    return child
 
 
 def listens(address: tuple[str, int] | str) -> bool:
@@ -66,7 +60,7 @@ def wait_for(address: tuple[str, int] | str) -> None:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("bench")
-    free_port = unused_port()
+    (free_port,) = free_ports(1)
     plant = str(folder / "plant")
     engine = {"name": "a", "port": free_port, "model": "m", "profile": str(PROFILE), "gpus": ["n/0"]}
     fleet = {
@@ -96,8 +90,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield found
     finally:
         for process in reversed(processes):
-            process.terminate()
-            process.wait(10)
+            process.stop()
 
 
 def sweep(bench: Bench, out: Path, *more: str) -> subprocess.Popen[str]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from simulator.children import free_ports
 from simulator.loadgen import Sender, Target, finish, play
 from simulator.replay_report import Engine
 from simulator.trace_file import Arrival
-from tests.simulator.conftest import MODEL, RunningFleet, fleet_yaml, free_ports, running
+from tests.simulator.conftest import MODEL, RunningFleet, fleet_yaml, running
 
 HEADER = "timestamp_s,input_tokens,output_tokens\n"
 ROWS = [(0.0, 40, 5), (0.1, 300, 60), (0.15, 1500, 20), (0.2, 10, 1), (0.2, 90, 30)]

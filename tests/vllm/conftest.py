@@ -11,7 +11,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from benchmarks.processes import free_ports, running, wait_until_ready
+from benchmarks.processes import running, wait_until_ready
+from simulator.children import free_ports
 from tests.vllm.servers import API_KEY, CONTEXT, JOULEGATE, MODEL, Server, gateway_yaml
 
 PYTHON = os.environ.get("JOULEGATE_VLLM_PYTHON", "")
