@@ -18,6 +18,12 @@ RIVALS: Mapping[str, str] = {
 }
 
 
+NVIDIA = "nvidia-smi must work here; in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=utility"
+# Words of a driver that cannot be used for want of something else.
+DRIVERS: Mapping[str, str] = {
+    "Python package": "install it where `joulegate` is: pip install '.[nvml]' in the checkout",
+    "the plant": "joulegate emulate makes it; name the same file in fleet.yaml and in device.plant",
+}
 # Words of `Inventory.obstacle`, and the way round.
 OBSTACLES: Mapping[str, str] = {
     "MIG": "nvidia-smi -i UUID -mig 0, if nobody else needs the slices; else leave it to observe",
@@ -79,7 +85,7 @@ def _driver(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             Level.FAILURE,
             f"the driver cannot be used: {facts.driver_problem}",
-            "nvidia-smi must work here; in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=utility",
+            next((fix for word, fix in DRIVERS.items() if word in facts.driver_problem), NVIDIA),
         )
         return
     yield Finding(Level.OK, f"driver {facts.driver_version}, {len(facts.gpus)} GPUs")

@@ -54,6 +54,6 @@ def _nvml() -> Driver:
         from gpu_agent.nvml import NvmlDriver
     except ModuleNotFoundError as error:
         raise UserError(
-            f"NVIDIA GPUs need the Python package {error.name!r}", "pip install 'joulegate[nvml]'"
+            f"NVIDIA GPUs need the Python package {error.name!r}", "pip install '.[nvml]' in the checkout"
         ) from error
     return NvmlDriver()

@@ -10,7 +10,15 @@ import typer
 
 from joulegate.errors import UserError
 from joulegate.settings.base import File
-from joulegate.settings.load import Loaded, SettingsError, formatted, open_secrets, read_document, validate
+from joulegate.settings.load import (
+    Loaded,
+    SettingsError,
+    doubts,
+    formatted,
+    open_secrets,
+    read_document,
+    validate,
+)
 from joulegate.settings.registry import kind_of, model_of
 from joulegate.settings.render import editor_schema, effective, yaml_lines
 
@@ -76,6 +84,8 @@ def _checked(file: Path, kind: str | None) -> tuple[str, dict[str, object]]:
         place = loaded.document.place(path)
         where = f"{file}:{place.line}:{place.column}: {'.'.join(map(str, path))}"
         sys.stderr.write(f"warning: {where}: every user can read {secret}\n  help: chmod o-rwx {secret}\n")
+    for doubt in doubts(loaded.settings, loaded.document):
+        sys.stderr.write(f"warning: {formatted(loaded.document, doubt)}\n")
     return f"{file}: ok ({found})", {"file": str(file), "ok": True, "kind": found, "problems": []}
 
 

@@ -82,7 +82,7 @@ class Actuators:
             from router.kubernetes_scale import KubernetesReplica, Workload
         except ImportError as error:
             raise UserError(
-                "scaling through Kubernetes needs its client", "pip install 'joulegate[k8s]'"
+                "scaling through Kubernetes needs its client", "pip install '.[k8s]' in the checkout"
             ) from error
         shared = section.model_copy(update={"replica": 0})
         if shared not in self._workloads:

@@ -31,7 +31,7 @@ def demo(
     from simulator.trace_file import Window, read_trace
 
     if find_spec("openai") is None:
-        raise UserError("the demo's OpenAI client is not installed", "pip install 'joulegate[demo]'")
+        raise UserError("the demo's OpenAI client is not installed", "pip install '.[demo]' in the checkout")
     if json is not None:
         file_for(json)
     console = Console(stderr=True)

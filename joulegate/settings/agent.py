@@ -16,7 +16,7 @@ Command = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class NvmlDevice(Section):
-    """NVIDIA GPUs through the driver's own library; needs `pip install 'joulegate[nvml]'`."""
+    """NVIDIA GPUs through the driver's own library; needs `pip install '.[nvml]'` in the checkout."""
 
     kind: Literal["nvml"]
     gpus: tuple[Uuid, ...] = Field(default=(), description="UUIDs to manage; empty: every GPU of the node.")

@@ -38,6 +38,14 @@ class File(Section):
         default=None, description="What the file configures; only needed when its name does not say."
     )
 
+    def misfits(self, read: Callable[[Path], bytes]) -> Iterator[Fault]:
+        """What the files that it names say against it. Asked for last."""
+        return iter(())
+
+    def doubts(self, read: Callable[[Path], bytes]) -> Iterator[Fault]:
+        """What is probably not meant, in a file without faults."""
+        return iter(())
+
 
 # as json_schema_extra of a field: what its section leaves out is taken from another section
 PARTIAL: JsonDict = {"x-partial": True}

@@ -81,7 +81,7 @@ def problems(document: Document, model: type[BaseModel], errors: Iterable[ErrorD
             _note(wrong.setdefault(path, _At(error["input"])), error)
     keys = [_unknown_key(document, model, path, missing) for path in unknown]
     absent = [_missing_key(document, path) for path in missing]
-    return [*keys, *absent, *(_wrong_value(document, path, at) for path, at in wrong.items())]
+    return [*keys, *absent, *(_wrong_value(document, model, path, at) for path, at in wrong.items())]
 
 
 def _echo(error: ErrorDetails) -> bool:
@@ -179,7 +179,7 @@ def _missing_key(document: Document, path: Route) -> Problem:
     return Problem(document.place(path[:-1]), path, "is missing", help_text)
 
 
-def _wrong_value(document: Document, path: Route, at: _At) -> Problem:
+def _wrong_value(document: Document, model: type[BaseModel], path: Route, at: _At) -> Problem:
     found = "a value that is not shown" if is_secret(path) else _shown(at.value)
     said = [*at.said]
     if at.expected:
@@ -190,7 +190,17 @@ def _wrong_value(document: Document, path: Route, at: _At) -> Problem:
         help_text = "write its value, or remove the line"
     if unit and isinstance(at.value, str):
         help_text = f"write the number alone: the key is in {unit}"
-    return Problem(document.place(path), path, "; ".join(said), help_text)
+    return Problem(document.place(path), path, "; ".join(said), help_text or _about(model, path))
+
+
+def _about(model: type[BaseModel], path: Route) -> str:
+    """What the setting at `path`, or the one whose list it stands in, is for."""
+    while path and not isinstance(path[-1], str):
+        path = path[:-1]
+    named = (
+        [section.model_fields.get(str(path[-1])) for section in sections(model, path[:-1])] if path else []
+    )
+    return next((found.description for found in named if found and found.description), "")
 
 
 def _shown(value: object) -> str:

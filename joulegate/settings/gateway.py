@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, SecretStr
 
 from joulegate.domain import Cuts, Objectives, RequestType, Size
+from joulegate.settings import profiles
 from joulegate.settings.base import PARTIAL, Fault, File, InputFile, LocalPath, Route, Section, one_of
 from joulegate.settings.energy import Energy
 from joulegate.settings.fields import AgentUrl, Count, HttpUrl, Label, Name, Percent, Positive, repeated
@@ -13,6 +14,7 @@ from joulegate.settings.front import Auth, Edge, Listen, Log
 from joulegate.settings.nearest import did_you_mean
 from joulegate.settings.plan import Plan, Scale
 from joulegate.settings.power import Power
+from joulegate.settings.profiles import Named, Read
 from joulegate.units import Seconds
 
 TypeName = Literal["SS", "SM", "SL", "MS", "MM", "ML", "LS", "LM", "LL"]
@@ -337,6 +339,21 @@ class Gateway(File):
             for p, pool in enumerate(model.pools):
                 for i, instance in enumerate(pool.instances):
                     yield ("models", m, "pools", p, "instances", i), instance
+
+    def misfits(self, read: Read) -> Iterator[Fault]:
+        return profiles.misfits(self._profiled(), read)
+
+    def doubts(self, read: Read) -> Iterator[Fault]:
+        return profiles.unreachable(self._profiled(), read)
+
+    def _profiled(self) -> Iterator[Named]:
+        for at, found in self.instances():
+            pool = self.models[int(at[1])].pools[int(at[3])]
+            own = "tpot_ms" in pool.objectives.model_fields_set
+            tpot_at = (*(at[:4] if own else ()), "objectives", "tpot_ms")
+            if found.profile is not None:
+                tpot = self.objectives_of(pool).tpot
+                yield Named(at, found.profile, found.tensor_parallel, tpot, tpot_at)
 
     def faults(self) -> Iterator[Fault]:
         yield from repeated("model", self._model_names())

@@ -18,7 +18,7 @@ from pydantic import SecretStr, ValidationError
 
 from joulegate.errors import UserError
 from joulegate.settings import explain, locate
-from joulegate.settings.base import Fault, Reading, Route, Section
+from joulegate.settings.base import Fault, File, Reading, Route, Section
 from joulegate.settings.locate import Document, Problem
 from joulegate.settings.nearest import did_you_mean
 
@@ -81,6 +81,8 @@ def validate(document: Document, model: type[M], folder: Path) -> Loaded[M]:
             problems += explain.problems(document, model, details)
         else:
             problems += [_placed(document, path, fault) for path, fault in faults(settings, ())]
+            if not problems and isinstance(settings, File):
+                problems += [_placed(document, (), fault) for fault in settings.misfits(Path.read_bytes)]
     if problems or settings is None:
         raise SettingsError(document, sorted(problems, key=lambda p: (p.place.line, p.place.column)))
     return Loaded(settings, document)
@@ -90,6 +92,11 @@ def faults(settings: Section, path: Route) -> Iterator[tuple[Route, Fault]]:
     """What every section of `settings` finds wrong with itself, with the section's own path."""
     for at, section in sections_in(settings, path):
         yield from ((at, fault) for fault in section.faults())
+
+
+def doubts(settings: File, document: Document) -> list[Problem]:
+    """What is probably not meant, in a file without problems."""
+    return [_placed(document, (), fault) for fault in settings.doubts(Path.read_bytes)]
 
 
 def open_secrets(settings: Section) -> Iterator[tuple[Route, Path]]:

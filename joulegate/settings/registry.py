@@ -30,18 +30,17 @@ def model_of(kind: str) -> type[File]:
 
 
 def kind_of(document: Document) -> str:
-    """What the file says it is; else what it is called; else the kind that knows most of its keys."""
+    """What the file says it is; else the kind that knows most of its keys; of several, what it is called."""
     top = document.value if isinstance(document.value, dict) else {}
     if isinstance(top.get("kind"), str):
         return str(top["kind"])
     words = PurePath(document.name).stem.replace("_", "-").replace(".", "-").split("-")
+    keys = top.keys() - {"version", "kind"}
     named = [word for word in words if word in MODELS]
-    if named:
+    known = {kind: len(keys & model_of(kind).model_fields.keys()) for kind in MODELS}
+    best = [kind for kind, count in known.items() if count == max(known.values())]
+    if named and named[0] in best:
         return named[0]
-    known = {
-        kind: len(top.keys() & model_of(kind).model_fields.keys() - {"version", "kind"}) for kind in MODELS
-    }
-    best = [kind for kind, count in known.items() if count and count == max(known.values())]
     if len(best) == 1:
         return best[0]
     raise UserError(

@@ -39,6 +39,18 @@ def test_a_healthy_node_has_nothing_to_mend() -> None:
 
 
 @pytest.mark.parametrize(
+    ("problem", "fix"),
+    [
+        pytest.param("NVIDIA GPUs need the Python package 'pynvml'", "pip install", id="package"),
+        pytest.param("cannot open the plant /x", "joulegate emulate", id="emulated"),
+        pytest.param("Driver Not Loaded", "nvidia-smi", id="driver"),
+    ],
+)
+def test_a_driver_that_cannot_be_used_is_mended_where_it_is_broken(problem: str, fix: str) -> None:
+    assert fix in diagnose(replace(HEALTHY, driver_problem=problem))[-1].fix
+
+
+@pytest.mark.parametrize(
     ("facts", "level", "words"),
     [
         pytest.param(replace(HEALTHY, driver_problem="no library"), Level.FAILURE, "no library", id="driver"),

@@ -48,6 +48,24 @@ def test_check_reports_every_file(good: Path, tmp_path: Path, capsys: pytest.Cap
     assert f"cannot read {absent}" in out
 
 
+def test_check_warns_of_an_objective_that_no_clock_meets(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = CONFIGS / "profiles" / "h100_llama-3.1-8b_tp1.json"
+    text = GOOD.replace('url: "http://h:1"', f'url: "http://h:1", profile: "{profile}"')
+    good.write_text(text.replace("ttft_ms: {long: 3000}", "tpot_ms: 2"))
+    assert run(["config", "check", str(good)], COMMANDS) == 0
+    assert f"warning: {good}:8:31: models.0.pools.0.objectives.tpot_ms: no clock" in capsys.readouterr().err
+
+
+def test_a_file_named_for_another_kind_is_read_as_what_its_keys_say(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = good.rename(good.with_name("agent.yaml"))
+    assert run(["config", "check", str(file)], COMMANDS) == 0
+    assert capsys.readouterr().out == f"{file}: ok (gateway)\n"
+
+
 def test_check_warns_of_a_secret_that_everybody_can_read(
     good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
