@@ -4,7 +4,7 @@ import re
 
 import orjson
 
-from router.openai_api import CLOSING, OPENING, TOKENS
+from router.json_bytes import CLOSING, OPENING, TOKENS
 
 USAGE = re.compile(rb'"usage"\s*:\s*\{')
 

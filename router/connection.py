@@ -14,7 +14,7 @@ from typing import cast
 import httptools
 
 from router.errors import UpstreamDown, UpstreamError, UpstreamGarbled
-from router.head import NOT_RELAYED, Header, Outline, nominations, outline, reply_head, whole_chunk
+from router.head import NOT_RELAYED, OURS, Header, Outline, nominations, outline, reply_head, whole_chunk
 from router.limits import UpstreamLimits
 from router.ports import Sink
 from router.stepper import Signal
@@ -357,7 +357,7 @@ class Connection(asyncio.Protocol):
         for pair in fields:
             name, value = pair
             size += len(name) + len(value)
-            if name not in NOT_RELAYED:
+            if name not in NOT_RELAYED and not name.startswith(OURS):
                 kept.append(pair)
             elif name == b"transfer-encoding":
                 encodings += 1

@@ -20,9 +20,10 @@ Json = dict[str, object]
 USAGE = re.compile(rb'"usage"\s*:\s*\{')
 # as vLLM and TGI write it: plain fields, then at most one object of details
 COUNTS = re.compile(
-    rb'"usage": ?\{"prompt_tokens": ?(\d{1,15}), ?"total_tokens": ?\d+, ?"completion_tokens": ?(\d{1,15})'
-    rb'(?:, ?"prompt_tokens_details": ?(?:null|\{[^{}]*?"cached_tokens": ?(\d{1,15})[^{}]*\}))?\}'
+    rb'"usage": ?\{"prompt_tokens": ?(\d{1,8}), ?"total_tokens": ?\d+, ?"completion_tokens": ?(\d{1,8})'
+    rb'(?:, ?"prompt_tokens_details": ?(?:null|\{[^{}]*?"cached_tokens": ?(\d{1,8})[^{}]*\}))?\}'
 )
+MOST_TOKENS = 10**8  # of one answer: more would put its key into debt for days, and is nobody's count
 NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 DONE = b"data: [DONE]\n\n"
 
@@ -294,4 +295,4 @@ def _objects(found: object) -> list[Json]:
 
 
 def _count(found: object) -> int | None:
-    return found if isinstance(found, int) and found >= 0 else None
+    return found if type(found) is int and 0 <= found < MOST_TOKENS else None

@@ -154,7 +154,8 @@ def reply_head(headers: Sequence[Header]) -> ReplyHead:
         elif name == b"content-encoding":
             encoded = True
     lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
-    return ReplyHead(headers, lines, kind.startswith(b"text/event-stream") and not encoded, encoded)
+    stream = kind.lower().startswith(b"text/event-stream")
+    return ReplyHead(headers, lines, stream and not encoded, encoded)
 
 
 def check_request_head(

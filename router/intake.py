@@ -8,6 +8,7 @@ from router import openai_api, responses
 from router.dialects import Dialect, dialect_of, injects_usage
 from router.errors import BadRequest, Forbidden
 from router.head import ENERGY, SAFE_ID, TGI_ONLY, TRUE_LENGTH, UUID, RequestHead, request_head
+from router.json_bytes import renamed
 from router.ports import Caller, Endpoint, Engine, RelayRequest
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -120,7 +121,7 @@ def message(call: Call, endpoint: Endpoint) -> Message:
     asked = request.query.model
     known = not endpoint.model or asked in ("", endpoint.model) or asked in endpoint.adapters
     if not (known or call.parsed.form):
-        body = openai_api.renamed(body, endpoint.model)
+        body = renamed(body, endpoint.model)
     if request.stream and injects_usage(call.dialect, endpoint) and openai_api.may_inject(call.parsed):
         pieces = openai_api.with_usage(body, call.parsed)
     strip = pieces is not None

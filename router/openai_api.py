@@ -3,20 +3,20 @@
 The body is parsed once; it goes to the engine as it came. When the engine is asked for usage in place of
 the client, `stream_options` is spliced into the bytes, so that what the gateway does not understand (a key
 given twice, 1e400, spacing) stays as it was: right after the opening brace when there is none, over the
-value's bytes when there is one.
+value's bytes when there is one. A body that is not parsed, since it would take too much memory or is no JSON
+that we read, is skimmed: who is asked for, and whether for a stream.
 """
 
 import json
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import orjson
 
 from joulegate.domain import LengthQuery
 from router import body_weight, forms, responses
+from router.json_bytes import TooMany, members, value_spans
 from router.ports import ModelCard
 
 JSON_KEYS = frozenset({"response_format", "text", "guided_json", "structured_outputs"})
@@ -29,15 +29,8 @@ FINGERPRINT_BYTES = 64 * 1024  # of each end
 CHARS_PER_ID = 4  # a token id counts as so many
 SECOND_TRY = 1024 * 1024  # bytes: the slow parser takes no more
 MAX_INTEGER = 2**31
-MAX_VALUE = 64 * 1024  # bytes of a container whose end is looked for
-TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
-SCALAR = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[^\s,}\]]+', re.DOTALL)
-STRINGS = re.compile(rb'"[^"]*+"')  # where no quote is escaped
-COLON = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*")
-NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'{}[]"')
-QUOTE = ord('"')
-OPENING = frozenset({b"{", b"["})
-CLOSING = frozenset({b"}", b"]"})
+SKIMMED = 8 * 1024 * 1024  # bytes: larger ones are not
+END = 16  # bytes
 INJECTED = b'"stream_options":{"include_usage":true}'
 GENERATIVE = frozenset(
     {
@@ -102,7 +95,7 @@ def parse(route: str, body: bytes | bytearray, content_type: bytes, key: str) ->
         return Parsed(LengthQuery(forms.model_of(body, content_type), key, 0), form=True)
     loaded = _load(body)
     if loaded is None:
-        return Parsed(LengthQuery("", key, 0), input_chars=len(body))
+        return _skimmed(body, key)
     found, ids = loaded
     get = found.get
     text = _text(found)
@@ -157,7 +150,7 @@ def with_usage(body: bytes | bytearray, parsed: Parsed) -> list[bytes | bytearra
     if not parsed.has_options:
         brace = body.find(b"{") + 1
         return [bytes(view[:brace]), INJECTED + b",", view[brace:]]
-    spans = value_spans(body, b'"stream_options"')
+    spans = value_spans(body, "stream_options")
     if len(spans) != 1:
         return None  # given twice, or with an escape in its name
     start, end = spans[0]
@@ -171,7 +164,7 @@ def _asking(options: bytes) -> bytes | None:
         return b'{"include_usage":true}'
     if not options.startswith(b"{"):
         return None
-    spans = value_spans(options, b'"include_usage"')
+    spans = value_spans(options, "include_usage")
     if len(spans) > 1:
         return None
     if spans:
@@ -180,66 +173,6 @@ def _asking(options: bytes) -> bytes | None:
     rest = options[1:]
     comma = b"" if rest.lstrip().startswith(b"}") else b","
     return b'{"include_usage":true' + comma + rest
-
-
-def renamed(body: bytearray, model: str) -> bytearray:
-    """The JSON body asking for `model`, as often as it names one: of several engines take the last."""
-    name, at = orjson.dumps(model), 0
-    pieces: list[bytes | bytearray] = []
-    for start, end in value_spans(body, b'"model"'):
-        if body[start] == QUOTE:
-            pieces += body[at:start], name
-            at = end
-    return bytearray().join([*pieces, body[at:]])
-
-
-def value_spans(body: bytes | bytearray, key: bytes) -> list[tuple[int, int]]:
-    """Where the values of `key` (with its quotes) lie at the top level of a JSON object known to be valid.
-
-    A key is found however its letters are escaped. A container of more than MAX_VALUE bytes counts as empty.
-    What lies between two finds is gone through by the bytes' own methods: bodies have millions of tokens.
-    """
-    plain = body
-    if b"\\" in body:  # then every quote that is left begins or ends a string
-        plain = body.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-    keys = _spellings(key) if b"\\u00" in plain else re.compile(re.escape(key))
-    spans: list[tuple[int, int]] = []
-    depth = at = 0
-    while (found := keys.search(plain, at)) is not None:
-        depth += _deeper(plain[at : found.start()])
-        at = found.end()
-        colon = COLON.match(plain, at)
-        if depth == 1 and colon is not None:
-            spans.append((colon.end(), _end(plain, colon.end())))
-    return spans
-
-
-@cache
-def _spellings(key: bytes) -> re.Pattern[bytes]:
-    """`key`, any of its letters escaped."""
-    letters = (rb"(?:%b|\\u00(?i:%02x))" % (re.escape(bytes([letter])), letter) for letter in key[1:-1])
-    return re.compile(b'"' + b"".join(letters) + b'"')
-
-
-def _deeper(part: bytes | bytearray) -> int:
-    """How many more containers are open at the end of `part`, which begins and ends outside of strings."""
-    marks = STRINGS.sub(b"", part.translate(None, NO_STRUCTURE).replace(b'""', b""))
-    return marks.count(b"{") + marks.count(b"[") - marks.count(b"}") - marks.count(b"]")
-
-
-def _end(plain: bytes | bytearray, start: int) -> int:
-    """Where the value ends that begins there."""
-    if bytes(plain[start : start + 1]) not in OPENING:
-        scalar = SCALAR.match(plain, start)
-        return scalar.end() if scalar else start
-    depth = 0
-    for token in TOKENS.finditer(plain, start):
-        if token.end() > start + MAX_VALUE:
-            break
-        depth += (token[0] in OPENING) - (token[0] in CLOSING)
-        if not depth:
-            return token.end()
-    return start
 
 
 def fingerprint(body: bytes | bytearray) -> int:
@@ -308,6 +241,30 @@ def _text(found: Json) -> _Text:
     else:
         _prompt(text, found.get("prompt", found.get("inputs")))
     return text
+
+
+def _skimmed(body: bytes | bytearray, key: str) -> Parsed:
+    """Of a body that is not parsed. What is found in what is no JSON does not matter: no engine takes it."""
+    text = len(body) <= SKIMMED and b"\0" not in body  # else it is in an encoding that is not ours
+    found = _looked_up(body) if text and body[-END:].rstrip().endswith(b"}") else {}
+    options = found.get("stream_options")
+    return Parsed(
+        LengthQuery(_model(found), key, 0),
+        found.get("stream") is True,
+        len(body),
+        options if isinstance(options, dict) else None,
+        "stream_options" in found,
+    )
+
+
+def _looked_up(body: bytes | bytearray) -> Json:
+    found: Json = {}
+    try:
+        for name, value in members(body, ("model", "stream", "stream_options")):
+            found[name] = orjson.loads(value)
+    except (TooMany, orjson.JSONDecodeError):
+        return {}
+    return found
 
 
 def _model(found: Json) -> str:

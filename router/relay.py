@@ -211,7 +211,7 @@ class Relay:
     ) -> Report:
         """The status is committed: from here on an error can only be said inside the answer."""
         status = reply.status
-        head = answer_head(status, reply.head.lines, call, slot)
+        head = answer_head(status, lines_of(reply), call, slot)
         sink: EventSink | PlainSink
         if reply.head.event_stream:
             edit = partial(told, slot) if call.energy else None
@@ -262,6 +262,13 @@ def finished(ending: Ending, status: int, sink: EventSink | PlainSink, error: st
         first_output=sink.first_output,
         last_output=sink.last_output,
     )
+
+
+def lines_of(reply: Reply) -> bytes:
+    """Header lines of an answer. Where it says to ask elsewhere, not where: clients would, keys and all."""
+    if 300 <= reply.status < 400:
+        return reply_head([pair for pair in reply.head.headers if pair[0] != b"location"]).lines
+    return reply.head.lines
 
 
 def named(call: Call, slot: Slot, sink: Sink) -> Sink:

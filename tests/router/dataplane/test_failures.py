@@ -533,6 +533,39 @@ async def test_hop_by_hop_answer_headers_are_dropped() -> None:
     assert b"proxy-authenticate" not in head
 
 
+async def test_an_instance_cannot_speak_for_the_gateway() -> None:
+    spoken = b"x-joulegate-instance: other\r\nX-Joulegate-Pool: other\r\nx-request-id: other\r\n"
+    async with (
+        FakeEngine(says(answer(b"{}", headers=spoken))) as engine,
+        edge(FakeGate(engine.endpoint())) as it,
+    ):
+        got = await it.raw(post(ASK))
+    assert b": other" not in got
+    assert got.count(b"x-joulegate-instance: one\r\n") == 1
+
+
+async def test_an_event_stream_is_one_however_its_type_is_written() -> None:
+    head = STREAM_HEAD.replace(b"text/event-stream", b"Text/Event-Stream")
+    sent = head + b"".join(map(chunk, [ROLE, event("a"), event("b"), DONE])) + LAST_CHUNK
+    async with FakeEngine(says(sent)) as engine:
+        gate = FakeGate(engine.endpoint())
+        async with edge(gate) as it:
+            await it.raw(post(ASK_STREAM))
+            await it.settled()
+    assert gate.reports[0].events == 2
+
+
+@pytest.mark.parametrize("status", [b"301 X", b"302 X", b"307 X", b"308 X"])
+async def test_no_instance_sends_clients_elsewhere(status: bytes) -> None:
+    """They would take their keys and prompts with them."""
+    sent = answer(b"{}", status, b"location: http://elsewhere/\r\nx-a: b\r\n")
+    async with FakeEngine(says(sent)) as engine, edge(FakeGate(engine.endpoint())) as it:
+        got = await it.raw(post(ASK))
+    assert got.startswith(b"HTTP/1.1 %b" % status[:3])
+    assert b"location" not in got.lower()
+    assert b"x-a: b\r\n" in got
+
+
 async def test_an_answer_that_ends_with_the_connection_is_whole() -> None:
     async with FakeEngine(
         closes_after(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{"a":1}')

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.json_bytes import renamed, value_spans
 from router.openai_api import (
     asks_usage,
     fingerprint,
     may_inject,
     model_list,
     parse,
-    value_spans,
     with_usage,
 )
 from router.ports import ModelCard
@@ -150,7 +150,7 @@ def test_the_values_of_a_key_are_found_at_the_top_level_only(
     if escaped:
         sent = sent.replace(b'"model"', rb'"m\u006fd\u0065l"')
     assert isinstance(json.loads(sent), dict)
-    found = [json.loads(sent[start:end]) for start, end in value_spans(sent, b'"model"')]
+    found = [json.loads(sent[start:end]) for start, end in value_spans(sent, "model")]
     assert found == [value for key, value in members if key == "model"]
 
 
@@ -165,7 +165,7 @@ def test_the_values_of_a_key_are_found_at_the_top_level_only(
 def test_what_is_looked_for_in_a_large_body_takes_little_memory(value: object) -> None:
     sent = bytearray(json.dumps({"messages": value, "model": "m"}).encode())
     tracemalloc.start()
-    spans = value_spans(sent, b'"model"')
+    spans = value_spans(sent, "model")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert [bytes(sent[start:end]) for start, end in spans] == [b'"m"']
@@ -287,9 +287,55 @@ def test_the_model_is_the_one_that_engines_read_or_none(sent: bytes, model: str)
     assert parse(CHAT, sent, JSON, "").query.model == model
 
 
-def test_a_deep_body_is_read_as_unknown() -> None:
-    assert parse(CHAT, b'{"a":' + b"[" * 100_000, JSON, "").query.model == ""
-    assert parse(CHAT, b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", JSON, "").query.model == ""
+TOOL = (
+    b'{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":'
+    b'{"model":{"type":"string"},"stream":{"type":"boolean"}},"required":["model"]}}},'
+)
+TOOLS = b'"tools":[' + TOOL * 600 + b"{}]"  # would take more than ten times its size
+
+
+@pytest.mark.parametrize(
+    ("sent", "model", "stream"),
+    [
+        pytest.param(b'{"model":"m",' + TOOLS + b',"stream" : true}', "m", True, id="tools"),
+        pytest.param(b"{" + TOOLS + b',"model":"a","model":"m"}', "m", False, id="the last counts"),
+        pytest.param(b'{"model":"a",' + TOOLS + b',"\\u006d\\u006Fdel":"m"}', "m", False, id="escapes"),
+        pytest.param(b'{"model":"a",' + TOOLS + b',"M\\u004fdel":"m"}', "", False, id="of either case"),
+        pytest.param(b'{"Stream":true,' + TOOLS + b',"model":5}', "", False, id="no name"),
+        pytest.param(b'{"model":"m","a":' + b"[" * 5000 + b"]" * 5000 + b"}", "m", False, id="deep"),
+        pytest.param(b'\xef\xbb\xbf{"model":"m"}', "m", False, id="byte order mark"),
+        pytest.param(b'{"a":' + b"9" * 5000 + b',"model":"m"}', "m", False, id="giant number"),
+        pytest.param('{"model":"m"}'.encode("utf-16"), "", False, id="UTF-16"),
+        pytest.param(b'{"a":' + b"[" * 100_000, "", False, id="no end"),
+        pytest.param(b'["model","m"]', "", False, id="no object"),
+        pytest.param(b'{"model":}', "", False, id="no value"),
+        pytest.param(b'{"model":"m","model":"\\ud800",' + TOOLS + b"}", "", False, id="half a pair"),
+        pytest.param(b'{"model":"m",' + TOOLS + b',"x":' + TOOLS[8:] + b"}", "", False, id="too many keys"),
+        pytest.param(b'{"x":"' + b"y" * 8 * 2**20 + b'","model":"m",}', "", False, id="too large for that"),
+    ],
+)
+def test_a_body_that_is_not_parsed_is_skimmed(sent: bytes, model: str, stream: bool) -> None:
+    found = parse(CHAT, sent, JSON, "")
+    assert (found.query.model, found.stream, found.input_chars) == (model, stream, len(sent))
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": True}, {"x": 1}])
+def test_usage_is_asked_for_in_a_body_that_is_skimmed_too(options: dict[str, Any] | None) -> None:
+    given = b"" if options is None else b'"stream_options":' + orjson.dumps(options) + b","
+    sent = b'{"model":"m",' + given + TOOLS + b',"stream":true}'
+    parsed = parse(CHAT, sent, JSON, "")
+    assert may_inject(parsed) is (options != {"include_usage": True})
+    pieces = with_usage(sent, parsed)
+    assert pieces is not None
+    asking = orjson.loads(b"".join(pieces))
+    assert asking["stream_options"] == {**(options or {}), "include_usage": True}
+    assert {**asking, "stream_options": options} == {**orjson.loads(sent), "stream_options": options}
+
+
+@given(st.binary(max_size=300) | st.text('{}[]":,\\u006dmodelSTREAM_1 ', max_size=80).map(str.encode))
+def test_whatever_is_skimmed_is_no_error(body: bytes) -> None:
+    parse(CHAT, b'{"x":01,"model":' + body, JSON, "")
+    renamed(bytearray(b'{"x":01,"model":' + body), "m")
 
 
 def test_a_fingerprint_tells_bodies_apart() -> None:
@@ -313,14 +359,16 @@ def test_models_are_rendered_as_openai_does() -> None:
 
 
 def test_a_large_body_that_would_swell_is_not_parsed() -> None:
-    def read(prompt: bytes) -> str:
-        return parse(CHAT, b'{"model":"m","prompt":[' + prompt + b"1]}", JSON, "").query.model
+    def read(prompt: bytes) -> bool:
+        found = parse(CHAT, b'{"model":"m","n":2,"prompt":[' + prompt + b"1]}", JSON, "").query
+        assert found.model == "m"
+        return found.n > 1
 
-    assert read(b"{}," * 500_000) == ""
-    assert read(b"[]," * 500_000) == ""
-    assert read(b"12345," * 300_000) == "m"
-    assert read(b'"' + b"{[," * 500_000 + b'",') == "m"
-    assert read(b'"' + b"some words, and more. " * 100_000 + b'",') == "m"
+    assert not read(b"{}," * 500_000)
+    assert not read(b"[]," * 500_000)
+    assert read(b"12345," * 300_000)
+    assert read(b'"' + b"{[," * 500_000 + b'",')
+    assert read(b'"' + b"some words, and more. " * 100_000 + b'",')
 
 
 @pytest.mark.parametrize("more", ["", ',"x":NaN'])  # the latter is read by the slow parser

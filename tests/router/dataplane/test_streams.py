@@ -169,7 +169,9 @@ def test_usage_is_read_from_each_dialects_own_fields() -> None:
                     b'"input_tokens_details":{"cached_tokens":1}}}}\n\n'])  # fmt: skip
     assert responses.usage() == Usage(1, 2, 1)
     assert usage_of(b'{"generated_text":"x","details":{"generated_tokens":4}}') == Usage(None, 4, None)
-    assert usage_of(b'{"usage":{"prompt_tokens":true,"completion_tokens":-1}}') == Usage(True, None, None)
+    assert usage_of(b'{"usage":{"prompt_tokens":true,"completion_tokens":-1}}') == Usage()
+    large = b'{"usage": {"prompt_tokens": 999999999, "total_tokens": 1, "completion_tokens": 3}}'
+    assert usage_of(large) == Usage(None, 3, None), "nobody counts so far"
     assert usage_of(b"[]") == usage_of(b"") == usage_of(b'{"usage":[]}') == Usage()
 
 
