@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
 from joulegate import __version__
@@ -84,10 +85,18 @@ def build_app(runtime: Runtime, reloader: Reloader) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        exception_handlers={RequestValidationError: _unfit},
     )
     app.include_router(_probes(runtime))
     app.include_router(_admin(runtime, reloader))
     return app
+
+
+async def _unfit(_: Request, error: Exception) -> JSONResponse:
+    """What is wrong with a question, without what was asked: that need not be JSON (NaN)."""
+    assert isinstance(error, RequestValidationError)
+    said = [{key: one[key] for key in ("type", "loc", "msg")} for one in error.errors()]
+    return JSONResponse({"detail": said}, 422)
 
 
 def _probes(runtime: Runtime) -> APIRouter:
