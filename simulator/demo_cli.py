@@ -97,4 +97,5 @@ class _Screen:
             self._live.update(screen(ours, watts_default, seconds, saved))
         elif seconds - self._said >= LINE_EVERY:
             self._said = seconds
-            self._console.print(line(ours, watts_default, seconds), highlight=False)
+            text = line(ours, watts_default, seconds)
+            self._console.print(text, highlight=False, soft_wrap=True)

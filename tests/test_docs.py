@@ -218,7 +218,7 @@ def test_yaml_in_the_pages_is_good(page: Path) -> None:
             continue
         document = locate.read(str(page), block, {"TEAM_A_KEY": "k"})
         kind = "agent" if "\ndevice:" in block else "gateway"
-        assert validate(document, model_of(kind), DOCS).settings.version == 1
+        assert validate(document, model_of(kind), ROOT).settings.version == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SecretStr
 
 from joulegate.settings.base import Fault, Route
 
@@ -41,8 +41,15 @@ def _parts(url: str) -> SplitResult:
     return parts
 
 
+def _redis_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("expected redis://host:port/0, rediss:// with TLS, or unix:///path")
+    return url
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 AgentUrl = Annotated[str, AfterValidator(_agent_url)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]  # it may hold a password
 
 
 def repeated(what: str, names: Iterable[tuple[Route, str]]) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""Pure: what faces the clients of the gateway: addresses, keys, limits; and its log."""
+"""Pure: what faces the clients of the gateway: addresses, keys, limits; its log, and what its replicas share."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr
 
 from joulegate.settings.base import Fault, InputFile, Section, one_of
-from joulegate.settings.fields import Count, Label, Name, Positive, repeated
+from joulegate.settings.fields import Count, Label, Name, Positive, RedisUrl, repeated
 
 
 class Tls(Section):
@@ -73,3 +73,7 @@ class Edge(Section):
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] = "json"
+
+
+class Store(Section):
+    redis_url: RedisUrl | None = Field(default=None, description="Only for several replicas; null: memory.")

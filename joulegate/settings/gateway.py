@@ -10,7 +10,7 @@ from joulegate.settings import profiles
 from joulegate.settings.base import PARTIAL, Fault, File, InputFile, LocalPath, Route, Section, one_of
 from joulegate.settings.energy import Energy
 from joulegate.settings.fields import AgentUrl, Count, HttpUrl, Label, Name, Percent, Positive, repeated
-from joulegate.settings.front import Auth, Edge, Listen, Log
+from joulegate.settings.front import Auth, Edge, Listen, Log, Store
 from joulegate.settings.nearest import did_you_mean
 from joulegate.settings.plan import Plan, Scale
 from joulegate.settings.power import Power
@@ -297,10 +297,6 @@ class Health(Section):
     )
     timeout_s: Positive = 2
     path: str = Field(default="/health", pattern=r"^/\S*$")
-
-
-class Store(Section):
-    redis_url: SecretStr | None = Field(default=None, description="Only for several replicas; null: memory.")
 
 
 class Gateway(File):

@@ -130,6 +130,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, text: str, expected:
         pytest.param("predictor: {prior: nowhere.json}", "no such file: nowhere.json", id="prior"),
         pytest.param("listen: {port: 80800}", "listen.port: expected at most 65535, found 80800", id="port"),
         pytest.param("log: {level: trace}", "log.level: expected one of", id="level"),
+        pytest.param("store: {redis_url: 'h:6379'}", "expected redis://host:port/0", id="redis"),
     ],
 )
 def test_each_section_is_checked(tmp_path: Path, text: str, expected: str) -> None:
