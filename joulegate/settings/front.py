@@ -1,4 +1,4 @@
-"""Pure: what faces the clients of the gateway: addresses, keys, limits; its log, and what its replicas share."""
+"""Pure: what faces the clients of the gateway: addresses, keys, limits; its log; what its replicas share."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
