@@ -4,6 +4,9 @@ import functools
 import importlib
 import json
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -102,6 +105,9 @@ class Service(Strict):
     user: str | None = None
     pid: str | None = None
     shm_size: str | None = None
+    mem_limit: str | None = None
+    pids_limit: int | None = None
+    ulimits: dict[Literal["nofile"], int] = {}
     stop_grace_period: str | None = None
     logging: Logging
 
@@ -219,6 +225,39 @@ def test_only_agent_and_watchdog_of_real_gpus_are_root(compose: Compose) -> None
             assert service.network_mode == "none"
     stages = (DEPLOY / "Dockerfile").read_text()
     assert re.findall(r"^USER (.*)$", stages, re.MULTILINE) == ["10001:10001"]
+
+
+def test_every_service_but_an_engine_is_bounded_and_those_that_answer_are_asked(compose: Compose) -> None:
+    for name, service in compose.services.items():
+        if service.image.startswith("vllm/"):
+            continue
+        assert service.mem_limit, name
+        assert service.cap_drop == ["ALL"], name
+        assert service.security_opt == ["no-new-privileges:true"], name
+        answers = not service.ours or service.command[:1] in (["serve"], ["agent"])
+        assert (service.healthcheck is not None) == answers, name
+
+
+def test_the_agents_healthcheck_tells_one_that_answers_from_one_that_does_not(
+    compose: Compose, tmp_path: Path
+) -> None:
+    asked = compose.services["gpu-agent"].healthcheck
+    assert asked is not None
+    kind, python, option, program = asked.test
+    assert (kind, python, option) == ("CMD", "python", "-c")
+    program = program.replace("/run/joulegate", str(tmp_path))
+    path = str(tmp_path / "agent.sock")
+    for answer, healthy in ((b"HTTP/1.1 200 OK\r\n\r\n", True), (b"HTTP/1.1 503 No\r\n\r\n", False)):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            asking = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(1000).startswith(b"GET /healthz HTTP/1.1\r\n")
+                connection.sendall(answer)
+            assert (asking.wait(30) == 0) is healthy
+        Path(path).unlink()
 
 
 def test_agent_and_watchdog_outlive_each_other(compose: Compose) -> None:
