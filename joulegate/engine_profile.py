@@ -92,7 +92,7 @@ def parse_profile(document: Mapping[str, Any]) -> EngineProfile:
         clocks = tuple(MegaHertz(int(c)) for c in sorted(document["clocks_mhz"]))
         if not clocks or clocks[0] <= 0:
             raise ValueError("clocks_mhz: at least one, each above 0")
-        return EngineProfile(
+        profile = EngineProfile(
             name=str(document["name"]),
             gpu=str(document["gpu"]),
             model=str(document["model"]),
@@ -110,13 +110,39 @@ def parse_profile(document: Mapping[str, Any]) -> EngineProfile:
         raise ValueError(f"profile {document.get('name', '?')}: key {error.args[0]!r} is missing") from error
     except TypeError as error:
         raise ValueError(f"profile {document.get('name', '?')}: {error}") from error
+    return _checked(profile)
+
+
+def _checked(profile: EngineProfile) -> EngineProfile:
+    """`profile`, if its formulas can be worked out. Raises ValueError naming the key."""
+    latency, power, engine = profile.latency, profile.power, profile.engine
+    above_zero = {
+        "tp": profile.tp,
+        "f_max_mhz": profile.max_clock,
+        "p": latency.p,
+        "u_sat": power.u_sat,
+        "tdp_w": power.tdp_w,
+        "kv_capacity_tokens": engine.kv_capacity_tokens,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "m0_s + c0_s + h0_s": latency.m0_s + latency.c0_s + latency.h0_s,
+    }
+    for name, value in above_zero.items():
+        if not value > 0:
+            raise ValueError(f"{name}: {value}, expected more than 0")
+    if power.knee >= 1.0:
+        raise ValueError(f"knee: {power.knee}, expected less than 1")
+    return profile
 
 
 def _numbers(section: Mapping[str, Any], shape: type, number: type) -> dict[str, Any]:
     """The numbers of a section. Raises KeyError, and ValueError for one that is negative or none at all."""
     made = {}
     for name in (field.name for field in fields(shape)):
-        made[name] = number(section[name])
+        try:
+            made[name] = number(section[name])
+        except (TypeError, ValueError, OverflowError):
+            made[name] = -1
         if not 0 <= made[name] < float("inf"):
-            raise ValueError(f"{name}: {section[name]}, expected a number of 0 or more")
+            raise ValueError(f"{name}: {section[name]!r}, expected a number of 0 or more")
     return made

@@ -27,6 +27,7 @@ MIN_SEEDS = 3
 MIN_REQUESTS = 2000  # of each input size, pooled over seeds
 MAX_SEEDS = 12
 FEWEST = 20  # requests of a trace
+MOST = 50_000_000  # about 10 GB of arrivals
 NO_OBJECTIVE = Seconds(3600.0)
 
 T = TypeVar("T")
@@ -64,6 +65,10 @@ def prepare(
     elif factor is None:
         largest = largest_scale(trace, bare, level.attainment_pct)
         factor = scenario.instances * level.peak_pct / 100.0 * largest
+    if recipe.expected(factor) > MOST:
+        raise UserError(
+            f"{factor:g} times the trace are more than {MOST:,} requests", "give a smaller --scale"
+        )
     given = scenario.throughput.e2e_ms if scenario.objectives == "T" else None
     e2e = given / 1e3 if given is not None else sustained.e2e_p99 if sustained is not None else NO_OBJECTIVE
     if scenario.objectives == "T":

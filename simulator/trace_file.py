@@ -35,8 +35,8 @@ def read_trace(path: Path) -> tuple[Arrival, ...]:
 def opened(path: Path) -> TextIO:
     try:
         if path.suffix == ".gz":
-            return gzip.open(path, "rt", encoding="utf-8", newline="")
-        return path.open(encoding="utf-8", newline="")
+            return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+        return path.open(encoding="utf-8-sig", newline="")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
@@ -73,7 +73,9 @@ def rows(file: TextIO, path: Path) -> Iterator[Arrival]:
 def _arrival(row: list[str], columns: list[int], tenant: int | None, where: str) -> Arrival:
     try:
         at, inputs, outputs = (row[column] for column in columns)
-        arrival = Arrival(float(at), int(inputs), int(outputs), row[tenant] if tenant is not None else "")
+        arrival = Arrival(
+            float(at), _whole(inputs), _whole(outputs), row[tenant] if tenant is not None else ""
+        )
     except IndexError as error:
         raise UserError(f"{where}: {len(row)} columns, the header has more") from error
     except ValueError as error:
@@ -85,6 +87,15 @@ def _arrival(row: list[str], columns: list[int], tenant: int | None, where: str)
             f"{where}: {inputs} input and {outputs} output tokens", f"each must be 1 to {MAX_TOKENS}"
         )
     return arrival
+
+
+def _whole(text: str) -> int:
+    """Also as `12.0`, as tables of numbers write it. Raises ValueError."""
+    if text.isdecimal():
+        return int(text)
+    if not (number := float(text)).is_integer():
+        raise ValueError(f"{text!r} is no whole number")
+    return int(number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,6 +172,12 @@ class Recipe:
     also: tuple[tuple[Load, float], ...] = ()  # at the same time, scaled so
     day: Daily | None = None
 
+    def expected(self, factor: float) -> float:
+        """About how many requests `load` brings."""
+        others = sum(times * len(trace) for trace, times in self.also)
+        mine = len(self.trace) if self.day is None else self.day.mean * DAY
+        return factor * mine + others
+
     def load(self, factor: float, seed: int) -> Load:
         """The arrivals of one seed, the trace `factor` times."""
         if self.day is None:

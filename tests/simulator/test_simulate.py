@@ -141,6 +141,12 @@ def test_a_profile_that_is_wrong_is_refused_by_name(tmp_path: Path, key: str, va
         read_profile(path)
 
 
+@pytest.mark.parametrize("scale", [1e9, float("inf")])
+def test_more_requests_than_a_machine_holds_are_refused(scenario: Path, scale: float) -> None:
+    with pytest.raises(UserError, match="more than 50,000,000 requests"):
+        simulate_all(Request(scenario, scale=scale))
+
+
 def test_an_unknown_policy_names_the_nearest(scenario: Path) -> None:
     settings = load(scenario, Scenario)
     with pytest.raises(UserError) as raised:

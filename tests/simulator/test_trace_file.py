@@ -22,6 +22,10 @@ def test_a_trace_is_read_with_and_without_a_tenant(tmp_path: Path) -> None:
     assert tenants == (Arrival(1.0, 2, 3, "a"),)
 
 
+def test_a_trace_is_read_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    assert read_trace(write(tmp_path, f"\ufeff{HEADER}\r\n0.5,374.0,44.0\r\n")) == (Arrival(0.5, 374, 44),)
+
+
 def test_a_gzipped_trace_is_read(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv.gz"
     path.write_bytes(gzip.compress(f"{HEADER}\n0,1,1\n".encode()))
@@ -32,7 +36,9 @@ def test_a_gzipped_trace_is_read(tmp_path: Path) -> None:
     ("text", "message"),
     [
         pytest.param("a,b\n1,2\n", ":1: column 'timestamp_s' is missing", id="header"),
-        pytest.param(f"{HEADER}\n0,1,1\n1,x,1\n", ":3: invalid literal", id="not a number"),
+        pytest.param(f"{HEADER}\n0,1,1\n1,x,1\n", ":3: could not convert", id="not a number"),
+        pytest.param(f"{HEADER}\n0,1,1.5\n", ":2: '1.5' is no whole number", id="half a token"),
+        pytest.param(f"{HEADER}\n0,1,inf\n", ":2: 'inf' is no whole number", id="no end"),
         pytest.param(f"{HEADER}\n0,1,1\n1,1\n", ":3: 2 columns", id="short row"),
         pytest.param(f"{HEADER}\n5,1,1\n1,1,1\n", ":3: time goes back", id="order"),
         pytest.param(f"{HEADER}\n0,0,1\n", ":2: 0 input", id="no input"),
