@@ -2,19 +2,20 @@
 
 A load that was measured at a few clocks has an offset and a slope of its own over the clock; either may be
 noise. They are shrunk towards those of like loads, and all towards none, as far as the rows themselves say
-(partial pooling). A bend over the clock that the physics does not have is shared widely. All of it is a
-Gaussian process on log(observed / physics) with the kernel
+(partial pooling). So is a bend over the clock that the physics does not have; another is shared widely. All
+of it is a Gaussian process on log(observed / physics) with the kernel
 
-    (near * exp(-d^2/2) + (1 - near) * [same load]) * (offset^2 + slope^2 * g g')
-        + bend^2 * exp(-(d / WIDE)^2/2) * exp(-(g - g')^2/(2 TURN^2))
+    (near * exp(-d^2/2) + (1 - near) * [same load]) * (offset^2 + slope^2 * g g' + turn^2 * b)
+        + bend^2 * exp(-(d / WIDE)^2/2) * b        b = exp(-(g - g')^2/(2 TURN^2))
 
 where g is ln x and d counts `REACH` doublings of the work, plus noise. The scales are those of greatest
-marginal likelihood on a grid (C. E. Rasmussen and C. K. I. Williams, "Gaussian Processes for Machine
-Learning", 2006, §2.2, §5.4).
+marginal likelihood on a grid, climbed one scale at a time (C. E. Rasmussen and C. K. I. Williams, "Gaussian
+Processes for Machine Learning", 2006, §2.2, §5.4).
 """
 
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -24,13 +25,16 @@ from predictor.refit import Array, Work
 MOST_ROWS = 400  # beyond, trees have enough to learn from, and the algebra gets slow
 LEAST_ROWS = 8
 REACH = 1.5  # doublings of batch, context or prompt within which loads are alike
-OFFSETS = (0.01, 0.03, 0.08, 0.2)  # log
-SLOPES = (0.01, 0.05, 0.15)  # per unit of ln x
-BENDS = (0.0, 0.03, 0.1)  # log
 TURN = 0.3  # of ln x, within which a bend may turn
-WIDE = 4.0  # times REACH: loads that share it
-NOISES = (0.005, 0.01, 0.02, 0.04)
-NEARS = (0.3, 0.8)
+WIDE = 4.0  # times REACH: loads that share one
+GRID: Mapping[str, Sequence[float]] = {  # of each scale
+    "offset": (0.01, 0.03, 0.08, 0.2, 0.5),  # log
+    "slope": (0.01, 0.05, 0.15, 0.4),  # per unit of ln x
+    "bend": (0.0, 0.03, 0.1),  # log
+    "noise": (0.005, 0.01, 0.02, 0.04),  # log
+    "near": (0.3, 0.8),
+    "turn": (0.0, 0.01, 0.03, 0.08),  # log
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,11 @@ class Scales:
     slope: float
     bend: float
     noise: float
-    near: float
+    near: float  # share of a load's own that is shared with like loads
+    turn: float
+
+
+START = Scales(offset=0.03, slope=0.05, bend=0.03, noise=0.01, near=0.3, turn=0.01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,8 @@ class Pooling:
         alike = _alike(apart, scales.near)
         offset = scales.offset**2 * (alike @ pull)
         slope = scales.slope**2 * (alike @ (self.slowness * pull))
-        bend = scales.bend**2 * ((_wide(apart) * pull) @ _turned(self.slowness, clocks))
+        bends = scales.bend**2 * _wide(apart) + scales.turn**2 * alike
+        bend = (bends * pull) @ _turned(self.slowness, clocks)
         return np.asarray(offset[which] + slope[which] * clocks[at] + bend[which, at])
 
 
@@ -70,24 +79,36 @@ def fit_pooling(work: Work, left: Array) -> tuple[Pooling, Array] | None:
         return None
     places, slowness = _places(work), np.log(work.x)
     apart = _apart(places, places)
-    alike = {near: _alike(apart, near) for near in NEARS}
-    falling, bent = np.outer(slowness, slowness), _wide(apart) * _turned(slowness, slowness)
-    best: tuple[float, Scales, Array] | None = None
-    for scales in (Scales(*choice) for choice in product(OFFSETS, SLOPES, BENDS, NOISES, NEARS)):
-        own = scales.offset**2 + scales.slope**2 * falling
-        covariance = alike[scales.near] * own + scales.bend**2 * bent
+    wide, falling, turned = _wide(apart), np.outer(slowness, slowness), _turned(slowness, slowness)
+
+    def covariance_of(scales: Scales) -> Array:
+        own = scales.offset**2 + scales.slope**2 * falling + scales.turn**2 * turned
+        covariance = _alike(apart, scales.near) * own + scales.bend**2 * wide * turned
         covariance[np.diag_indices(len(left))] += scales.noise**2
-        root = np.linalg.cholesky(covariance)
+        return np.asarray(covariance)
+
+    def likelihood(scales: Scales) -> float:
+        root = np.linalg.cholesky(covariance_of(scales))
         white = solve_triangular(root, left, lower=True, check_finite=False)
-        likelihood = -0.5 * float(white @ white) - float(np.log(root.diagonal()).sum())
-        if best is None or likelihood > best[0]:
-            best = (likelihood, scales, covariance)
-    assert best is not None
-    _, scales, covariance = best
-    precision = np.linalg.inv(covariance)
+        return -0.5 * float(white @ white) - float(np.log(root.diagonal()).sum())
+
+    scales = _climbed(likelihood)
+    precision = np.linalg.inv(covariance_of(scales))
     pull = precision @ left
     unseen = left - pull / precision.diagonal()
     return Pooling(places, slowness, pull, scales), unseen
+
+
+def _climbed(likelihood: Callable[[Scales], float]) -> Scales:
+    """The scales on GRID that no change of a single one makes likelier."""
+    best, most, before = START, likelihood(START), -inf
+    while most > before:
+        before = most
+        for name, values in GRID.items():
+            for other in (replace(best, **{name: value}) for value in values):
+                if (found := likelihood(other)) > most:
+                    best, most = other, found
+    return best
 
 
 def _places(work: Work) -> Array:

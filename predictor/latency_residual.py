@@ -57,16 +57,29 @@ def fit_residual(work: Work, physics: Array, observed: Array, rng: np.random.Gen
     unseen = _out_of_fold(inputs, even, rng)
     share = _believed(left, unseen)
     error = np.abs(left - share * unseen)
-    found = fit_pooling(work, _evened_by_load(left, work))
-    pooling = None
-    if found is not None:
-        pooled = np.abs(left - found[1])
-        if pooled.mean() < error.mean():
-            (pooling, _), share, error = found, 1.0, pooled
+    pooling, expected = _pooled(left, work)
+    if np.abs(left - expected).mean() < error.mean():
+        share, error = 1.0, np.abs(left - expected)
+    else:
+        pooling = None
     least = FEW_ROWS_ERROR if len(left) < FEW_ROWS else 0.0
     p90, p95 = (max(least, float(np.quantile(error, q))) for q in (0.9, 0.95))
     trees = _boost(inputs, even) if share and pooling is None else None
     return Residual(trees, pooling, share, p90, p95)
+
+
+def _pooled(left: Array, work: Work) -> tuple[Pooling | None, Array]:
+    """A pooling of what is left, odd rows pulled in, and what it says of each row unseen; none: zeros.
+
+    A row is odd that is far from the others of its load, or from what all others let expect, as a load that
+    bends is far from its own median: whichever way leaves less.
+    """
+    plain = fit_pooling(work, left)
+    if plain is None:
+        return None, np.zeros_like(left)
+    ways = (_evened_by_load(left, work), _pulled_in(left, plain[1]))
+    found = [pooling for pooling in (fit_pooling(work, way) for way in ways) if pooling is not None]
+    return min(found, key=lambda pooling: float(np.abs(left - pooling[1]).mean()))
 
 
 def features(work: Work, physics: Array) -> Array:

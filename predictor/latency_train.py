@@ -14,7 +14,7 @@ from predictor.latency_residual import Residual, fit_residual
 from predictor.power import fit_power
 from predictor.refit import Array, Work, fit_latency, iteration_seconds, work_of
 from predictor.table import TableModel, Trained
-from predictor.table_build import Physics, build, swept
+from predictor.table_build import Physics, build
 
 LEAST_ROWS = 4
 
@@ -52,7 +52,7 @@ def train(sweep: Sweep, clocks: Sequence[int], rng: np.random.Generator) -> Fitt
     time_residual = fit_residual(work, seconds, np.array([row.seconds for row in rows]), rng)
     power_residual = _power_residual(rows, work, watts, rng) if power else None
     idle = power.p_idle_w if power else (sweep.idle_watts or 0.0)
-    tables = build(physics, time_residual, power_residual, swept(work), ladder, idle)
+    tables = build(physics, time_residual, power_residual, work, ladder, idle)
     trained = Trained(
         engine=sweep.engine.name,
         rows=len(rows),

@@ -2,8 +2,7 @@
 
 Knots are put where the physics bends, greedily, until a straight line between neighbours is within half a
 percent. The residuals are only asked inside the range that was swept. Then the time table is made
-monotone: the geometric mean of the least monotone table above it and of the greatest below it. Last, the
-clocks between which neither table bends are left out.
+monotone, what was measured first. Last, the clocks between which neither table bends are left out.
 """
 
 from __future__ import annotations  # array is generic for type checkers only
@@ -11,8 +10,10 @@ from __future__ import annotations  # array is generic for type checkers only
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 
 from joulegate.engine_profile import PowerCoefficients
 from predictor.latency_residual import Residual
@@ -74,7 +75,7 @@ class Swept:
         return self.batch, self.context, self.tokens
 
 
-def swept(work: Work) -> Swept:
+def _swept(work: Work) -> Swept:
     return Swept(np.unique(work.batch), np.unique(work.context), np.unique(work.tokens))
 
 
@@ -82,11 +83,12 @@ def build(
     physics: Physics,
     time_residual: Residual,
     power_residual: Residual | None,
-    swept: Swept,
+    rows: Work,
     clocks: Sequence[int],
     idle_watts: float,
 ) -> Tables:
-    """Tables over every clock in `clocks` (MHz, ascending) and twice the work that was swept."""
+    """Tables over every clock in `clocks` (MHz, ascending) and twice the work of `rows`, what was learned."""
+    swept = _swept(rows)
     axes = _axes(physics, swept, clocks)
     shape = (*(len(axis) for axis in axes), len(clocks))
     work = _grid(physics, axes, clocks)
@@ -101,7 +103,7 @@ def build(
     c = physics.latency
     per_sequence = c.h1_s_per_seq + c.h2_s_per_token
     linear = per_sequence * work.batch + c.pc2_s_per_token2 * work.attention / work.x
-    times = monotone(np.maximum(LEAST, seconds - linear).reshape(shape))
+    times = monotone(np.maximum(LEAST, seconds - linear).reshape(shape), _touched(axes, rows))
     steady = _never_falling(watts.reshape(shape))
     columns = columns_of(np.array(clocks, dtype=np.float64), (times, steady))
     return Tables(
@@ -119,22 +121,47 @@ def build(
     )
 
 
-def monotone(table: Array) -> Array:
+def monotone(table: Array, touched: npt.NDArray[np.bool_]) -> Array:
     """The nearest thing that rises along every axis but the last, and falls along the last (the clock).
 
-    The running maximum from the small, fast corner is the least monotone table above; the running minimum
-    from the other end the greatest below. Their geometric mean is monotone too, and a monotone table stays
-    as it is.
+    The geometric mean of its envelopes is monotone, and a monotone table stays as it is. Where rows lie
+    (`touched`, without the last axis) only such places are weighed against each other: what was measured is
+    not moved for the sake of what is made up beside it. The rest is then held between them.
     """
-    above, below = table[..., ::-1].copy(), table[..., ::-1].copy()
-    for axis in range(table.ndim):
-        above = np.maximum.accumulate(above, axis=axis)
-        below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis=axis), axis)
-    between = np.sqrt(above * below)[..., ::-1]
+    known = touched[..., None]
+    above, below = _envelopes(np.where(known, table, 0.0), np.where(known, table, np.inf))
+    measured = np.sqrt(above * np.where(known, below, 0.0))
+    least, most = _envelopes(measured, np.where(known, measured, np.inf))
+    above, below = _envelopes(table, table)
+    between = np.clip(np.sqrt(above * below), least, most)
     for axis in range(table.ndim - 1):
         steps = np.arange(table.shape[axis]).reshape([-1 if a == axis else 1 for a in range(table.ndim)])
         between = between * (1.0 + RISE * steps)
     return np.asarray(between)
+
+
+def _envelopes(low: Array, high: Array) -> tuple[Array, Array]:
+    """The least monotone table above `low`, and the greatest below `high`.
+
+    They are the running maximum from the small, fast corner, and the running minimum from the other end.
+    """
+    above, below = low[..., ::-1].copy(), high[..., ::-1].copy()
+    for axis in range(low.ndim):
+        above = np.maximum.accumulate(above, axis=axis)
+        below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis=axis), axis)
+    return above[..., ::-1], below[..., ::-1]
+
+
+def _touched(axes: Sequence[Array], rows: Work) -> npt.NDArray[np.bool_]:
+    """Which places of the grid a row lies at, or between."""
+    touched = np.zeros([len(axis) for axis in axes], np.bool_)
+    sides = []
+    for axis, values in zip(axes, (rows.padded, rows.context, rows.tokens), strict=True):
+        above = np.searchsorted(axis, values)
+        sides.append((np.where(axis[above] == values, above, above - 1), above))
+    for corner in product(*sides):
+        touched[corner] = True
+    return touched
 
 
 def _never_falling(watts: Array) -> Array:

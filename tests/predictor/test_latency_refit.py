@@ -126,6 +126,17 @@ def test_a_load_that_is_unlike_the_physics_is_no_odd_row() -> None:
     assert np.abs(np.log(truth) - found.advice(work, physics)).max() < 0.05
 
 
+def test_a_load_measured_faster_than_the_physics_is_served_as_it_was_measured() -> None:
+    """As of a mixture of experts, where one sequence alone needs few of the weights."""
+    seconds = {1: 0.014, 4: 0.019, 16: 0.0205, 64: 0.022}
+    rows = tuple(
+        decoding(batch, s * (0.8 + 200.0 / clock), clock) for batch, s in seconds.items() for clock in CLOCKS
+    )
+    model = train(Sweep(ENGINE, rows, None), [], np.random.default_rng(10)).model
+    for row in rows:
+        assert model.iteration_time(row.batch, row.clock) == pytest.approx(row.seconds, rel=0.03)
+
+
 def test_an_engine_held_by_its_limit_at_nearly_every_clock_is_learned_as_it_is() -> None:
     seconds = {400.0: 0.020, 600.0: 0.015, 800.0: 0.0125, 1000.0: 0.0125}
     rows = tuple(replace(decoding(8, s, clock), capped=clock > 500.0) for clock, s in seconds.items())

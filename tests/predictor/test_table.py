@@ -58,7 +58,8 @@ def model_of(times: np.ndarray, watts: np.ndarray | None = None, graphs: tuple[i
 
 
 def random_table(seed: int) -> np.ndarray:
-    return monotone(np.random.default_rng(seed).lognormal(-4.0, 1.0, SHAPE))
+    rng = np.random.default_rng(seed)
+    return monotone(rng.lognormal(-4.0, 1.0, SHAPE), rng.random(SHAPE[:3]) < 0.3)
 
 
 works = st.builds(
@@ -77,7 +78,17 @@ def test_projection_makes_any_table_monotone_and_keeps_one_that_is(seed: int) ->
     for axis in range(3):
         assert (np.diff(table, axis=axis) >= 0.0).all()
     assert (np.diff(table, axis=3) <= 0.0).all()
-    assert monotone(table) == pytest.approx(table, rel=1e-5)
+    everywhere = np.ones(SHAPE[:3], np.bool_)
+    assert monotone(table, everywhere) == pytest.approx(table, rel=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000))
+def test_what_was_measured_is_not_moved_for_what_is_made_up_beside_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    measured, touched = random_table(seed), rng.random(SHAPE[:3]) < 0.3
+    made_up = np.where(touched[..., None], measured, rng.lognormal(-4.0, 1.0, SHAPE))
+    assert monotone(made_up, touched)[touched] == pytest.approx(measured[touched], rel=1e-5)
 
 
 @settings(deadline=None)
