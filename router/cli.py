@@ -165,14 +165,23 @@ def _ask(
     if reply.status in (401, 403):
         raise UserError(f"{url} refuses: the admin key is needed", "--admin-key-file or $JOULEGATE_ADMIN_KEY")
     if reply.status not in accept:
-        raise UserError(
-            f"{url}{path} answered {reply.status}: {reply.body[:300].decode(errors='replace')}", status=1
-        )
+        said = reply.body[:300].decode(errors="replace")
+        raise UserError(_detail(reply.body) or f"{url}{path} answered {reply.status}: {said}", status=1)
     try:
         answer: Json = orjson.loads(reply.body)
     except orjson.JSONDecodeError as error:
         raise UserError(f"{url}{path} is not a gateway's answer", "is it the gateway's port?") from error
     return answer
+
+
+def _detail(body: bytes) -> str:
+    """Why a gateway refused, in its own words; empty where it is none that answered."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return ""
+    detail = document.get("detail") if isinstance(document, dict) else None
+    return detail if isinstance(detail, str) else ""
 
 
 def _print_json(value: object) -> None:

@@ -102,6 +102,7 @@ def as_text(result: dict[str, object]) -> str:
     lines = [
         f"requests {result['requests']}, errors {result['errors']}, lost {result['lost']}, "
         f"doubled {result['doubled']}, usage mismatches {result['usage_mismatches']}",
+        *(f"errors  {kind}: {count:.0f}" for kind, count in _mapping(result["error_kinds"])),
         f"output tokens {result['output_tokens']}; {result['lengths']}",
     ]
     for label, name in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("E2E", "e2e_s")):

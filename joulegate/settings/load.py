@@ -80,7 +80,11 @@ def validate(document: Document, model: type[M], folder: Path) -> Loaded[M]:
             details = error.errors(include_url=False)
             problems += explain.problems(document, model, details)
         else:
-            problems += [_placed(document, path, fault) for path, fault in faults(settings, ())]
+            known = {
+                problem.path for problem in problems
+            }  # a variable that is not set is no name given twice
+            found = [_placed(document, path, fault) for path, fault in faults(settings, ())]
+            problems += [problem for problem in found if problem.path not in known]
             if not problems and isinstance(settings, File):
                 problems += [_placed(document, (), fault) for fault in settings.misfits(Path.read_bytes)]
     if problems or settings is None:

@@ -58,6 +58,17 @@ def test_check_warns_of_an_objective_that_no_clock_meets(
     assert f"warning: {good}:8:31: models.0.pools.0.objectives.tpot_ms: no clock" in capsys.readouterr().err
 
 
+def test_variables_that_are_not_set_are_not_also_names_given_twice(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ', {name: i, url: "http://h:2"}'
+    good.write_text(GOOD.replace('"http://h:1"}', '"http://h:1"}' + more).replace("name: i", 'name: "${NO}"'))
+    assert run(["config", "check", str(good)], COMMANDS) == 2
+    out = capsys.readouterr().out
+    assert out.count("the environment variable NO is not set") == 2
+    assert "twice" not in out
+
+
 def test_a_file_named_for_another_kind_is_read_as_what_its_keys_say(
     good: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,15 @@ class Stranger(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"<html>It works!</html>")
 
+    def do_POST(self) -> None:
+        """As a gateway refuses; elsewhere as anybody does."""
+        self.send_response(404)
+        self.end_headers()
+        gateway = self.path == "/admin/drain"
+        self.wfile.write(
+            b'{"detail": "no instance is called \'x\'"}' if gateway else b"<html>not here</html>"
+        )
+
     def log_message(self, *_: object) -> None:
         """Nothing of it on stderr."""
 
@@ -34,6 +43,13 @@ def stranger() -> Iterator[str]:
 def test_another_server_is_no_gateway(stranger: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "--url", stranger], COMMANDS) == 2
     assert "is not a gateway's answer\n  help: is it the gateway's port?" in capsys.readouterr().err
+
+
+def test_a_refusal_is_given_in_the_gateways_words(stranger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["drain", "x", "--url", stranger], COMMANDS) == 1
+    assert capsys.readouterr().err == "error: no instance is called 'x'\n"
+    assert run(["reload", "--url", stranger], COMMANDS) == 1
+    assert "/admin/reload answered 404: <html>not here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
