@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -141,7 +140,7 @@ def evaluate(
     if plot is not None:
         _draw(plot, predictions)
     if json:
-        _write(asdict(result))
+        _write(result.document())
     else:
         sys.stdout.write(_table(result))
 
@@ -227,14 +226,15 @@ def _write(document: object) -> None:
 
 
 def _table(result: "Report") -> str:
-    lines = [f"{result.way}, {result.n} rows predicted"]
-    power = "unknown" if result.power_mape_pct is None else f"{result.power_mape_pct:.2f} %"
+    total = result.total
+    lines = [f"{result.way}, {total.n} rows predicted"]
+    power = "unknown" if total.power_mape_pct is None else f"{total.power_mape_pct:.2f} %"
     lines += [
-        f"  iterations/s      R2 {result.r2:.4f}, mean error {result.mae_iterations_per_s:.3g}",
-        f"  iteration time    mean error {result.mape_pct:.2f} %, 95 % within {result.p95_abs_pct:.2f} %",
-        f"  inside the model's 90 % band  {100 * result.coverage_p90:.1f} %",
+        f"  iterations/s      R2 {total.r2:.4f}, mean error {total.mae_iterations_per_s:.3g}",
+        f"  iteration time    mean error {total.mape_pct:.2f} %, 95 % within {total.p95_abs_pct:.2f} %",
+        f"  inside the model's 90 % band  {100 * total.coverage_p90:.1f} %",
         f"  power             mean error {power}",
-        f"  monotone violations {result.monotone_violations}",
+        f"  monotone violations {total.monotone_violations}",
         f"  search of every clock {result.search_us:.0f} us",
     ]
     for name, scores in result.engines.items():

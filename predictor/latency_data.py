@@ -181,6 +181,13 @@ def _work(phase: str, batch: int, context: float, new: float) -> Batch:
     return Batch(batch, batch * context)
 
 
+def phase_of(batch: Batch) -> str:
+    """The phase of one iteration with work in it."""
+    if not batch.prefill_tokens:
+        return "decode"
+    return "mixed" if batch.decoding else "prefill"
+
+
 def _text(record: Mapping[str, str | None], column: str) -> str:
     """A cell; empty where the row or the file has none."""
     return (record.get(column) or "").strip()

@@ -9,8 +9,8 @@ import numpy as np
 from joulegate.domain import Batch
 from joulegate.units import Seconds
 from predictor.latency_data import Row, Sweep
+from predictor.latency_fit import Array
 from predictor.latency_train import train
-from predictor.refit import Array
 from predictor.table import TableModel, search
 
 
@@ -40,7 +40,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Shares in per cent; `r2` and `mae` are of iterations per second, as throttLL'eM reports them."""
+    """`r2` and `mae` are of iterations per second, as throttLL'eM reports them.
+
+    `coverage_p90`: share of rows in the model's own 90 % band.
+    """
 
     n: int
     r2: float

@@ -20,7 +20,7 @@ from math import inf
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from predictor.refit import Array, Work
+from predictor.latency_fit import Array, Work
 
 MOST_ROWS = 400  # beyond, trees have enough to learn from, and the algebra gets slow
 LEAST_ROWS = 8

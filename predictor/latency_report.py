@@ -1,7 +1,7 @@
 """Pure: one evaluation of latency models over sweeps, in the words of `evaluate latency --json`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -38,19 +38,17 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`r2` and `mae` are of iterations/s; `coverage_p90`: share of rows in the model's own 90 % band."""
+    """Figures of all rows, and by engine."""
 
     way: str
-    n: int
-    r2: float
-    mape_pct: float
-    p95_abs_pct: float
-    mae_iterations_per_s: float
-    coverage_p90: float
-    power_mape_pct: float | None
-    monotone_violations: int
+    total: Scores
     search_us: float
     engines: Mapping[str, Scores]
+
+    def document(self) -> dict[str, object]:
+        """As `--json` prints it."""
+        total, engines = asdict(self.total), {name: asdict(found) for name, found in self.engines.items()}
+        return {"way": self.way, **total, "search_us": self.search_us, "engines": engines}
 
 
 def report(
@@ -76,20 +74,7 @@ def report(
     if not everything:
         raise UserError("nothing was left out to be predicted", "sweep more clocks, or learn fewer of them")
     total = score(everything, sum(scores.monotone_violations for scores in engines.values()))
-    pooled = Report(
-        way=way.name,
-        n=total.n,
-        r2=total.r2,
-        mape_pct=total.mape_pct,
-        p95_abs_pct=total.p95_abs_pct,
-        mae_iterations_per_s=total.mae_iterations_per_s,
-        coverage_p90=total.coverage_p90,
-        power_mape_pct=total.power_mape_pct,
-        monotone_violations=total.monotone_violations,
-        search_us=slowest,
-        engines=engines,
-    )
-    return pooled, everything
+    return Report(way.name, total, slowest, engines), everything
 
 
 def _predicted(sweep: Sweep, way: Way, rng: np.random.Generator) -> tuple[list[Prediction], list[TableModel]]:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.ensemble import GradientBoostingRegressor
 
+from predictor.latency_fit import Array, Work
 from predictor.latency_pooling import Pooling, fit_pooling
-from predictor.refit import Array, Work
 
 TREES = 60
 LEAVES = 8

@@ -10,9 +10,9 @@ import numpy as np
 
 from joulegate.errors import UserError
 from predictor.latency_data import Row, Sweep
+from predictor.latency_fit import Array, Work, fit_latency, iteration_seconds, work_of
 from predictor.latency_residual import Residual, fit_residual
 from predictor.power import fit_power
-from predictor.refit import Array, Work, fit_latency, iteration_seconds, work_of
 from predictor.table import TableModel, Trained
 from predictor.table_build import Physics, build
 

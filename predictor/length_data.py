@@ -1,9 +1,8 @@
 """Shell: rows to learn from and to be judged on: prompts (JSONL, gzip or not) and arrival traces (CSV).
 
 Prompts: an object a line with `output_tokens` and `model`; `prompt`, `input_tokens`, `source`, `prompt_id`,
-`licence` and any other column (a tenant, a group) where present. Traces: timestamp_s, input_tokens and
-output_tokens;
-`parent_row` (row that a turn continues, from 0) where present.
+`licence` and any other column (a tenant, a group) where present. Traces: timestamp_s, input_tokens,
+output_tokens; `parent_row` (row that a turn continues, from 0) where present.
 """
 
 import csv

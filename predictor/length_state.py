@@ -17,7 +17,6 @@ from predictor.length_text import Start
 
 Array = NDArray[np.float64] | NDArray[np.float32] | NDArray[np.int64] | NDArray[np.uint8]
 Arrays = Mapping[str, Array]
-Header = Mapping[str, object]
 
 
 def prior_arrays(prior: TextPrior, start: Start) -> dict[str, Array]:

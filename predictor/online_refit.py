@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz, Seconds
-from predictor.latency_data import COLUMNS, Engine, Row
+from predictor.latency_data import COLUMNS, Engine, Row, phase_of
 from predictor.online import Correction
 from predictor.online_samples import Sample
 from predictor.sweep import spread
@@ -109,7 +109,7 @@ def _doubling(low: int, high: int) -> list[int]:
 def rows_of(samples: Iterable[Sample]) -> list[Row]:
     """Live samples as rows of a sweep. A sample without work in it says nothing."""
     return [
-        Row(_phase(sample), sample.batch, sample.clock, sample.seconds, sample.watts, capped=False)
+        Row(phase_of(sample.batch), sample.batch, sample.clock, sample.seconds, sample.watts, capped=False)
         for sample in samples
         if sample.batch.decoding or sample.batch.prefill_tokens
     ]
@@ -140,9 +140,3 @@ def as_csv(engine: Engine, rows: Iterable[Row]) -> str:
             }
         )
     return text.getvalue()
-
-
-def _phase(sample: Sample) -> str:
-    if not sample.batch.prefill_tokens:
-        return "decode"
-    return "mixed" if sample.batch.decoding else "prefill"

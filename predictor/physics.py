@@ -17,6 +17,7 @@ Above the board's limit the GPU lowers its own clock until P fits; `capped` find
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from joulegate.domain import Batch
 from joulegate.engine_profile import EngineProfile
@@ -30,7 +31,7 @@ class PhysicsModel:
 
     def __init__(self, profile: EngineProfile) -> None:
         self.profile = profile
-        self._pads = _padding(profile.graph_batches)
+        self._pads = padding(profile.graph_batches)
         c = profile.latency
         self._memory, self._p, self._root = c.m0_s**c.p, c.p, 1.0 / c.p
         self._linear = c.m1_s_per_ctx_token, c.h0_s, c.h1_s_per_seq, c.h2_s_per_token
@@ -93,6 +94,7 @@ class PhysicsModel:
         return Watts(c.p_static_w + c.hm_w * u_mem + dynamic * g)
 
 
-def _padding(graph_batches: tuple[int, ...]) -> list[int]:
+def padding(graph_batches: Sequence[int]) -> list[int]:
+    """The CUDA graph size that each batch up to the largest runs at, by batch."""
     last = graph_batches[-1] if graph_batches else 0
     return [0] + [graph_batches[bisect_left(graph_batches, b)] for b in range(1, last + 1)]

@@ -15,7 +15,7 @@ from scipy.optimize import minimize, nnls
 
 from joulegate.engine_profile import LatencyCoefficients, PowerCoefficients
 from predictor.latency_data import Row
-from predictor.refit import Array, Work
+from predictor.latency_fit import Array, Work
 
 VMIN = (0.4, 0.55, 0.65, 0.74, 0.83, 0.92)
 KNEE = (0.15, 0.35, 0.5, 0.62, 0.74, 0.86)

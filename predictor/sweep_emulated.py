@@ -12,7 +12,7 @@ import numpy as np
 from joulegate.domain import Batch
 from joulegate.engine_profile import EngineProfile, LatencyCoefficients, PowerCoefficients
 from joulegate.units import MegaHertz, Seconds, Watts
-from predictor.latency_data import Engine, Row, Sweep
+from predictor.latency_data import Engine, Row, Sweep, phase_of
 from predictor.physics import PhysicsModel
 
 LONGEST = 8192  # tokens of context or prompt
@@ -69,7 +69,7 @@ def _measured(
 ) -> Row:
     reached, seconds, watts = plant.capped(batch, clock)
     return Row(
-        phase=_phase(batch),
+        phase=phase_of(batch),
         batch=batch,
         clock=clock,
         seconds=Seconds(seconds * float(rng.lognormal(0.0, blur.noise))),
@@ -78,12 +78,6 @@ def _measured(
         true_seconds=seconds,
         true_watts=watts,
     )
-
-
-def _phase(batch: Batch) -> str:
-    if not batch.prefill_tokens:
-        return "decode"
-    return "mixed" if batch.decoding else "prefill"
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

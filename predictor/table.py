@@ -24,6 +24,7 @@ from typing import TypeAlias
 
 from joulegate.domain import Batch
 from joulegate.units import MegaHertz, Seconds, Watts
+from predictor.physics import padding
 
 Corner: TypeAlias = "tuple[int, float]"  # where a row of a table (a value per column) begins, and its weight
 
@@ -74,7 +75,7 @@ class TableModel:
         self.trained = trained
         self._clocks = tuple(MegaHertz(clock) for clock in tables.clocks)
         self._at = {float(clock): self._place(clock) for clock in tables.clocks}
-        self._pads = _padding(tables.graphs)
+        self._pads = padding(tables.graphs)
         # A governor asks about one batch at many clocks: where that batch lies is worked out once.
         self._time_of: tuple[Batch | None, list[Corner]] = (None, [])
         self._power_of: tuple[Batch | None, list[Corner]] = (None, [])
@@ -206,10 +207,3 @@ def _blend(table: array[float], corners: Sequence[Corner], wide: int) -> list[fl
     for row, weight in rest:
         total = [value + other * weight for value, other in zip(total, table[row : row + wide], strict=True)]
     return total
-
-
-def _padding(graphs: Sequence[int]) -> list[int]:
-    sizes = [0]
-    for graph in graphs:
-        sizes.extend([graph] * (graph - len(sizes) + 1))
-    return sizes

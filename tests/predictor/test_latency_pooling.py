@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from predictor.latency_fit import Array, Work
 from predictor.latency_pooling import LEAST_ROWS, MOST_ROWS, fit_pooling
-from predictor.refit import Array, Work
 
 CLOCKS = np.array([0.4, 0.6, 0.8, 1.0])
 BATCHES = np.array([1.0, 4.0, 16.0, 64.0])
