@@ -1,5 +1,6 @@
 """Shell: the command table. A command's module is imported when it is called, and not before."""
 
+import errno
 import importlib
 import os
 import sys
@@ -13,6 +14,7 @@ from joulegate.settings.nearest import did_you_mean
 
 INTERRUPTED = 130
 PIPE_CLOSED = 1  # as typer does it
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 SAY_HELP = {"--help", "-h"}
 FIRST_AID = "gpu_agent.first_aid:first_aid"
 
@@ -150,6 +152,8 @@ def _cause(error: Exception) -> Exception:
 def _complain(error: Exception) -> int:
     if isinstance(error, UserError):
         message, help_text, status = error.message, error.help, error.status
+    elif isinstance(error, OSError) and error.errno in DISK_FULL:
+        message, help_text, status = f"cannot write: {error.strerror}", "free some, or write elsewhere", 1
     else:
         message, status = f"unexpected {type(error).__name__}: {error}", 1
         help_text = "this is a fault of joulegate; --verbose shows where it happened"

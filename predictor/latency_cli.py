@@ -222,7 +222,9 @@ def _ladder(text: str) -> list[int]:
 
 
 def _write(document: object) -> None:
-    sys.stdout.write(jsonlib.dumps(document, indent=1) + "\n")
+    import orjson  # writes null for what is no number
+
+    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def _table(result: "Report") -> str:

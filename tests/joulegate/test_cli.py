@@ -61,6 +61,20 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_full_disk_is_not_called_a_fault_of_ours() -> None:
+    code = "from joulegate.cli import main; main()"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write: No space left on device\n  help: ")
+
+
 def start(room: Path, *arguments: str) -> subprocess.Popen[bytes]:
     code = dedent("""
         import sys

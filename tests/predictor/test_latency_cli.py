@@ -207,3 +207,15 @@ def test_ways_of_evaluating_exclude_each_other(sweep_csv: Path, capsys: pytest.C
     words = ["evaluate", "latency", "--data", str(sweep_csv), "--few-shot", "2", "--leave-one-clock-out"]
     assert run(words, COMMANDS) == 2
     assert "only one of" in capsys.readouterr().err
+
+
+def test_where_every_time_is_the_same_there_is_no_r2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "same.csv"
+    rows = [f"X,8B,1,decode,{batch},{clock},10" for clock in range(600, 1501, 100) for batch in (1, 8, 32)]
+    path.write_text("\n".join(["gpu,model,tp,phase,batch,freq_mhz,latency_ms", *rows, ""]))
+    assert run(["evaluate", "latency", "--data", str(path), "--json"], COMMANDS) == 0
+    told = capsys.readouterr().out
+    assert "NaN" not in told
+    assert json.loads(told)["r2"] is None
