@@ -86,18 +86,20 @@ class Agent:
         return True
 
     async def give_back(self, reason: str, now: Seconds) -> None:
-        """End the lease: the clocks go back to default, and whoever asks next may set them."""
-        request = SyncRequest(holder=self._holder, lease=self.view.lease, ttl_s=0.0, reason=reason[:200])
+        """End the lease: the clocks go back to default, and whoever asks next may set them.
+
+        Asked once: where that fails, or the agent knows no such request yet, the lease runs out.
+        """
+        lease, self.view.lease = self.view.lease, None
+        request = SyncRequest(holder=self._holder, lease=lease, ttl_s=0.0, reason=reason[:200])
         try:
             reply = await self._client.post("/v1/sync", request.model_dump_json().encode(), TIMEOUT)
             if reply.status == 409:
                 self._refused(_parse(reply.body, LeaseRefused), now)
                 return
-            answer = _decode(reply, SyncReply)
+            self._seen(_decode(reply, SyncReply).gpus, now)
         except (Unreachable, _Refused) as error:
-            return self._down(str(error))
-        self.view.lease = None
-        self._seen(answer.gpus, now)
+            self._down(str(error))
 
     async def boost(
         self, floors: Mapping[str, MegaHertz], duration: Seconds, reason: str, now: Seconds

@@ -11,7 +11,7 @@ from control.verify import VerifyRules
 from gpu_agent.lease import Granted, Lease, ask
 from joulegate.settings.gateway import Gateway
 from joulegate.units import MegaHertz, Seconds
-from joulegate.wire import GpuList, LeaseRefused, SyncReply, SyncRequest
+from joulegate.wire import GpuList, LeaseRefused, SyncReply, SyncRequest, WireError
 from router.actuate import ActuationRules, Node
 from router.agents import Agent
 from router.build_fleet import build_fleet
@@ -81,6 +81,8 @@ class AgentEnd:
     """The agent at the other end of every replica's client: one lease, by the agent's own law."""
 
     def __init__(self, cupboard: Cupboard) -> None:
+        self.takes_back = True  # older ones do not
+        self.asked = 0
         self.lease: Lease | None = None
         self.tokens = 0
         self._way = cupboard.way
@@ -97,6 +99,9 @@ class AgentEnd:
         assert path == "/v1/sync"
         wanted = SyncRequest.model_validate_json(body)
         await self._way()
+        if not wanted.ttl_s and not self.takes_back:
+            self.asked += 1
+            return Reply(400, WireError(error="ttl_s: too short").model_dump_json().encode())
         ttl, at = Seconds(wanted.ttl_s), Seconds(now())
         said = ask(self.lease, wanted.holder, wanted.lease, ttl, at, self.tokens + 1)
         if isinstance(said, Granted):
@@ -218,6 +223,24 @@ def test_who_is_told_to_stop_hands_the_clocks_over_while_it_still_serves(moment:
         return took
 
     assert simulate(run()) <= 3 * TICK
+
+
+@given(MOMENTS)
+@settings(max_examples=10, deadline=None)
+def test_a_lease_that_an_older_agent_does_not_take_back_runs_out(moment: tuple[int, float]) -> None:
+    async def run() -> tuple[float, int]:
+        house = House(moment[0])
+        house.agent.takes_back = False
+        head = await house.open()
+        await asyncio.sleep(moment[1])
+        head.replicas.leaving = True
+        took = await house.taken_over(head)
+        await house.close()
+        return took, house.agent.asked
+
+    took, asked = simulate(run())
+    assert took <= LEASE + 0.5
+    assert asked == 1
 
 
 @given(MOMENTS)
