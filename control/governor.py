@@ -375,8 +375,8 @@ def _room(case: _Case, pace: Pace) -> Room:
     full = pace.of(most, most * each)
     decoding = most
     if full > limit:  # iteration time is convex in the batch: the chord over-states it in between
-        slack = max(0.0, limit - pace.step)
-        decoding = int(load.decoding + (most - load.decoding) * slack / (full - pace.step))
+        more = (most - load.decoding) * (limit - pace.step) / (full - pace.step) if limit > pace.step else 0.0
+        decoding = int(load.decoding + more)
     left = min(case.objectives.ttft) / case.guard - pace.step
     tokens = load.chunk * left / max(1e-9, pace.full)
     return Room(decoding=decoding, prompt_tokens=max(0.0, tokens), at=case.now)

@@ -246,6 +246,14 @@ def test_an_objective_out_of_reach_gives_maximum_clock_and_says_so() -> None:
     assert (decision.clock, decision.reason) == (MAX, Reason.OVERLOAD)
 
 
+def test_a_full_engine_that_is_too_slow_has_no_room_for_more() -> None:
+    full = instance([500] * 8)
+    full.slots = 8
+    hasty = Objectives(PLAIN.ttft, Seconds(1e-4), None, None)
+    decision, _ = choose(full, Outlook(floor=LOW), hasty, RULES, Memory(), NOW)
+    assert (decision.clock, decision.at_max.decoding) == (MAX, 8)
+
+
 def test_the_sentence_tells_tpot_expected_and_allowed() -> None:
     decision, _ = choose(instance([500] * 14), Outlook(floor=LOW), PLAIN, RULES, Memory(), NOW)
     assert "of 100 expected with 14 running" in decision.sentence
