@@ -27,6 +27,8 @@ PLANT = PhysicsModel(ENGINE)
 REACH = Reach(64, 100_000.0, 2048)
 SLOWER = 1.2
 
+pytestmark = pytest.mark.timeout(400)  # the child runs at the lowest priority, beside whatever else runs
+
 
 def refitted(folder: Path, rows: Sequence[Row]) -> TableModel:
     """As the gateway has it done: in a child process, over files."""
