@@ -12,7 +12,7 @@ from joulegate.errors import UserError
 from predictor.latency_data import Row, Sweep
 from predictor.latency_fit import Array, Work, fit_latency, iteration_seconds, work_of
 from predictor.latency_residual import Residual, fit_residual
-from predictor.power import fit_power
+from predictor.power_fit import fit_power
 from predictor.table import TableModel, Trained
 from predictor.table_build import Physics, build
 

@@ -75,10 +75,6 @@ class OnlineModel:
     def idle_watts(self) -> Watts:
         return self._idle
 
-    @property
-    def knows_power(self) -> bool:
-        return bool(self._power)
-
     def iteration_time(self, batch: Batch, clock: MegaHertz) -> Seconds:
         a, b, c, d = self.coefficients
         x = min(1.0, clock / self._clocks[-1])

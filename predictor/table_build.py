@@ -18,7 +18,7 @@ import numpy.typing as npt
 from joulegate.engine_profile import PowerCoefficients
 from predictor.latency_fit import Array, Coefficients, Work, iteration_seconds, pad
 from predictor.latency_residual import Residual
-from predictor.power import UNCAPPED, watts_of
+from predictor.power_fit import UNCAPPED, watts_of
 from predictor.table import Tables
 
 KNOTS = 14  # at most, on each axis of work

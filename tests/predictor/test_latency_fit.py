@@ -23,7 +23,7 @@ from predictor.latency_evaluate import (
 from predictor.latency_fit import VLLM_GRAPHS, fit_latency, iteration_seconds, pad, work_of
 from predictor.latency_residual import fit_residual
 from predictor.latency_train import train
-from predictor.power import fit_power, watts_of
+from predictor.power_fit import fit_power, watts_of
 from predictor.sweep_emulated import Blur, emulated_sweep, hide
 
 PROFILES = Path(__file__).parents[2] / "configs" / "profiles"

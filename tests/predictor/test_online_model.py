@@ -87,7 +87,7 @@ def test_without_telemetry_no_clock_looks_cheaper() -> None:
     bare = [Sample(s.batch, s.clock, s.seconds, None, s.at) for s in watch(ENGINE, TOP, 60, random.Random(4))]
     model = learn(bare, ENGINE.clocks, Watts(0.0), LearnSettings())
     assert model is not None
-    assert not model.knows_power
+    assert not model.power
     assert len({model.watts(Batch(8), clock) for clock in model.clocks}) == 1
 
 
