@@ -13,12 +13,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from joulegate.arrivals import Arrival, read_trace
 from joulegate.engine_profile import EngineProfile
 from simulator.costs import EngineCosts
 from simulator.emulator import read_profile
 from simulator.engine import Engine
 from simulator.jobs import Job
-from simulator.trace_file import Arrival, read_trace
 
 ROOT = Path(__file__).parent.parent
 SCALED = ROOT.parent / "shared/data/traces/scaled/s4a_conv.csv.gz"  # where it is at hand

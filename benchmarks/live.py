@@ -28,6 +28,7 @@ from rich.table import Table
 from benchmarks.live_site import Site, standing
 from control.admission import AdmissionRules
 from control.governor import GovernorRules
+from joulegate.arrivals import Arrival
 from joulegate.domain import Cuts, Objectives
 from joulegate.engine_profile import EngineProfile
 from joulegate.errors import UserError
@@ -43,7 +44,6 @@ from simulator.real_time import go_first
 from simulator.replay_report import Engine, Tally, attainment
 from simulator.results import Pooled, Run
 from simulator.simulate import read_profile, recipe_of
-from simulator.trace_file import Arrival
 from simulator.workload import Load
 
 ROOT = Path(__file__).parent.parent

@@ -1,14 +1,14 @@
 """Shell: rows to learn from and to be judged on: prompts (JSONL, gzip or not) and arrival traces (CSV).
 
-Prompts: an object a line with `output_tokens` and `model`; `prompt`, `input_tokens`, `source`, `prompt_id`,
-`licence` and any other column (a tenant, a group) where present. Traces: timestamp_s, input_tokens,
-output_tokens; `parent_row` (row that a turn continues, from 0) where present.
+Prompts: an object a line with `output_tokens`, `model`, and `prompt`, `messages` (OpenAI's) or
+`input_tokens`; `source`, `prompt_id`, `licence` and any other column (a tenant, a group) where present.
+Traces: `joulegate.arrivals`; `parent_row` (row that a turn continues, from 0) where present.
 """
 
-import csv
 import gzip
 import io
 import zlib
+from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from zlib import crc32
 
 import orjson
 
+from joulegate.arrivals import Trace, read_rows
 from joulegate.domain import LengthQuery
 from joulegate.errors import UserError
 from predictor.features import ends
@@ -27,7 +28,6 @@ from predictor.length_evaluate import Sample, StreamName
 CHARACTERS_PER_TOKEN = 4.0  # where a row does not say how long its prompt is in tokens
 HELD_OUT = 5  # prompts whose crc32 is divisible by this are never learned from
 MOST_TOKENS = 1 << 31
-ARRIVAL = ("timestamp_s", "input_tokens", "output_tokens")  # what a trace must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ def read_prompts(paths: Sequence[Path], tenant_key: str | None = None) -> list[R
             if not line.strip():
                 continue
             try:
-                rows.append(_row(orjson.loads(line), path, tenant_key))
+                rows.append(_row(orjson.loads(line.removeprefix(BOM_UTF8)), path, tenant_key))
             except ValueError as error:
                 raise UserError(
                     f"{path}:{number}: not a row of prompts: {error}",
-                    "each line is an object with prompt, output_tokens and model",
+                    "each line is an object with prompt (or messages), output_tokens and model",
                 ) from error
     if not rows:
         raise UserError(f"no rows in {', '.join(map(str, paths))}")
@@ -66,9 +66,7 @@ def read_prompts(paths: Sequence[Path], tenant_key: str | None = None) -> list[R
 def _row(line: object, path: Path, tenant_key: str | None) -> Row:
     if not isinstance(line, dict):
         raise ValueError("not an object")
-    prompt = line.get("prompt", "")
-    if not isinstance(prompt, str):
-        raise ValueError(f"prompt: {_short(prompt)} is not text")
+    prompt, characters = _prompt(line)
     if line.get("model") is None:
         raise ValueError("model: is missing")
     source = str(line.get("source", path.name.partition(".")[0]))
@@ -80,7 +78,7 @@ def _row(line: object, path: Path, tenant_key: str | None) -> Row:
     query = LengthQuery(
         model=alias(stream),
         key=str(line[tenant_key]) if tenant_key is not None else "",
-        input_tokens=_tokens(line, "input_tokens") if told else int(len(prompt) / CHARACTERS_PER_TOKEN),
+        input_tokens=_tokens(line, "input_tokens") if told else int(characters / CHARACTERS_PER_TOKEN),
         text_head=head,
         text_tail=tail,
     )
@@ -90,6 +88,33 @@ def _row(line: object, path: Path, tenant_key: str | None) -> Row:
         str(line.get("prompt_id", crc32(prompt.encode()))),
         str(line.get("licence", "")),
     )
+
+
+def _prompt(line: Mapping[str, object]) -> tuple[str, int]:
+    """(text that the answer follows from, characters of all of it). Raises ValueError naming the key.
+
+    Of messages the last one of the user is read, as the gateway does; all of them are long.
+    """
+    prompt, messages = line.get("prompt"), line.get("messages")
+    if prompt is None and messages is not None:
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise ValueError(f"messages: {_short(messages)} is no list of messages")
+        said = [(message.get("role"), _content(message.get("content"))) for message in messages]
+        last = [text for role, text in said if role == "user"][-1:]
+        return "".join(last), sum(len(text) for _, text in said)
+    if prompt is None and line.get("input_tokens") is None:
+        raise ValueError(f"no prompt, messages or input_tokens, only {_short(', '.join(sorted(line)))}")
+    if not isinstance(prompt, str | None):
+        raise ValueError(f"prompt: {_short(prompt)} is not text")
+    return prompt or "", len(prompt or "")
+
+
+def _content(content: object) -> str:
+    """The text of one message: a string, or parts of which those with text count."""
+    if isinstance(content, list):
+        parts = (part.get("text") if isinstance(part, dict) else part for part in content)
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
 
 
 def alias(stream: StreamName) -> str:
@@ -134,64 +159,49 @@ def streams(rows: Sequence[Row]) -> dict[StreamName, list[Sample]]:
 
 def read_traces(paths: Sequence[Path], tenant_key: str | None) -> dict[StreamName, list[Sample]]:
     """One stream of all traces by time. `tenant_key` is a column, or "trace" for the file's name."""
-    arrivals: list[tuple[float, int, Sample]] = []
+    samples: list[Sample] = []
+    offset = 0
     for path in paths:
-        offset = len(arrivals)
-        for place, line in enumerate(_records(path)):
-            try:
-                sample = _arrival(line, path, offset, place, tenant_key)
-            except ValueError as error:
-                raise UserError(
-                    f"{path}:{place + 2}: not a row of a trace: {error}", f"columns: {', '.join(ARRIVAL)}"
-                ) from error
-            arrivals.append((sample.at, offset + place, sample))
-    if not arrivals:
-        raise UserError(f"no rows in {', '.join(map(str, paths))}")
-    arrivals.sort(key=lambda arrival: arrival[:2])
+        trace = read_rows(path)
+        samples += _samples(trace, path, offset, tenant_key)
+        offset += trace.count
+    samples.sort(key=lambda sample: (sample.at, sample.query.turn))
     name = StreamName("+".join(path.name.partition(".")[0] for path in paths), "trace")
-    return {name: [sample for _, _, sample in arrivals]}
+    return {name: samples}
 
 
-def _arrival(line: Mapping[str, str], path: Path, offset: int, place: int, tenant_key: str | None) -> Sample:
-    key = ""
-    if tenant_key == "trace":
-        key = path.name.partition(".")[0]
-    elif tenant_key is not None:
-        if tenant_key not in line:
-            raise UserError(f"{path}: no column {tenant_key!r}", f"columns: trace, {', '.join(sorted(line))}")
-        key = line[tenant_key]
-    row = int(_number(line, "parent_row")) if line.get("parent_row") else -1
-    query = LengthQuery(
-        model="trace",
-        key=key,
-        input_tokens=_tokens(line, "input_tokens"),
-        parent=offset + row + 1 if row >= 0 else 0,
-        turn=offset + place + 1,
-    )
-    return Sample(query, _tokens(line, "output_tokens"), _number(line, "timestamp_s"))
+def _samples(trace: Trace, path: Path, offset: int, tenant_key: str | None) -> Iterator[Sample]:
+    """`offset`: rows of the files before. Raises UserError where a column is not there or is no number."""
+    if tenant_key not in (None, "trace", *trace.names):
+        shown = ", ".join(["trace", *sorted(trace.names)])
+        raise UserError(f"{path}: no column {tenant_key!r}", f"columns: {shown}")
+    for row in trace.rows:
+        line = dict(zip(trace.names, row.cells, strict=True))
+        key = path.name.partition(".")[0] if tenant_key == "trace" else line.get(tenant_key or "", "")
+        try:
+            parent = int(_number(line, "parent_row")) if line.get("parent_row") else -1
+        except ValueError as error:
+            raise UserError(
+                f"{path}: row {row.place} below the header: {error}", "the row that a turn continues, from 0"
+            ) from error
+        query = LengthQuery(
+            model="trace",
+            key=key,
+            input_tokens=row.input_tokens,
+            parent=offset + parent + 1 if parent >= 0 else 0,
+            turn=offset + row.place + 1,
+        )
+        yield Sample(query, row.output_tokens, row.at)
 
 
 def read_arrivals(path: Path) -> tuple[list[float], list[int], list[int]]:
     """(seconds, input tokens, output tokens) of a trace, by time."""
-    (samples,) = read_traces([path], None).values()
+    rows = read_rows(path).rows
     return (
-        [sample.at for sample in samples],
-        [sample.query.input_tokens for sample in samples],
-        [sample.output_tokens for sample in samples],
+        [row.at for row in rows],
+        [row.input_tokens for row in rows],
+        [row.output_tokens for row in rows],
     )
-
-
-def _records(path: Path) -> Iterator[dict[str, str]]:
-    reader = csv.DictReader(line.decode(errors="replace") for line in _lines(path))
-    try:
-        missing = [name for name in ARRIVAL if name not in (reader.fieldnames or ARRIVAL)]
-        if missing:
-            raise UserError(
-                f"{path}:1: not a trace: no column {', '.join(missing)}", f"columns: {', '.join(ARRIVAL)}"
-            )
-        yield from reader
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}", "save it as plain CSV") from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -31,11 +31,8 @@ def judged(
         ]
     earlier = _weeks(warm) if warm is not None else None
     return [
-        summary(
-            path.name,
-            {f"{e:g}": _judged(_weeks(path), earlier, Seconds(e), quantile, 0) for e in epochs},
-        )
-        for path in traces
+        summary(name, {f"{e:g}": _judged(weeks, earlier, Seconds(e), quantile, 0) for e in epochs})
+        for name, weeks in ((path.name, _weeks(path)) for path in traces)
     ]
 
 

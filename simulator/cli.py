@@ -53,7 +53,7 @@ def replay(
 ) -> None:
     """Send the arrivals of a trace, each at its instant, and report latency, attainment and exactness."""
     from simulator import replay as replaying
-    from simulator.trace_file import Window
+    from simulator.window import Window
 
     request = replaying.Replay(
         trace=trace,

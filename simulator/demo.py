@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from joulegate.arrivals import Arrival
 from joulegate.domain import Cuts, Objectives
 from joulegate.errors import UserError
 from joulegate.units import Seconds
@@ -29,7 +30,6 @@ from simulator.emulator import read_profile
 from simulator.fetch import fetch_json
 from simulator.loadgen import Sender, Target, finish, play
 from simulator.replay_report import Engine, summary
-from simulator.trace_file import Arrival
 
 OBJECTIVES = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, 1.2)  # the defaults
 PATIENCE = 30.0  # seconds without a byte after which the rest counts as lost

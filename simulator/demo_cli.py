@@ -23,12 +23,13 @@ def demo(
     import orjson
     from rich.console import Console
 
+    from joulegate.arrivals import read_trace
     from joulegate.errors import UserError
     from joulegate.outputs import file_for
     from joulegate.shipped import shipped
     from simulator.demo import Demo, run, standing
     from simulator.demo_summary import lines
-    from simulator.trace_file import Window, read_trace
+    from simulator.window import Window
 
     if find_spec("openai") is None:
         raise UserError("the demo's OpenAI client is not installed", "pip install '.[demo]' in the checkout")

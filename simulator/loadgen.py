@@ -16,11 +16,11 @@ from secrets import token_hex
 
 import orjson
 
+from joulegate.arrivals import Arrival
 from simulator.emulator_text import CHARACTERS_PER_TOKEN, CONVERSATION_TOKENS, MESSAGE_TOKENS
 from simulator.histogram import Histogram
 from simulator.loadgen_http import Pool
 from simulator.replay_report import Answer, Engine, Tally
-from simulator.trace_file import Arrival
 
 LATENESS_BOUNDS = tuple(0.0001 * 1.05**k for k in range(220))  # 0.1 ms to 4.6 s
 FILLER = "if self is not the same as this return one more list of them and then go on to what is next "

@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
+from joulegate.arrivals import Arrival, read_trace
 from joulegate.domain import Cuts, Objectives
 from joulegate.errors import UserError
 from joulegate.units import Seconds
@@ -17,7 +18,7 @@ from simulator.loadgen import Sender, Target, finish, play
 from simulator.loadgen_http import fetch
 from simulator.real_time import go_first
 from simulator.replay_report import Engine, summary
-from simulator.trace_file import Arrival, Window, read_trace
+from simulator.window import Window
 
 PATIENCE = 60.0  # seconds without a byte from the target after which what is missing counts as lost
 SAY_EVERY = 10.0

@@ -13,6 +13,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from joulegate.arrivals import read_trace
 from joulegate.engine_profile import EngineProfile, parse_profile
 from joulegate.errors import UserError
 from joulegate.settings.load import load
@@ -24,7 +25,6 @@ from simulator.cluster import Setup
 from simulator.costs import EngineCosts
 from simulator.results import Run
 from simulator.summary import Comparison, document
-from simulator.trace_file import read_trace
 from simulator.workload import Daily, Load, Recipe
 
 SWEEP_EVERY = 200_000  # objects made before garbage in cycles is looked for; Python's own: 700

@@ -157,6 +157,6 @@ def test_a_trace_of_centuries_is_refused_before_it_fills_the_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace = tmp_path / "trace.csv"
-    trace.write_text("timestamp_s,input_tokens,output_tokens\n0,5,5\n1e300,5,5\n")
+    trace.write_text("timestamp_s,input_tokens,output_tokens\n0,5,5\n9e8,5,5\n")
     assert run(["evaluate", "load", "--trace", str(trace)], COMMANDS) == 2
     assert "too many epochs" in capsys.readouterr().err

@@ -163,6 +163,11 @@ def test_a_bad_row_is_named_with_its_line(tmp_path: Path) -> None:
         ('{"prompt": "a", "model": "m"}', "output_tokens: is missing"),
         ('{"prompt": "a", "output_tokens": 3}', "model: is missing"),
         ('{"prompt": ["a"], "output_tokens": 3, "model": "m"}', "prompt: .* is not text"),
+        (
+            '{"text": "a", "output_tokens": 3, "model": "m"}',
+            "no prompt, messages or input_tokens, only .*text",
+        ),
+        ('{"messages": "a", "output_tokens": 3, "model": "m"}', "messages: 'a' is no list of messages"),
         ("[1, 2]", "not an object"),
     ],
 )
@@ -173,14 +178,39 @@ def test_what_is_wrong_with_a_row_is_said(tmp_path: Path, row: str, said: str) -
         read_prompts([path])
 
 
+def test_messages_are_read_as_the_gateway_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    parts = [{"type": "text", "text": "what is "}, {"type": "image_url"}, {"type": "text", "text": "this"}]
+    talk = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": parts},
+    ]
+    line = {"messages": talk, "output_tokens": 3, "model": "m"}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(line).encode() + b"\n")
+    [row] = read_prompts([path])
+    assert row.sample.query.text_head == "what is this"
+    assert row.sample.query.input_tokens == (8 + 5 + 12) // 4
+
+
+def test_a_trace_of_others_is_judged_with_turns_by_their_place_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    rows = ("1700000005,20,7,0", "1700000000,10,5,", "1700000003,10,0,")
+    path.write_text("\ufefftimestamp,prompt_tokens,completion_tokens,parent_row\n" + "\n".join(rows))
+    [[first, second]] = read_traces([path], None).values()
+    assert (first.at, first.query.input_tokens, first.query.turn, first.query.parent) == (0.0, 10, 2, 0)
+    assert (second.at, second.output_tokens, second.query.turn, second.query.parent) == (5.0, 7, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("timestamp_s,input_tokens\n1,2\n", "trace.csv:1: not a trace: no column output_tokens"),
-        ("timestamp_s,input_tokens,output_tokens\n0,5,5\nnan,5,5\n", "trace.csv:3: .*timestamp_s: 'nan'"),
-        ("timestamp_s,input_tokens,output_tokens\n0,5\n", "trace.csv:2: .*output_tokens: is missing"),
-        ("timestamp_s,input_tokens,output_tokens\n0,5,-5\n", "trace.csv:2: .*output_tokens: '-5'"),
-        ("timestamp_s,input_tokens,output_tokens\n", "no rows"),
+        ("timestamp_s,input_tokens\n1,2\n", "trace.csv:1: column 'output_tokens' is missing"),
+        ("timestamp_s,input_tokens,output_tokens\n0,5,5\nnan,5,5\n", "trace.csv:3: timestamp_s is nan"),
+        ("timestamp_s,input_tokens,output_tokens\n0,5\n", "trace.csv:2: 2 columns, the header has 3"),
+        ("timestamp_s,input_tokens,output_tokens\n0,5,-5\n", "trace.csv:2: 5 input and -5 output"),
+        ("timestamp_s,input_tokens,output_tokens\n", "holds no requests"),
         ("\x00\ufffd", "trace.csv"),
     ],
 )

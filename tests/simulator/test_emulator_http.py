@@ -5,9 +5,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from joulegate.arrivals import Arrival
 from simulator.loadgen import Sender, Target, finish, play
 from simulator.replay_report import Engine
-from simulator.trace_file import Arrival
 from tests.simulator.conftest import MODEL, RunningFleet
 
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from joulegate.arrivals import Arrival
 from simulator.children import free_ports
 from simulator.loadgen import Sender, Target, finish, play
 from simulator.replay_report import Engine
-from simulator.trace_file import Arrival
 from tests.simulator.conftest import MODEL, RunningFleet, fleet_yaml, running
 
 HEADER = "timestamp_s,input_tokens,output_tokens\n"
