@@ -16,6 +16,7 @@ from router.pools import Expected, Fleet, Member, Model, Pool, RequestRecord, Tr
 from router.ports import Ending, RelayRequest, Report
 from router.tally import Tally
 
+NOT_FOUND = 404  # vLLM's answer, too, to a model that it does not serve
 MAX_LESSONS = 100  # outcomes kept until the next tick: at 1,000 a second the latest say as much as all
 SIGNALS = {
     Ending.OK: Signal.REQUEST_SUCCEEDED,
@@ -114,6 +115,8 @@ class Accounts:
             member.status.busy_until = Seconds(now + BUSY_PAUSE)
         elif (signal := SIGNALS.get(report.ending)) is not None:
             member.status.signal(signal, now, report.error)
+        if report.status == NOT_FOUND:
+            member.status.doubted = True
         if trip is None:
             return
         flight = trip.flight

@@ -22,6 +22,7 @@ class Gauges:
     asleep: bool = False
     drafted: float | None = None  # speculative decoding: tokens drafted and accepted so far
     accepted: float | None = None
+    started: float | None = None  # unix time at which its process began
 
 
 def read_gauges(page: bytes, engine: Engine) -> Gauges:
@@ -42,6 +43,7 @@ def _vllm(page: bytes) -> Gauges:
     drafted = _samples(page, b"vllm:spec_decode_num_draft_tokens_total")
     accepted = _samples(page, b"vllm:spec_decode_num_accepted_tokens_total")
     awake = _samples(page, b"vllm:engine_sleep_state", b'sleep_state="awake"')
+    started = _samples(page, b"process_start_time_seconds")
     return Gauges(
         running=_count(running),
         waiting=_count(waiting),
@@ -50,6 +52,7 @@ def _vllm(page: bytes) -> Gauges:
         asleep=bool(awake) and max(awake) == 0.0,
         drafted=sum(drafted) if drafted else None,
         accepted=sum(accepted) if accepted else None,
+        started=max(started) if started else None,
     )
 
 

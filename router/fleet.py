@@ -76,6 +76,8 @@ class InstanceStatus:
     draining: bool = False
     asleep: bool = False
     fenced: str = ""  # why the plan keeps requests away from it
+    misfit: str = ""  # "serves X, not Y"; "": it serves its model, or does not say what
+    doubted: bool = False  # it knew no model of a request: what it serves is asked again
     comes_back: bool = False  # though it takes none now, the plan can have it back: requests may wait for it
     busy_until: Seconds = Seconds(float("-inf"))
     gauges: Gauges = field(default_factory=Gauges)
@@ -102,7 +104,9 @@ class InstanceStatus:
 
     def may_take(self, in_flight: int, now: Seconds) -> bool:
         """Whether one more request may go there now."""
-        if self.draining or self.asleep or self.fenced or self.health is Health.DOWN or now < self.busy_until:
+        if self.draining or self.asleep or self.fenced or self.misfit:
+            return False
+        if self.health is Health.DOWN or now < self.busy_until:
             return False
         return in_flight == 0 or self.health is not Health.PROBATION
 
@@ -124,6 +128,8 @@ class InstanceStatus:
             return self.fenced
         if self.asleep:
             return "asleep"
+        if self.misfit and self.health is not Health.DOWN:
+            return self.misfit
         if now < self.busy_until:
             return "busy"
         return f"{self.health.value}: {self.problem}" if self.health is Health.DOWN else ""

@@ -104,6 +104,9 @@ GAUGES: Mapping[str, Declared] = {
     "joulegate_plan_up": Declared("1 if the last plan could be made.", ("model",)),
     "joulegate_running_requests": Declared("Requests at an instance.", INSTANCE),
     "joulegate_instance_up": Declared("1 if requests may be sent to the instance.", INSTANCE),
+    "joulegate_instance_misfit": Declared(
+        "1 if the engine lists models, and that of the instance is not among them.", INSTANCE
+    ),
     "joulegate_instance_proven": Declared(
         "1 if the instance was seen to work on its GPUs: before that its clocks are not lowered.", INSTANCE
     ),
@@ -307,6 +310,7 @@ def _member_gauges(model: Model, pool: Pool, member: Member) -> Iterator[tuple[s
     labels = (model.name, pool.name, member.law.name)
     yield "joulegate_running_requests", labels, member.open
     yield "joulegate_instance_up", labels, float(member.law.ready)
+    yield "joulegate_instance_misfit", labels, float(member.status.misfit != "")
     if pool.sets_clocks:
         yield "joulegate_instance_proven", labels, float(member.proven)
     yield "joulegate_gpu_clock_target_hertz", labels, (member.target or 0) * 1e6

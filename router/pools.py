@@ -6,7 +6,7 @@ What the control laws read of an instance is its `law` (control.state.Instance);
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from control.admission import PoolQueue
 from control.governor import Decision
@@ -17,6 +17,7 @@ from joulegate.domain import Batch, Cuts, LengthPrediction, LengthPredictor, Len
 from joulegate.units import MegaHertz, Seconds
 from router.burn import Burn
 from router.energy import EnergyBook
+from router.engine_metrics import Gauges
 from router.fleet import Health, InstanceStatus
 from router.holdback_meter import HoldbackMeter
 from router.load_meter import LoadMeter
@@ -70,12 +71,15 @@ class Member:
     open: int = 0  # requests it holds, of every kind
     blind: dict[str, Flight] = field(default_factory=dict)  # not streaming: progress is estimated, not seen
     sessions: "OrderedDict[str, int]" = field(default_factory=OrderedDict)  # law.sessions, newest last
+    started: float | None = None  # unix time at which its engine's process began
     header_lines: bytes = field(init=False)  # what every answer of it says
     home: str = field(init=False)  # the pool it is configured in
+    kv_known: bool = field(init=False)  # by settings or profile: else as its engine says
 
     def __post_init__(self) -> None:
         self.law.sessions = self.sessions
         self.home = self.law.pool
+        self.kv_known = self.law.limits.kv_capacity is not None
         self.move(self.home)
 
     def move(self, pool: str) -> None:
@@ -101,6 +105,16 @@ class Member:
         """Bring `law.ready` up to date with health."""
         self.law.ready = self.status.may_take(self.open, now)
         self.law.suspect = self.status.health is Health.SUSPECT
+
+    def follow(self, gauges: Gauges) -> None:
+        """What its engine says of itself: another process has an empty cache, maybe of another size."""
+        if gauges.started is not None:
+            if self.started not in (None, gauges.started):
+                self.sessions.clear()
+            self.started = gauges.started
+        tokens = gauges.kv_capacity_tokens
+        if not self.kv_known and tokens not in (None, self.law.limits.kv_capacity):
+            self.law.limits = replace(self.law.limits, kv_capacity=tokens)
 
     def remember(self, session: str, tokens: int) -> None:
         """`session` has so many tokens in this instance's prefix cache, as far as we know."""

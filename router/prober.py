@@ -10,9 +10,12 @@ from router.engine_metrics import MAX_PAGE, read_gauges
 from router.fleet import Health, InstanceStatus, Signal
 from router.http_client import ControlClient, Unreachable
 from router.ports import Engine
+from router.served import listed, misfit
 
 log = logging.getLogger(__name__)
 BAD = (Health.SUSPECT, Health.DOWN)
+MODELS = "/v1/models"
+LOOK_AGAIN = 30.0  # seconds until an engine is asked again what it serves
 
 
 class Prober:
@@ -35,6 +38,7 @@ class Prober:
         self._on_change = on_change
         self._path = path
         self._timeout = timeout
+        self._look_at = float("-inf")  # when it is asked next what it serves
 
     async def run(self, interval: float, first_after: float) -> None:
         """Probe for ever. `first_after` spreads a fleet's probes over the interval."""
@@ -47,22 +51,22 @@ class Prober:
     async def tick(self) -> None:
         """Ask once. Never raises for what the network or the engine does."""
         status, now = self._status, Seconds(self._clock())
-        before = (status.health, status.asleep)
+        before = (status.health, status.asleep, status.misfit)
         try:
             await self._health(now)
             if status.endpoint.engine is not Engine.OPENAI:
                 await self._gauges()
         except Unreachable as error:
-            status.signal(Signal.PROBE_FAILED, now, str(error))
-        if before != (status.health, status.asleep):
+            self._failed(now, str(error))
+        if before != (status.health, status.asleep, status.misfit):
             log.log(
-                logging.WARNING if status.health in BAD and not status.asleep else logging.INFO,
+                logging.WARNING if _is_bad(status) else logging.INFO,
                 "instance health",
                 extra={
                     "instance": status.endpoint.name,
                     "health": status.health.value,
                     "asleep": status.asleep,
-                    "problem": status.problem,
+                    "problem": status.misfit or status.problem,
                 },
             )
             self._on_change()
@@ -70,9 +74,36 @@ class Prober:
     async def _health(self, now: Seconds) -> None:
         reply = await self._client.get(self._path, self._timeout)
         if reply.status < 500:  # servers without the route answer 404, and live
+            await self._models(now)
             self._status.signal(Signal.PROBE_PASSED, now)
         else:
-            self._status.signal(Signal.PROBE_FAILED, now, f"{self._path} answered {reply.status}")
+            self._failed(now, f"{self._path} answered {reply.status}")
+
+    def _failed(self, now: Seconds, problem: str) -> None:
+        """It may be another that answers next."""
+        self._status.signal(Signal.PROBE_FAILED, now, problem)
+        self._look_at = now
+
+    async def _models(self, now: Seconds) -> None:
+        """Whether it serves what it is asked for: when it comes up, after a 404, and now and then.
+
+        Only vLLM is held to its list: TGI, llama.cpp and others serve their one model under any name.
+        """
+        status = self._status
+        endpoint = status.endpoint
+        due = status.doubted or status.misfit or now >= self._look_at
+        if endpoint.engine is not Engine.VLLM or not endpoint.model or not due:
+            return
+        status.doubted = False
+        try:
+            reply = await self._client.get(MODELS, self._timeout)
+        except Unreachable:
+            return  # asked again with the next probe
+        if reply.status >= 500:
+            return
+        served = listed(reply.body) if reply.status == 200 else frozenset()
+        status.misfit = misfit(served, [endpoint.model, *sorted(endpoint.adapters)])
+        self._look_at = now + LOOK_AGAIN
 
     async def _gauges(self) -> None:
         """Read them, and at once how much of it is not ours: a second later our own count has moved on."""
@@ -84,7 +115,8 @@ class Prober:
             return  # what we knew grows stale, and stale means unknown: not that the instance is down
         if reply.status != 200 or len(reply.body) > MAX_PAGE:
             return
-        gauges = status.gauges = read_gauges(reply.body, status.endpoint.engine)
+        known, gauges = status.gauges.started, read_gauges(reply.body, status.endpoint.engine)
+        status.gauges = gauges
         status.gauges_at = Seconds(self._clock())
         status.asleep = gauges.asleep
         if gauges.running == 0 and not gauges.waiting:
@@ -93,6 +125,13 @@ class Prober:
         running, prompts = max(running, book.running), max(prompts, len(book.prompts))
         status.running_elsewhere = max(0, (gauges.running or 0) - running)
         status.waiting_elsewhere = max(0, (gauges.waiting or 0) - prompts)
+        if known not in (None, gauges.started):  # another process
+            status.doubted = True
+            await self._models(status.gauges_at)
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _is_bad(status: InstanceStatus) -> bool:
+    return (status.health in BAD and not status.asleep) or status.misfit != ""

@@ -107,7 +107,9 @@ class Prover:
         proof = member.proof
         if proof.state is Standing.PROVEN or not self._agent.view.up or not self._needed(member):
             return False
-        usable = member.status.health is Health.UP and not (member.status.draining or member.status.asleep)
+        usable = member.status.health is Health.UP and not (
+            member.status.draining or member.status.asleep or member.status.misfit
+        )
         return usable and (proof.tries < QUICK_TRIES or self._clock() - proof.at >= AGAIN)
 
     def _idle(self) -> set[str]:

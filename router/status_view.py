@@ -34,7 +34,7 @@ def _pool(model: str, pool: Json) -> RenderableType:
     for index, name in enumerate(COLUMNS):
         table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
     for instance in pool["instances"]:
-        table.add_row(*_cells(instance))
+        table.add_row(*map(Text, _cells(instance)))
     sentences = [
         Text(f"  {instance['clocks_left_alone'] or instance['decision']}", style="dim")
         for instance in pool["instances"]

@@ -7,7 +7,6 @@ request's bytes never wait for control.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from control.admission import learned_slots
 from control.holdback import measure
@@ -116,8 +115,7 @@ class ControlTick:
             law.slots = learned_slots(law.slots, gauges.running, gauges.waiting or 0, member.known_slots)
         elif others.running:
             law.gauges = Gauges(law.book.running + others.running, 0, now)
-        if law.limits.kv_capacity is None and gauges.kv_capacity_tokens is not None:
-            law.limits = replace(law.limits, kv_capacity=gauges.kv_capacity_tokens)
+        member.follow(gauges)
         view = None if node is None else node.agent.view
         if view is not None and view.up and all(gpu in view.gpus for gpu in member.gpus):
             infos = [view.infos[gpu] for gpu in member.gpus if gpu in view.infos]

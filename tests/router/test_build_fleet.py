@@ -16,6 +16,7 @@ from predictor.physics import PhysicsModel
 from predictor.sweep_emulated import Blur, emulated_sweep
 from predictor.table import TableModel
 from router.build_fleet import build_fleet, read_model
+from router.engine_metrics import Gauges
 
 PROFILE = "profiles/h100_llama-3.1-8b_tp1.json"
 
@@ -64,3 +65,19 @@ def test_a_trained_model_serves_as_a_profile_does(tmp_path: Path) -> None:
     [(_, _, member)] = build_fleet(settings(profile=str(tmp_path / "m.json"))).members()
     assert isinstance(member.law.model, TableModel)
     assert member.speed.profiled
+
+
+def test_an_engine_that_was_started_again_has_forgotten_its_sessions_and_may_hold_less() -> None:
+    [(_, _, member)] = build_fleet(settings()).members()
+    member.follow(Gauges(kv_capacity_tokens=1000, started=1.0))
+    member.remember("s", 50)
+    member.follow(Gauges())
+    assert (member.law.limits.kv_capacity, dict(member.law.sessions)) == (1000, {"s": 50})
+    member.follow(Gauges(kv_capacity_tokens=600, started=2.0))
+    assert (member.law.limits.kv_capacity, dict(member.law.sessions)) == (600, {})
+
+
+def test_what_the_settings_say_of_its_cache_stands() -> None:
+    [(_, _, member)] = build_fleet(settings(kv_tokens=800)).members()
+    member.follow(Gauges(kv_capacity_tokens=600, started=1.0))
+    assert member.law.limits.kv_capacity == 800

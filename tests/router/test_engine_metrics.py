@@ -45,3 +45,7 @@ def test_tgi_reads_kv_as_the_share_of_batch_tokens() -> None:
 )
 def test_garbage_is_unknown_not_zero(page: bytes) -> None:
     assert read_gauges(page, Engine.VLLM) == Gauges()
+
+
+def test_a_page_may_say_when_its_process_began() -> None:
+    assert read_gauges(VLLM + b"process_start_time_seconds 1.76e+09\n", Engine.VLLM).started == 1.76e9

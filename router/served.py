@@ -1,0 +1,30 @@
+"""Pure: which models an engine says that it serves, on its /v1/models page."""
+
+from collections.abc import Collection
+
+import orjson
+
+NAMED = 3  # models named to people
+LONGEST_NAME = 100  # characters of each
+
+
+def listed(page: bytes) -> frozenset[str]:
+    """Names on the page, LoRA adapters among them. Empty: garbage, or it lists none; that says nothing."""
+    try:
+        found = orjson.loads(page)
+    except orjson.JSONDecodeError:
+        return frozenset()
+    cards = found.get("data") if isinstance(found, dict) else None
+    if not isinstance(cards, list):
+        return frozenset()
+    names = [card.get("id") for card in cards if isinstance(card, dict)]
+    return frozenset(name for name in names if isinstance(name, str) and name)
+
+
+def misfit(served: Collection[str], wanted: Collection[str]) -> str:
+    """What is wrong, for people, where an engine lists models and none of `wanted`; else ""."""
+    if not served or not wanted or not set(wanted).isdisjoint(served):
+        return ""
+    names = [name[:LONGEST_NAME] for name in sorted(served)]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"serves {', '.join(names[:NAMED])}{more}, not {', '.join(wanted)}"
