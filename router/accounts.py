@@ -21,6 +21,7 @@ MAX_LESSONS = 100  # outcomes kept until the next tick: at 1,000 a second the la
 SIGNALS = {
     Ending.OK: Signal.REQUEST_SUCCEEDED,
     Ending.CLIENT_ERROR: Signal.REQUEST_SUCCEEDED,
+    Ending.KEY_REFUSED: Signal.REQUEST_SUCCEEDED,
     Ending.UPSTREAM_ERROR: Signal.REQUEST_FAILED,
     Ending.UPSTREAM_DOWN: Signal.REQUEST_FAILED,
     Ending.TIMEOUT: Signal.REQUEST_FAILED,

@@ -18,6 +18,7 @@ GatewayError
 └── UpstreamError             502 upstream_error
     ├── UpstreamDown          502                         refused, reset, or cut off
     ├── UpstreamGarbled       502                         broke HTTP's framing
+    ├── KeyRefused            502                         the key that we send it is wrong, not the client's
     ├── Resteered             503                         + Retry-After; taken back, and no other had a place
     ├── Squashed              429 rate_limit_error        + Retry-After; past its deadline, and others wait
     └── UpstreamSilent        504                         no answer, or none to its end, in time
@@ -151,6 +152,10 @@ class UpstreamDown(UpstreamError):
 
 class UpstreamGarbled(UpstreamError):
     code = "instance_garbled"
+
+
+class KeyRefused(UpstreamError):
+    code = "instance_key_refused"
 
 
 class TakenBack(UpstreamError):

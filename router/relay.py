@@ -26,6 +26,7 @@ from router.dialects import RESPONSES, Tap
 from router.errors import (
     GatewayBusy,
     GatewayError,
+    KeyRefused,
     MethodNotAllowed,
     NoSuchModel,
     NoSuchRoute,
@@ -37,7 +38,7 @@ from router.head import RequestHead, check_path, reply_head, status_line
 from router.intake import Call, message, safe_id, understand
 from router.keys import Keys
 from router.limits import RelayLimits
-from router.ports import Caller, Ending, Gate, Reply, Report, Sink, Slot, Upstream
+from router.ports import Caller, Ending, Endpoint, Gate, Reply, Report, Sink, Slot, Upstream
 from router.sinks import EventSink, NamingSink, PlainSink
 from router.verdict import ending_of, ending_of_failure, try_another
 
@@ -74,6 +75,7 @@ class Relay:
         self.keys = keys
         self.limits = limits
         self.refused = refused
+        self._keyless: set[str] = set()  # instances whose key is wrong, as the log was told
         self._process = secrets.token_hex(8)
         self._served = 0
 
@@ -172,6 +174,7 @@ class Relay:
                 if generative and not reply.begun and reply.status == 200:
                     raise UpstreamDown(f"{endpoint.name}: an empty answer")
                 if reply.status >= 400:
+                    self._check_key(endpoint, reply.status)
                     refusal = await self._refusal(call, slot, reply)
                     if refusal is not None:
                         report = refusal.report
@@ -183,6 +186,16 @@ class Relay:
             return Refusal(report, error)
         finally:
             slot.close(report)
+
+    def _check_key(self, endpoint: Endpoint, status: int) -> None:
+        """Raises KeyRefused where an instance does not take the key that is ours: no client can mend that."""
+        if endpoint.authorization is None or status not in (401, 403):
+            return
+        why = f"{endpoint.name} answered {status} to the gateway's own key: its `api_key` in gateway.yaml"
+        if endpoint.name not in self._keyless:
+            self._keyless.add(endpoint.name)
+            logger.error("instance refuses our key", extra={"instance": endpoint.name, "problem": why})
+        raise KeyRefused(why)
 
     async def _whole(self, call: Call, reply: Reply) -> bytes | None:
         """The answer in one piece, where something is added to it; None: as it comes."""

@@ -1,17 +1,27 @@
 """Pure: what an answer's status, or its failure, says about the instance, and what is tried next."""
 
-from router.errors import GatewayBusy, GatewayError, Resteered, Squashed, UpstreamError, UpstreamSilent
+from router.errors import (
+    GatewayBusy,
+    GatewayError,
+    KeyRefused,
+    Resteered,
+    Squashed,
+    UpstreamError,
+    UpstreamSilent,
+)
 from router.ports import Ending
 
 BUSY = frozenset({408, 429, 529})
 # vLLM's queue limit answers 503 with a text of this kind, a dead engine with another
 BUSY_WORDS = (b"busy", b"overloaded", b"different instance", b"try again")
 DEAD_WORDS = (b"EngineCore encountered", b"EngineDead")  # vLLM's last words: its process ends with them
-ANOTHER = frozenset({Ending.UPSTREAM_BUSY, Ending.UPSTREAM_DOWN, Ending.UPSTREAM_ERROR, Ending.RESTEERED})
+REFUSED_UNREAD = frozenset({Ending.UPSTREAM_BUSY, Ending.KEY_REFUSED})  # surely not begun
+ANOTHER = REFUSED_UNREAD | {Ending.UPSTREAM_DOWN, Ending.UPSTREAM_ERROR, Ending.RESTEERED}
 FAILURES = {
     UpstreamSilent: Ending.TIMEOUT,
     Resteered: Ending.RESTEERED,
     Squashed: Ending.SHED,
+    KeyRefused: Ending.KEY_REFUSED,
     GatewayBusy: Ending.REFUSED,
 }
 
@@ -45,6 +55,6 @@ def try_another(ending: Ending, error: GatewayError | None, repeatable: bool) ->
     """
     if ending not in ANOTHER:
         return False
-    if repeatable or ending is Ending.UPSTREAM_BUSY:
+    if repeatable or ending in REFUSED_UNREAD:
         return True
     return isinstance(error, UpstreamError) and error.unsent

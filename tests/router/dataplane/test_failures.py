@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -635,3 +636,44 @@ async def test_a_connection_that_does_not_come_about_is_given_up() -> None:
         await opened(opening, 0.05)
     await asyncio.wait([opening])
     assert opening.cancelled()
+
+
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"403 Forbidden"])
+@pytest.mark.parametrize("body", [ASK, ASK_STREAM])
+async def test_a_key_of_ours_that_an_instance_refuses_is_not_the_clients_fault(
+    status: bytes, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FakeEngine(says(answer(b'{"error":"Unauthorized"}', status))) as engine:
+        gate = FakeGate(replace(engine.endpoint("first"), authorization=b"Bearer old"))
+        async with edge(gate) as it:
+            for _ in range(2):
+                head, rest = await ask(it, body)
+                assert head.startswith(b"HTTP/1.1 502 ")
+                assert b'"code":"instance_key_refused"' in rest
+                assert b"first answered %b to" % status[:3] in rest
+                assert b"api_key" in rest
+    assert [report.ending for report in gate.reports] == [Ending.KEY_REFUSED] * 2
+    told = [record for record in caplog.records if record.message == "instance refuses our key"]
+    assert len(told) == 1
+    assert "old" not in str(vars(told[0]))
+
+
+async def test_where_a_key_of_ours_is_refused_another_instance_is_asked() -> None:
+    refuses = says(answer(b'{"error":"Unauthorized"}', b"401 Unauthorized"))
+    async with FakeEngine(refuses) as bad, FakeEngine(says(GOOD)) as good:
+        first = replace(bad.endpoint("bad"), authorization=b"Bearer old")
+        gate = FakeGate(first, good.endpoint("good"), retries=1)
+        async with edge(gate) as it:
+            head, _ = await ask(it)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"x-joulegate-instance: good" in head
+
+
+async def test_a_key_of_the_clients_own_that_an_instance_refuses_is_the_clients() -> None:
+    async with FakeEngine(says(answer(b'{"error":"Unauthorized"}', b"401 Unauthorized"))) as engine:
+        gate = FakeGate(engine.endpoint(), retries=1)
+        async with edge(gate) as it:
+            head, rest = await ask(it)
+    assert head.startswith(b"HTTP/1.1 401 ")
+    assert b'"type":"authentication_error"' in rest
+    assert gate.reports[0].ending is Ending.CLIENT_ERROR
