@@ -122,6 +122,11 @@ def _checked(profile: EngineProfile) -> EngineProfile:
         "p": latency.p,
         "u_sat": power.u_sat,
         "tdp_w": power.tdp_w,
+        "p_static_w + d0_w + dm_w + dc_w + hm_w": power.p_static_w
+        + power.d0_w
+        + power.dm_w
+        + power.dc_w
+        + power.hm_w,
         "kv_capacity_tokens": engine.kv_capacity_tokens,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,

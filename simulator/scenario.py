@@ -75,10 +75,21 @@ def prepare(
         objectives = with_e2e(objectives, e2e)
     chosen = seeds or scenario.seeds or enough_seeds(recipe, factor, setup)
     cases = tuple(_case(recipe, factor, seed) for seed in range(chosen))
-    owned = float(sum(costs.profile.tp for costs in setup.costs))
-    fleet = replace(setup, objectives=objectives, owned_gpus=owned)
+    fleet = _owned(replace(setup, objectives=objectives))
     terms = Terms(fleet, Seconds(e2e), scenario.max_slowdown, builds)
     return Bench(scenario.name, terms, factor, sustained, cases)
+
+
+def resized(bench: Bench, instances: int) -> Bench:
+    """With so many instances as its baseline, at the same load."""
+    fleet = bench.terms.setup
+    fleet = _owned(replace(fleet, costs=fleet.costs[:1] * instances))
+    return replace(bench, terms=replace(bench.terms, setup=fleet))
+
+
+def _owned(fleet: Setup) -> Setup:
+    """Its GPUs are paid for, on or off: nobody has more than the baseline."""
+    return replace(fleet, owned_gpus=float(sum(costs.profile.tp for costs in fleet.costs)))
 
 
 def _needs_sustained(scenario: Scenario) -> bool:

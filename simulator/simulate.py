@@ -23,7 +23,9 @@ from joulegate.units import Seconds
 from simulator import scenario as scenarios
 from simulator.cluster import Setup
 from simulator.costs import EngineCosts
+from simulator.fleets import MOST, Fleet, fewest, fitting, fleets
 from simulator.results import Run
+from simulator.scenario import Bench
 from simulator.summary import Comparison, document
 from simulator.workload import Daily, Load, Recipe
 
@@ -51,10 +53,9 @@ def simulate_all(request: Request) -> list[tuple[Comparison, dict[str, Any]]]:
     recipe = recipe_of(settings)
     answers = []
     with _bar() as progress:
-        for path in request.profiles or (settings.profile,):
+        for fleet in fleets_of(settings, request.profiles):
             began = time.perf_counter()
-            profile = read_profile(path)
-            result = _compared(settings, recipe, profile, path.stem, request, progress)
+            result = _compared(settings, recipe, fleet, request, progress)
             answers.append((result, document(result, time.perf_counter() - began)))
     return answers
 
@@ -111,25 +112,66 @@ def read_profile(path: Path) -> EngineProfile:
         raise UserError(f"engine profile {path}: {error}", "see configs/profiles/README.md") from error
 
 
+def fleets_of(settings: Scenario, profiles: Sequence[Path]) -> list[Fleet]:
+    """What is compared on: the scenario's fleet, or that of the profiles given instead. Raises UserError."""
+    if not profiles:
+        builds = tuple(read_profile(path) for path in settings.builds)
+        return [Fleet(settings.profile.stem, read_profile(settings.profile), builds)]
+    given = {path.stem: read_profile(path) for path in profiles}
+    if len(given) < len(profiles):
+        raise UserError("two profiles have the same file name", "answers are told apart by it")
+    if settings.builds:
+        return fleets(given, read_profile(settings.profile).tp)
+    return [Fleet(name, profile) for name, profile in given.items()]
+
+
 def _compared(
-    settings: Scenario,
-    recipe: Recipe,
-    profile: EngineProfile,
-    name: str,
-    request: Request,
-    progress: Progress,
+    settings: Scenario, recipe: Recipe, fleet: Fleet, request: Request, progress: Progress
 ) -> Comparison:
-    task = progress.add_task(f"{settings.name} {name}: load level", total=None)
-    setup = Setup((EngineCosts(profile),) * settings.instances, scenarios.objectives_of(settings))
-    builds = tuple(EngineCosts(read_profile(path)) for path in settings.builds)
+    def say(what: str) -> None:
+        shown = f"{settings.name} on {fleet.name}: {what}"
+        progress.console.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+    task = progress.add_task(f"{settings.name} {fleet.name}: load level", total=None)
+    recipe, left_out = fitting(recipe, fleet.smallest)
+    if left_out:
+        say(left_out)
+    setup = Setup((EngineCosts(fleet.baseline),) * settings.instances, scenarios.objectives_of(settings))
+    builds = tuple(EngineCosts(profile) for profile in fleet.builds)
     bench = scenarios.prepare(settings, recipe, setup, builds, request.seeds)
-    mapper = _mapper(request.jobs, progress, f"{settings.name} {name}")
+    if fleet.given:
+        bench = _sized(settings, fleet, bench, recipe, say)
+    mapper = _mapper(request.jobs, progress, f"{settings.name} {fleet.name}")
     progress.remove_task(task)
     policies = scenarios.compare(bench, settings.policies, mapper)
     other = (
         scenarios.compare(scenarios.swapped(bench), settings.policies, mapper) if request.swapped else None
     )
-    return Comparison(bench, name, policies, other)
+    return Comparison(bench, fleet.name, policies, other)
+
+
+def _sized(
+    settings: Scenario, fleet: Fleet, bench: Bench, recipe: Recipe, say: Callable[[str], None]
+) -> Bench:
+    """With as many of a given baseline as its load asks for, and what was chosen said."""
+    built = ", ".join(f"{profile.name} (TP{profile.tp})" for profile in fleet.builds)
+    say(f"baseline {fleet.name} (TP{fleet.baseline.tp}); joulegate may build {built}")
+    if settings.load.scale is None:
+        say(f"{settings.instances} instances as in the scenario: the load is what they sustain")
+        return bench
+    gpus = settings.instances * read_profile(settings.profile).tp
+    start = max(1, gpus // fleet.baseline.tp)
+    load = recipe.load(bench.factor, 0)
+    count, reasons = fewest(load, bench.terms.setup, start, MOST * start)
+    if count is None:
+        say(
+            f"not even {MOST * start} instances keep every P99 ({'; '.join(reasons)}): "
+            f"the baseline has {start}, the GPUs of the scenario"
+        )
+    else:
+        less = f": {count - 1} have {reasons[0]}" if reasons else ""
+        say(f"{count} instances, the fewest that keep every P99 at maximum clock{less}")
+    return scenarios.resized(bench, count or start)
 
 
 def _mapper(

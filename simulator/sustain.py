@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from joulegate.domain import Objectives
+from joulegate.errors import UserError
 from joulegate.units import Seconds
 from simulator.cluster import Setup, run_fixed
 from simulator.results import Pooled
@@ -19,6 +20,7 @@ from simulator.workload import Load, constant, peak_minute, scale
 SPAN = Seconds(1200.0)
 SEEDS = (0, 1)
 PRECISION = 1.005
+FEWEST = 20  # requests on which anything is said
 T_SHARE, T_TTFT = 0.99, 5.0
 
 
@@ -45,7 +47,7 @@ def sustainable(load: Load, setup: Setup, threshold_pct: float | None) -> Sustai
         within = float(np.mean(pooled.all("tpot") <= setup.objectives.tpot))
         return within >= T_SHARE and pooled.p99("ttft") <= T_TTFT
 
-    rate = _largest(holds, 0.1, PRECISION)
+    rate = _largest(holds, 0.1, FEWEST / SPAN, "requests/s")
     return Sustained(rate, at(rate).p99("e2e"))
 
 
@@ -57,7 +59,7 @@ def largest_scale(load: Load, setup: Setup, threshold_pct: float) -> float:
         runs = [run_fixed(scale(load, factor, seed), setup, top) for seed in SEEDS]
         return Pooled(tuple(runs), setup.objectives).attainment() >= threshold_pct
 
-    return _largest(holds, 0.05, PRECISION)
+    return _largest(holds, 0.05, FEWEST / len(load), "of the trace")
 
 
 def scale_for(load: Load, rate: float, peak_ratio: float) -> float:
@@ -70,12 +72,20 @@ def with_e2e(objectives: Objectives, e2e: float) -> Objectives:
     return Objectives(objectives.ttft, objectives.tpot, Seconds(e2e), objectives.max_slowdown)
 
 
-def _largest(holds: Callable[[float], bool], start: float, precision: float) -> float:
-    """By doubling, then bisection in logarithm."""
+def _largest(holds: Callable[[float], bool], start: float, least: float, unit: str) -> float:
+    """By doubling or halving, then bisection in logarithm. Raises UserError: not even `least` holds."""
     low, high = start, 2.0 * start
     while holds(high):
         low, high = high, 2.0 * high
-    while high / low > precision:
+    while low <= start and not holds(low):
+        if low <= least:
+            raise UserError(
+                f"the engine does not keep the objectives even at {low:.2g} {unit}",
+                "looser objectives or a lower load.attainment_pct in the scenario; "
+                "with load.scale set, policies other than throttllem",
+            )
+        low, high = max(least, 0.5 * low), low
+    while high / low > PRECISION:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low

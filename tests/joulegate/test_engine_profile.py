@@ -49,6 +49,13 @@ def test_a_voltage_that_never_rises_is_none() -> None:
         parse_profile(changed("power.knee", 1))
 
 
+def test_work_draws_power() -> None:
+    document = changed("power.p_static_w", 0)
+    document["power"].update(d0_w=0, dm_w=0, dc_w=0, hm_w=0)
+    with pytest.raises(ValueError, match=r"p_static_w \+ .*: 0"):
+        parse_profile(document)
+
+
 def test_an_iteration_takes_time() -> None:
     document = changed("latency.p", 3)
     document["latency"].update(m0_s=0, c0_s=0, h0_s=0)

@@ -1,6 +1,7 @@
 """`joulegate simulate`: from a scenario file to a table, JSON and a report that needs nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,11 @@ from joulegate.cli import COMMANDS, run
 from joulegate.errors import UserError
 from joulegate.settings.load import load
 from joulegate.settings.scenario import POLICIES, Scenario
+from simulator.cluster import Setup
+from simulator.costs import EngineCosts
+from simulator.scenario import objectives_of
 from simulator.simulate import Request, changed, read_load, read_profile, simulate_all
+from simulator.sustain import sustainable
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KEYS = set(
@@ -158,3 +163,89 @@ def test_an_unknown_policy_names_the_nearest(scenario: Path) -> None:
 def test_every_shipped_scenario_loads_and_its_trace_is_there(path: Path) -> None:
     settings = load(path, Scenario)
     assert len(read_load(settings.trace)) > 1000
+
+
+def hand_made(folder: Path, tp: int, **changes: object) -> Path:
+    """A profile that nobody ships: slower than the H100, at half its power, of one name at every size."""
+    document = json.loads((CONFIGS / "profiles" / f"h100_llama-3.1-70b_tp{tp}.json").read_text())
+    document |= {"gpu": "Other", "name": "other"}
+    document["latency"] = {k: v if k == "p" else 1.5 * v for k, v in document["latency"].items()}
+    document["power"] = {k: 0.5 * v if k.endswith("_w") else v for k, v in document["power"].items()}
+    document["engine"] |= changes
+    path = folder / f"other_tp{tp}.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def of_h100s(scenario: Path) -> Path:
+    """The same scenario on two H100 instances of TP8, with builds."""
+    tp = {size: CONFIGS / "profiles" / f"h100_llama-3.1-70b_tp{size}.json" for size in (2, 8)}
+    path = scenario.with_name("fleet.yaml")
+    path.write_text(
+        f"version: 1\nkind: scenario\nname: fleet\ntrace: trace.csv\nprofile: {tp[8]}\ninstances: 2\n"
+        f"builds: [{tp[2]}, {tp[8]}]\nload: {{scale: 1.0}}\npolicies: [joulegate]\nseeds: 1\n"
+    )
+    return path
+
+
+def test_profiles_given_are_the_whole_fleet(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profiles = tuple(hand_made(tmp_path, size) for size in (2, 4, 8))
+    [(result, made)] = simulate_all(Request(of_h100s(scenario), profiles=profiles, swapped=False))
+    terms = result.bench.terms
+    assert made["profile"] == "other_tp8"
+    assert {costs.profile.gpu for costs in (*terms.setup.costs, *terms.builds)} == {"Other"}
+    assert [costs.profile.name for costs in terms.builds] == ["other_tp2", "other_tp4", "other_tp8"]
+    assert terms.setup.owned_gpus == 8 * len(terms.setup.costs)
+    said = capsys.readouterr().err
+    assert "baseline other_tp8 (TP8); joulegate may build other_tp2 (TP2), other_tp4 (TP4)" in said
+    assert "the fewest that keep every P99" in said
+
+
+def test_a_fleet_without_the_size_of_the_baseline_begins_with_the_first(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [(result, made)] = simulate_all(
+        Request(of_h100s(scenario), profiles=(hand_made(tmp_path, 4),), swapped=False)
+    )
+    assert made["profile"] == "other_tp4"
+    assert result.bench.terms.setup.costs[0].profile.tp == 4
+    assert "baseline other_tp4 (TP4)" in capsys.readouterr().err
+
+
+def test_two_profiles_of_one_size_are_no_fleet(scenario: Path, tmp_path: Path) -> None:
+    one = hand_made(tmp_path, 8)
+    two = one.with_name("two.json")
+    two.write_bytes(one.read_bytes())
+    with pytest.raises(UserError, match="other_tp8 and two are both of Other with tensor parallelism 8"):
+        simulate_all(Request(of_h100s(scenario), profiles=(one, two)))
+
+
+def test_requests_that_no_cache_holds_are_left_out_and_it_is_said(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = scenario.with_name("trace.csv").read_text()
+    scenario.with_name("trace.csv").write_text(text + "50,20000,2000\n")
+    path = hand_made(tmp_path, 2)
+    [(_, made)] = simulate_all(Request(scenario, ("max-clock",), (path,), swapped=False))
+    assert "1 of 401 requests are longer (up to 22000 tokens) than the KV cache of" in capsys.readouterr().err
+    assert made["policies"][0]["attainment_pct"] > 0.0
+    small = hand_made(tmp_path, 2, kv_capacity_tokens=10)
+    with pytest.raises(UserError, match="401 of 401"):
+        simulate_all(Request(scenario, ("max-clock",), (small,)))
+
+
+def test_an_engine_too_slow_for_a_tenth_of_a_request_a_second_is_given_less(scenario: Path) -> None:
+    settings = load(scenario, Scenario)
+    profile = read_profile(settings.profile)
+    trace = read_load(settings.trace)
+    slow = replace(
+        profile, latency=replace(profile.latency, m0_s=0.08), engine=replace(profile.engine, max_num_seqs=1)
+    )
+    aims = objectives_of(settings)
+    found = sustainable(trace, Setup((EngineCosts(slow),), aims), 80.0)
+    assert found.rate < 0.1
+    stopped = replace(slow, latency=replace(slow.latency, m0_s=3.0))
+    with pytest.raises(UserError, match="does not keep the objectives even at"):
+        sustainable(trace, Setup((EngineCosts(stopped),), aims), 80.0)
