@@ -59,6 +59,7 @@ class Prober:
         except Unreachable as error:
             self._failed(now, str(error))
         if before != (status.health, status.asleep, status.misfit):
+            misfit_now = status.misfit if status.health is not Health.DOWN else ""
             log.log(
                 logging.WARNING if _is_bad(status) else logging.INFO,
                 "instance health",
@@ -66,7 +67,7 @@ class Prober:
                     "instance": status.endpoint.name,
                     "health": status.health.value,
                     "asleep": status.asleep,
-                    "problem": status.misfit or status.problem,
+                    "problem": misfit_now or status.problem,
                 },
             )
             self._on_change()
@@ -94,16 +95,15 @@ class Prober:
         due = status.doubted or status.misfit or now >= self._look_at
         if endpoint.engine is not Engine.VLLM or not endpoint.model or not due:
             return
-        status.doubted = False
+        status.doubted, self._look_at = False, now
         try:
             reply = await self._client.get(MODELS, self._timeout)
         except Unreachable:
             return  # asked again with the next probe
-        if reply.status >= 500:
-            return
-        served = listed(reply.body) if reply.status == 200 else frozenset()
-        status.misfit = misfit(served, [endpoint.model, *sorted(endpoint.adapters)])
         self._look_at = now + LOOK_AGAIN
+        if reply.status < 500:
+            served = listed(reply.body) if reply.status == 200 else frozenset()
+            status.misfit = misfit(served, [endpoint.model, *sorted(endpoint.adapters)])
 
     async def _gauges(self) -> None:
         """Read them, and at once how much of it is not ours: a second later our own count has moved on."""

@@ -183,7 +183,9 @@ async def test_the_gateway_sends_requests_to_the_instance_that_serves_the_model_
         instances = [{"name": name, "url": f"http://127.0.0.1:{port}"} for name, port in urls.items()]
         models = [{"name": "m", "pools": [{"name": "p", "instances": instances}]}]
         runtime = Runtime(
-            Gateway.model_validate({"version": 1, "health": {"interval_s": 0.05}, "models": models})
+            Gateway.model_validate(
+                {"version": 1, "health": {"interval_s": 0.05, "timeout_s": PATIENCE}, "models": models}
+            )
         )
         await runtime.start()
         try:
@@ -195,7 +197,9 @@ async def test_the_gateway_sends_requests_to_the_instance_that_serves_the_model_
                 async with runtime.gate.admit(request()) as slot:
                     assert slot.endpoint.name == "good"
                     slot.close(Report(Ending.OK, 200))
-            good.models, members["good"].status.doubted = page("other"), True
+            good.models = page("other")
+            async with runtime.gate.admit(request()) as slot:
+                slot.close(Report(Ending.CLIENT_ERROR, 404, error="The model `m` does not exist."))
             await until(lambda: not members["good"].law.ready)
             with pytest.raises(PoolDown, match="wrong serves other, not m"):
                 async with runtime.gate.admit(request()):
