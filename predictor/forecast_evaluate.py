@@ -42,7 +42,7 @@ class TraceReport:
     under_forecast_pct: float | None
     over_provision_pct: float | None
     by_type: Mapping[str, Misses]
-    by_epoch: Mapping[str, "EpochReport | None"]  # by seconds; None: too few to judge
+    by_epoch: Mapping[str, "EpochReport | None"]  # by seconds; None: nothing to judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,13 @@ class EpochReport:
 def judge(
     loads: Sequence[EpochLoad], epoch: Seconds, quantile: float | None, start: Seconds, warm_epochs: int
 ) -> EpochReport | None:
-    """Forecast each epoch from those before it. None when there are too few epochs to judge.
+    """Forecast each epoch from those before it. None: too few epochs to judge, or nothing came in them.
 
     `start` is where the first epoch lies in the week, in seconds; `warm_epochs` at its head are not judged.
     """
     warm = max(warm_epochs, 1)
-    if len(loads) - warm < LEAST_EPOCHS:
+    peaks = np.array([load.peak for load in loads])
+    if len(loads) - warm < LEAST_EPOCHS or not peaks[warm:].any():
         return None
     model = LoadForecast(epoch, quantile)
     forecasts = []
@@ -72,7 +73,6 @@ def judge(
         if place >= warm:
             forecasts.append(model.forecast(at))
         model.observe(at, load)
-    peaks = np.array([load.peak for load in loads])
     ours, actual = np.array(forecasts), peaks[warm:]
     own = misses(ours, actual)
     return EpochReport(

@@ -55,7 +55,7 @@ def evaluate(
 
 def _print(name: str, seconds: str, report: "EpochReport | None") -> None:
     if report is None:
-        sys.stdout.write(f"{name}, epochs of {seconds} s: too few epochs to judge\n")
+        sys.stdout.write(f"{name}, epochs of {seconds} s: too few epochs to judge, or no request in them\n")
         return
     sys.stdout.write(
         f"{name}, {report.epochs} epochs of {seconds} s{'':12}under %   over %   over % at our under\n"

@@ -107,6 +107,12 @@ def test_too_few_epochs_are_not_judged() -> None:
     assert judge([steady(1.0)] * LEAST_EPOCHS, HOUR, 0.5, Seconds(0.0), 1) is None
 
 
+def test_epochs_in_which_nothing_came_are_not_judged() -> None:
+    quiet = [steady(1.0)] * 10 + [steady(0.0)] * 50
+    assert judge(quiet, HOUR, 0.5, Seconds(0.0), 10) is None
+    assert judge([*quiet, steady(1.0)], HOUR, 0.5, Seconds(0.0), 10) is not None
+
+
 def test_a_week_with_a_surprise_is_forecast_better_than_by_the_plain_ones() -> None:
     weeks = synthetic_weeks(np.random.default_rng(11), 3, 0.1)
     ones: Floats = np.ones(len(weeks.arrivals))
