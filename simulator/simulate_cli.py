@@ -13,7 +13,8 @@ def simulate(
     profile: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Engine profile instead of the file's; may be repeated. With `builds`: the whole fleet, one profile of each size."
+            help="Engine profile instead of the file's; may be repeated. "
+            "With `builds`: the whole fleet, one profile of each size."
         ),
     ] = None,
     trace: Annotated[
