@@ -75,6 +75,14 @@ def nginx(place: Place) -> Proxy:
     return Proxy("nginx", port, place.start("nginx", argv, "/health", port).pid)
 
 
+def pipe(place: Place) -> Proxy:
+    """No proxy that anybody would use: what is left of one in Python when it does nothing."""
+    (port,) = free_ports(1)
+    engines = ",".join(map(str, place.engines))
+    argv = [sys.executable, "-m", "benchmarks.pipe", "--port", str(port), "--engines", engines]
+    return Proxy("pipe", port, place.start("pipe", argv, "/health", port).pid)
+
+
 def peer(requirement: str) -> Path:
     """Folder of the commands of a peer from PyPI, in an environment of its own outside the tree."""
     venv = CACHE / requirement.replace("==", "-").replace("[", "-").replace("]", "")
@@ -127,6 +135,7 @@ def litellm(place: Place) -> Proxy:
 PEERS: dict[str, Callable[[Place], Proxy]] = {
     "direct": direct,
     "nginx": nginx,
+    "pipe": pipe,
     "vllm-router": vllm_router,
     "sglang-router": sglang_router,
     "litellm": litellm,

@@ -6,20 +6,16 @@ from typing import Annotated
 
 import typer
 
+PROFILE = (
+    "Engine profile instead of the file's; may be repeated. With `builds`: the whole fleet, one of each size."
+)
+
 
 def simulate(
     scenario: Annotated[Path, typer.Argument(help="scenario.yaml", show_default=False)],
     policy: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
-    profile: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Engine profile instead of the file's; may be repeated. "
-            "With `builds`: the whole fleet, one profile of each size."
-        ),
-    ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="Trace instead of the file's, of any of the usual headers.")
-    ] = None,
+    profile: Annotated[list[Path] | None, typer.Option(help=PROFILE)] = None,
+    trace: Annotated[Path | None, typer.Option(help="Trace instead of the file's.")] = None,
     scale: Annotated[float | None, typer.Option(min=1e-6, help="Times the trace.")] = None,
     objectives: Annotated[str | None, typer.Option(help="D or T.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Arrival seeds.")] = None,
