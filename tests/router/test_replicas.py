@@ -27,7 +27,7 @@ from router.rate_limits import KeyLimits, KeyUse, RateLimits
 from router.replica_load import NO_LOAD, PeerLoad, decode, encode, total
 from router.replicas import Replicas
 from router.responses import Makers
-from router.store import MemoryStore, RedisStore
+from router.store import MemoryStore, RedisStore, Store
 
 NO_LIMITS = RateLimits({}, Seconds(0.0))
 
@@ -163,21 +163,29 @@ async def test_each_sees_the_others_load_and_how_many_share(ring: Ring) -> None:
     assert [one.leads, two.leads] == [True, False]
 
 
-async def test_what_is_due_at_anothers_comes_nearer_between_two_exchanges() -> None:
-    store = MemoryStore()
-    now = 10.0
-    replica = Replicas(
-        store,
+def bare(
+    store: Store | None = None,
+    condition: Condition | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Replicas:
+    """One without instances, keys with limits or a Redis of its own."""
+    return Replicas(
+        store or MemoryStore(),
         {},
         NO_LIMITS,
         Proofs([]),
         Makers(),
         PlanShare(),
         Deaths(),
-        Condition(),
-        lambda: now,
+        condition or Condition(),
+        clock,
         lambda _: None,
     )
+
+
+async def test_what_is_due_at_anothers_comes_nearer_between_two_exchanges() -> None:
+    now = 10.0
+    replica = bare(clock=lambda: now)
     await replica.tick()
     replica.peers = {"a": PeerLoad(1, 1, 100, 0.0, 0.4)}
     assert replica.load("a").due_in == pytest.approx(0.3), "it may have been sent a period ago"
@@ -210,19 +218,7 @@ async def test_a_step_up_is_told_at_once(ring: Ring) -> None:
 
 async def test_with_the_store_gone_the_leader_goes_on_and_others_loads_are_unknown() -> None:
     condition = Condition()
-    store = RedisStore("redis://127.0.0.1:1/0", "c", "one")
-    replica = Replicas(
-        store,
-        {},
-        NO_LIMITS,
-        Proofs([]),
-        Makers(),
-        PlanShare(),
-        Deaths(),
-        condition,
-        time.monotonic,
-        lambda _: None,
-    )
+    replica = bare(RedisStore("redis://127.0.0.1:1/0", "c", "one"), condition)
     replica.leads, replica.peers = True, {"a": PeerLoad(3)}
     await replica.tick()
     assert replica.leads
@@ -284,18 +280,7 @@ async def test_a_body_that_took_instances_down_here_and_there_is_sent_to_no_thir
 
 
 async def test_alone_it_leads() -> None:
-    replica = Replicas(
-        MemoryStore(),
-        {},
-        NO_LIMITS,
-        Proofs([]),
-        Makers(),
-        PlanShare(),
-        Deaths(),
-        Condition(),
-        time.monotonic,
-        lambda _: None,
-    )
+    replica = bare()
     await replica.tick()
     assert replica.leads
     assert replica.count == 1
