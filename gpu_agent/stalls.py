@@ -9,9 +9,8 @@ from enum import Enum, auto
 
 from joulegate.units import Seconds
 
-BEAT = Seconds(
-    0.25
-)  # longest sleep of a watchdog with a deadline to watch, so that it notices its own stalls
+# longest sleep of a watchdog with a deadline to watch, so that it notices its own stalls
+BEAT = Seconds(0.25)
 LATE = Seconds(0.05)  # what a wake-up may be late by on a machine that runs
 MOMENT = Seconds(1.0)  # for an agent, from the end of a stall
 

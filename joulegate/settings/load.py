@@ -80,9 +80,8 @@ def validate(document: Document, model: type[M], folder: Path) -> Loaded[M]:
             details = error.errors(include_url=False)
             problems += explain.problems(document, model, details)
         else:
-            known = {
-                problem.path for problem in problems
-            }  # a variable that is not set is no name given twice
+            # a variable that is not set is no name given twice
+            known = {problem.path for problem in problems}
             found = [_placed(document, path, fault) for path, fault in faults(settings, ())]
             problems += [problem for problem in found if problem.path not in known]
             if not problems and isinstance(settings, File):
