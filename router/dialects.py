@@ -254,22 +254,19 @@ class Tap:
         if not any(mark in event for mark in marks):  # of many events in one read, most need no second look
             return False
         said = payload(event)
-        begun = event.lstrip(b"\r\n")  # a line end too many belongs to the event before, or to this one
-        if not any(begun.startswith(mark) for mark in marks[1:]) and not _says_error(_json(said)):
+        if not any(event.startswith(mark) for mark in marks[1:]) and not _says_error(_json(said)):
             return False
         self.failed = said[:500].decode("utf-8", "replace")
         return True
 
     def _translated(self, event: bytes) -> bytes:
-        begun = event.lstrip(b"\r\n")
-        if not self.dialect.translates or not begun.startswith(b"data:"):
+        if not self.dialect.translates or not event.startswith(b"data:"):
             return event
         found = _json(payload(event))
         if found is None or "choices" in found or found.get("type") == "error":
             return event  # it is the route's own, or says more than that
         object_ = translate_object(500, found)
-        before = event[: len(event) - len(begun)]
-        return event if object_ is None else b"%bdata: %b\n\n" % (before, orjson.dumps(object_))
+        return event if object_ is None else b"data: %b\n\n" % orjson.dumps(object_)
 
 
 def _json(text: bytes) -> Json | None:

@@ -61,13 +61,20 @@ def last_end(data: bytes, start: int) -> int:
 
 
 def events(data: bytes) -> Iterator[bytes]:
-    """The events in `data`; the last one may lack its end."""
+    """The events in `data`; the last one may lack its end.
+
+    Line ends too many stand apart: they belong to no event, wherever the stream was cut among them.
+    """
     start = 0
-    for end in END.finditer(data):
-        yield data[start : end.end()]
-        start = end.end()
-    if start < len(data):
-        yield data[start:]
+    while start < len(data):
+        end = END.search(data, start)
+        piece = data[start : end.end()] if end else data[start:]
+        event = piece.lstrip(b"\r\n")
+        if len(event) < len(piece):
+            yield piece[: len(piece) - len(event)]
+        if event:
+            yield event
+        start += len(piece)
 
 
 def payload(event: bytes) -> bytes:

@@ -91,6 +91,25 @@ def test_any_bytes_pass_unchanged_when_nothing_is_to_be_taken_out(data: bytes, a
     assert b"".join(events(data)) == data
 
 
+lines = st.sampled_from(
+    [b"data: " + USAGE_ONLY, b"data: " + chat("a"), b'data: {"error":"x"}', b"event: x", b"x"]
+)
+
+
+@given(
+    st.lists(st.tuples(lines, st.text("\r\n", max_size=6).map(str.encode)), min_size=1, max_size=5),
+    st.lists(st.integers(0, 10_000), max_size=4),
+    st.sampled_from([CHAT, RESPONSES, TGI]),
+)
+def test_line_ends_too_many_belong_to_no_event(
+    stream: list[tuple[bytes, bytes]], at: list[int], dialect: Dialect
+) -> None:
+    sent = b"".join(map(b"".join, stream))
+    whole, pieces = Tap(dialect, True), Tap(dialect, True)
+    assert run(pieces, cut(sent, at)) == run(whole, [sent])
+    assert (pieces.count, pieces.failed, pieces.usage()) == (whole.count, whole.failed, whole.usage())
+
+
 @given(streams(), st.lists(st.integers(0, 10_000), max_size=30))
 def test_what_a_cutter_lets_through_ends_where_an_event_ends(
     stream: tuple[bytes, bytes], at: list[int]
