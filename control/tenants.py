@@ -2,7 +2,8 @@
 
 Theory of operation. What is shared are places in the engines, so what a tenant asks for are its requests in
 flight and those that wait. A tenant that asks, now or on average of late, for more than twice what the others
-ask for on average, and one, is *heavy*: it goes after them. Being first does not help where every place is
+ask for on average, and one, is *heavy*: it goes after them. But not where the others ask for as much now: an
+average is late to see that one of them began to ask for more. Being first does not help where every place is
 taken for as long as an answer lasts, so heavy tenants also leave places free. Requests that come by chance
 and stay for a while are Poisson distributed in number, so hardly one in a hundred of the others' finds no
 place (averages are not exact) where `mean + 3 sqrt(mean)` and one are theirs; but heavy tenants are never
@@ -29,6 +30,7 @@ class Tenants:
 
     __slots__ = (
         "_asked",
+        "_asking",
         "_at",
         "_began",
         "_mean",
@@ -47,6 +49,7 @@ class Tenants:
         self.changes = 0  # of who is heavy
         self._running: dict[str, int] = {}
         self._asked: dict[str, int] = {}  # in flight and waiting
+        self._asking = 0  # of all
         self._seen: dict[str, Seconds] = {}  # last seen last
         self._began: dict[str, Seconds] = {}  # first seen, of those seen
         self._mean: dict[str, float] = {}  # asked for of late, of those seen
@@ -72,18 +75,22 @@ class Tenants:
             self._theirs = max(0.0, self._theirs - self._mean[tenant])
 
     def waits(self, tenant: str) -> None:
+        self._asking += 1
         self._asked[tenant] = self._asked.get(tenant, 0) + 1
 
     def waits_no_more(self, tenant: str) -> None:
+        self._asking -= 1
         _less(self._asked, tenant)
 
     def sent(self, tenant: str) -> None:
         self.total += 1
+        self._asking += 1
         self._running[tenant] = self._running.get(tenant, 0) + 1
         self._asked[tenant] = self._asked.get(tenant, 0) + 1
 
     def closed(self, tenant: str) -> None:
         self.total -= 1
+        self._asking -= 1
         _less(self._running, tenant)
         _less(self._asked, tenant)
 
@@ -102,7 +109,9 @@ class Tenants:
 
     def _is_much(self, tenant: str, asked: float) -> bool:
         others = len(self._mean) - 1
-        return others > 0 and asked > HEAVY * (self._sum - self._mean[tenant]) / others + 1.0
+        if others <= 0 or asked <= HEAVY * (self._sum - self._mean[tenant]) / others + 1.0:
+            return False
+        return asked > (self._asking - self._asked.get(tenant, 0)) / others
 
     def _look(self, now: Seconds) -> None:
         since, self._at = now - self._at, now

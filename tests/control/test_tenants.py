@@ -53,6 +53,19 @@ def test_who_begins_to_fill_the_pool_is_seen_at_once() -> None:
     assert tenants.changes == changes + 1
 
 
+def test_who_has_a_few_more_by_chance_is_not_heavy_beside_one_that_asks_for_much_since_a_moment() -> None:
+    tenants = shared(light=2, heavy=2)
+    for _ in range(10):
+        tenants.arrived("heavy", Seconds(NOW + 60.01))
+        tenants.waits("heavy")
+    for _ in range(5):
+        tenants.arrived("light", Seconds(NOW + 60.02))
+        tenants.sent("light")
+    assert tenants.heavies == {"heavy"}
+    tenants.arrived("light", Seconds(NOW + 60.2))
+    assert tenants.heavies == {"heavy"}
+
+
 def test_places_stay_free_for_what_the_others_ask_for_by_chance() -> None:
     tenants = shared(light=2, heavy=50)
     assert tenants.heavy("heavy")
