@@ -16,12 +16,12 @@ from router.pools import Expected, Fleet, Member, Model, Pool, RequestRecord, Tr
 from router.ports import Ending, RelayRequest, Report
 from router.tally import Tally
 
-NOT_FOUND = 404  # vLLM's answer, too, to a model that it does not serve
 MAX_LESSONS = 100  # outcomes kept until the next tick: at 1,000 a second the latest say as much as all
 SIGNALS = {
     Ending.OK: Signal.REQUEST_SUCCEEDED,
     Ending.CLIENT_ERROR: Signal.REQUEST_SUCCEEDED,
     Ending.KEY_REFUSED: Signal.REQUEST_SUCCEEDED,
+    Ending.NO_MODEL: Signal.REQUEST_SUCCEEDED,
     Ending.UPSTREAM_ERROR: Signal.REQUEST_FAILED,
     Ending.UPSTREAM_DOWN: Signal.REQUEST_FAILED,
     Ending.TIMEOUT: Signal.REQUEST_FAILED,
@@ -40,6 +40,9 @@ class Accounts:
         """The query with its input tokens, and how many of them a prefix cache is expected to hold."""
         query = request.query
         tokens = query.input_tokens or max(1, round(request.input_chars / model.chars_per_token.value))
+        if model.longest is not None:
+            # an engine refuses a longer prompt unread: no cache need be free for it
+            tokens = min(tokens, model.longest * query.n)
         cap = query.max_tokens if model.use_max_tokens else None
         sized = LengthQuery(  # not dataclasses.replace: six times the time
             model.name,
@@ -116,8 +119,8 @@ class Accounts:
             member.status.busy_until = Seconds(now + BUSY_PAUSE)
         elif (signal := SIGNALS.get(report.ending)) is not None:
             member.status.signal(signal, now, report.error)
-        if report.status == NOT_FOUND:
-            member.status.doubted = True
+        if report.ending is Ending.NO_MODEL:
+            member.status.doubt()
         if trip is None:
             return
         flight = trip.flight

@@ -19,6 +19,7 @@ GatewayError
     ├── UpstreamDown          502                         refused, reset, or cut off
     ├── UpstreamGarbled       502                         broke HTTP's framing
     ├── KeyRefused            502                         the key that we send it is wrong, not the client's
+    ├── ModelGone             503                         + Retry-After; it does not know its model any more
     ├── Resteered             503                         + Retry-After; taken back, and no other had a place
     ├── Squashed              429 rate_limit_error        + Retry-After; past its deadline, and others wait
     └── UpstreamSilent        504                         no answer, or none to its end, in time
@@ -158,12 +159,22 @@ class KeyRefused(UpstreamError):
     code = "instance_key_refused"
 
 
-class TakenBack(UpstreamError):
-    """By us, from an instance that had not begun to answer."""
+class Passing(UpstreamError):
+    """It may be over when the client comes again."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class ModelGone(Passing):
+    status = 503
+    type = "service_unavailable"
+    code = "instance_without_model"
+
+
+class TakenBack(Passing):
+    """By us, from an instance that had not begun to answer."""
 
 
 class Resteered(TakenBack):

@@ -12,6 +12,7 @@ Only failures of the instance count: connect, reset, timeout, 5xx. A client's 4x
 (429, vLLM's queue-limit 503) means "the next one", not "unhealthy".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -66,6 +67,10 @@ def step(health: Health, signal: Signal) -> Health:
     return TRANSITIONS.get((health, signal), health)
 
 
+def _nobody() -> None:
+    """Who is told where nobody probes."""
+
+
 @dataclass(slots=True)
 class InstanceStatus:
     """What is known of one instance apart from its load. Mutated by the prober and by request outcomes."""
@@ -77,7 +82,9 @@ class InstanceStatus:
     asleep: bool = False
     fenced: str = ""  # why the plan keeps requests away from it
     misfit: str = ""  # "serves X, not Y"; "": it serves its model, or does not say what
-    doubted: bool = False  # it knew no model of a request: what it serves is asked again
+    doubted: bool = False  # it did not know the model of a request, or is another process
+    ask: Callable[[], None] = _nobody  # told of a doubt: who finds out what it serves
+    context: int | None = None  # tokens that its model takes, prompt and answer; None: it does not say
     comes_back: bool = False  # though it takes none now, the plan can have it back: requests may wait for it
     busy_until: Seconds = Seconds(float("-inf"))
     gauges: Gauges = field(default_factory=Gauges)
@@ -120,6 +127,11 @@ class InstanceStatus:
         self.asleep = False
         self.signal(Signal.PROBE_PASSED, now)
         self.signal(Signal.REQUEST_SUCCEEDED, now)
+
+    def doubt(self) -> None:
+        """It may serve another model by now."""
+        self.doubted = True
+        self.ask()
 
     def why_not(self, now: Seconds) -> str:
         if self.draining:

@@ -86,7 +86,7 @@ class FleetGate:
         return self._maker(request, model) is None  # else no other could answer it
 
     def models(self) -> Sequence[ModelCard]:
-        return [ModelCard(name, max_model_len=_longest(m)) for name, m in sorted(self.fleet.models.items())]
+        return [ModelCard(name, max_model_len=m.longest) for name, m in sorted(self.fleet.models.items())]
 
     def enter(self, request: RelayRequest, avoid: str = "") -> Ticket:
         """A ticket, granted or waiting. Raises GatewayError where the request is refused at once.
@@ -387,11 +387,6 @@ def _able(model: Model, request: RelayRequest, avoid: str, now: Seconds) -> list
         and request.engine in (None, member.endpoint.engine)
         and member.law.name != avoid
     ]
-
-
-def _longest(model: Model) -> int | None:
-    lengths = [member.law.limits.max_model_len for member in model.members.values()]
-    return max((length for length in lengths if length is not None), default=None)
 
 
 def _pool_down(model: Model, pool: Pool, now: Seconds) -> PoolDown:

@@ -196,6 +196,7 @@ class Model:
     tokens_per_event: Learned = field(default_factory=lambda: Learned(FIRST_TOKENS_PER_EVENT))
     cache_yield: Learned = field(default_factory=lambda: Learned(0.0))  # of a session's prefix, share cached
     load: LoadMeter = field(default_factory=LoadMeter)
+    longest: int | None = None  # tokens, prompt and answer together, that any of its engines takes
     members: Mapping[str, Member] = field(init=False)
     rules: tuple[PoolRules, ...] = field(init=False)
 

@@ -95,6 +95,7 @@ class Ending(StrEnum):
     UPSTREAM_DOWN = "upstream_down"  # connect, reset, truncated
     UPSTREAM_BUSY = "upstream_busy"  # 429, 408, vLLM's queue-limit 503: try the next, not unhealthy
     KEY_REFUSED = "key_refused"  # 401 or 403 to the key that we gave it: the operator's fault
+    NO_MODEL = "no_model"  # 404 to the model that it is there for: it serves another by now
     TIMEOUT = "timeout"
     RESTEERED = "resteered"  # taken back before its first byte, to be asked of another instance
 

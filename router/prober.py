@@ -9,6 +9,7 @@ from joulegate.units import Seconds
 from router.engine_metrics import MAX_PAGE, read_gauges
 from router.fleet import Health, InstanceStatus, Signal
 from router.http_client import ControlClient, Unreachable
+from router.news import news
 from router.ports import Engine
 from router.served import listed, misfit
 
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 BAD = (Health.SUSPECT, Health.DOWN)
 MODELS = "/v1/models"
 LOOK_AGAIN = 30.0  # seconds until an engine is asked again what it serves
+SOONEST = 0.1  # seconds between two probes, however many requests doubt the instance
 
 
 class Prober:
@@ -39,14 +41,19 @@ class Prober:
         self._path = path
         self._timeout = timeout
         self._look_at = float("-inf")  # when it is asked next what it serves
+        self._held_until = float("-inf")  # so long an engine that need not list its model is held to its list
+        self._doubts = asyncio.Event()
+        status.ask = self._doubts.set
 
     async def run(self, interval: float, first_after: float) -> None:
-        """Probe for ever. `first_after` spreads a fleet's probes over the interval."""
+        """Probe for ever, sooner where the instance is doubted. `first_after` spreads a fleet's probes."""
         await self.tick()
         await asyncio.sleep(first_after)
+        at_least = min(SOONEST, interval)
         while True:
             await self.tick()
-            await asyncio.sleep(interval)
+            await asyncio.sleep(at_least)
+            await news(self._doubts, interval - at_least)
 
     async def tick(self) -> None:
         """Ask once. Never raises for what the network or the engine does."""
@@ -86,15 +93,18 @@ class Prober:
         self._look_at = now
 
     async def _models(self, now: Seconds) -> None:
-        """Whether it serves what it is asked for: when it comes up, after a 404, and now and then.
+        """Whether it serves what it is asked for: when it comes up, when it is doubted, and now and then.
 
-        Only vLLM is held to its list: TGI, llama.cpp and others serve their one model under any name.
+        vLLM is held to its list. llama.cpp and others serve their one model under any name: they are held to
+        theirs for a while when they did not know a request's. TGI knows every name.
         """
         status = self._status
         endpoint = status.endpoint
         due = status.doubted or status.misfit or now >= self._look_at
-        if endpoint.engine is not Engine.VLLM or not endpoint.model or not due:
+        if endpoint.engine is Engine.TGI or not endpoint.model or not due:
             return
+        if status.doubted:
+            self._held_until = now + LOOK_AGAIN
         status.doubted, self._look_at = False, now
         try:
             reply = await self._client.get(MODELS, self._timeout)
@@ -102,8 +112,10 @@ class Prober:
             return  # asked again with the next probe
         self._look_at = now + LOOK_AGAIN
         if reply.status < 500:
-            served = listed(reply.body) if reply.status == 200 else frozenset()
-            status.misfit = misfit(served, [endpoint.model, *sorted(endpoint.adapters)])
+            served = listed(reply.body) if reply.status == 200 else {}
+            held = endpoint.engine is Engine.VLLM or now < self._held_until
+            status.misfit = misfit(served, [endpoint.model, *sorted(endpoint.adapters)]) if held else ""
+            status.context = served.get(endpoint.model)
 
     async def _gauges(self) -> None:
         """Read them, and at once how much of it is not ours: a second later our own count has moved on."""

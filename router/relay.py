@@ -28,6 +28,7 @@ from router.errors import (
     GatewayError,
     KeyRefused,
     MethodNotAllowed,
+    ModelGone,
     NoSuchModel,
     NoSuchRoute,
     UpstreamDown,
@@ -210,6 +211,9 @@ class Relay:
             return None
         status = reply.status
         report = Report(ending_of(status, body), status, error=body[:200].decode("utf-8", "replace"))
+        if report.ending is Ending.NO_MODEL and lost_its_model(call, slot.endpoint):
+            name, model = slot.endpoint.name, slot.endpoint.model
+            return Refusal(report, ModelGone(f"{name} answered that it does not know {model}"))
         lines = reply.head.lines
         if call.dialect.translates and call.request.method != "HEAD" and not reply.head.encoded:
             translated = translate(status, body)
@@ -275,6 +279,15 @@ def finished(ending: Ending, status: int, sink: EventSink | PlainSink, error: st
         first_output=sink.first_output,
         last_output=sink.last_output,
     )
+
+
+def lost_its_model(call: Call, endpoint: Endpoint) -> bool:
+    """Whether it was asked for the model that it is there for: of an adapter it need not have heard.
+
+    In a form an alias is left as it is.
+    """
+    asked, ours = call.request.query.model, endpoint.model
+    return ours != "" and asked not in endpoint.adapters and (asked == ours or not call.parsed.form)
 
 
 def lines_of(reply: Reply) -> bytes:

@@ -6,19 +6,23 @@ import orjson
 
 NAMED = 3  # models named to people
 LONGEST_NAME = 100  # characters of each
+MOST_TOKENS = 10**9  # of a context; what says more says nothing
 
 
-def listed(page: bytes) -> frozenset[str]:
-    """Names on the page, LoRA adapters among them. Empty: garbage, or it lists none; that says nothing."""
+def listed(page: bytes) -> dict[str, int | None]:
+    """Names on the page, LoRA adapters among them, each with the longest context it takes, in tokens.
+
+    Empty: garbage, or it lists none; that says nothing.
+    """
     try:
         found = orjson.loads(page)
     except orjson.JSONDecodeError:
-        return frozenset()
+        return {}
     cards = found.get("data") if isinstance(found, dict) else None
     if not isinstance(cards, list):
-        return frozenset()
-    names = [card.get("id") for card in cards if isinstance(card, dict)]
-    return frozenset(name for name in names if isinstance(name, str) and name)
+        return {}
+    named = [(card.get("id"), card.get("max_model_len")) for card in cards if isinstance(card, dict)]
+    return {name: _tokens(length) for name, length in named if isinstance(name, str) and name}
 
 
 def misfit(served: Collection[str], wanted: Collection[str]) -> str:
@@ -28,3 +32,7 @@ def misfit(served: Collection[str], wanted: Collection[str]) -> str:
     names = [name[:LONGEST_NAME] for name in sorted(served)]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"serves {', '.join(names[:NAMED])}{more}, not {', '.join(wanted)}"
+
+
+def _tokens(found: object) -> int | None:
+    return found if type(found) is int and 0 < found < MOST_TOKENS else None

@@ -258,6 +258,17 @@ async def test_a_busy_instance_is_passed_over_not_marked_unhealthy() -> None:
     assert all(member.status.health is Health.UP for member in house.members)
 
 
+async def test_a_prompt_that_no_engine_takes_keeps_nobody_waiting_for_an_empty_cache() -> None:
+    house = House(instances=1, slots=8)
+    [member] = house.members
+    member.law.limits = Limits(kv_capacity=1000)
+    house.fleet.models["m"].longest = 500
+    async with house.gate.admit(house.request()), house.gate.admit(house.request(input_chars=10**7)) as slot:
+        assert slot.endpoint.name == "i0"
+        [_, flight] = member.law.book.flights.values()
+        assert flight.input_tokens == 500
+
+
 async def test_a_draining_gateway_takes_nobody_new() -> None:
     house = House()
     house.fleet.draining = True

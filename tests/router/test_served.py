@@ -66,14 +66,14 @@ class Watched:
         self.changes = 0
         self.status = InstanceStatus(endpoint)
         self.client = PollClient(url)
-        self._prober = Prober(
+        self.prober = Prober(
             self.status, LoadBook(), self.client, lambda: self.now, self._changed, "/health", PATIENCE
         )
 
     async def probe(self, after: float = 1.0) -> str:
         """Why it takes no requests."""
         self.now += after
-        await self._prober.tick()
+        await self.prober.tick()
         return self.status.why_not(Seconds(self.now))
 
     def _changed(self) -> None:
@@ -130,12 +130,51 @@ async def test_what_says_nothing_against_it_leaves_it_in_rotation(models: bytes,
         assert it.status.health is Health.UP
 
 
-@pytest.mark.parametrize("engine", [Engine.TGI, Engine.OPENAI])
-async def test_engines_that_serve_their_model_under_any_name_are_not_asked(engine: Engine) -> None:
+async def test_tgi_serves_its_model_under_any_name_and_is_not_asked() -> None:
     site = Site(page("/models/file.gguf"))
-    async with watched(site, engine) as it:
+    async with watched(site, Engine.TGI) as it:
+        it.status.doubt()
         assert await it.probe() == ""
         assert site.looks == 0
+
+
+async def test_another_engine_is_held_to_its_list_once_it_did_not_know_its_model() -> None:
+    site = Site(page("/models/file.gguf"))
+    async with watched(site, Engine.OPENAI) as it:
+        assert await it.probe() == ""
+        it.status.doubt()
+        assert await it.probe() == await it.probe() == "serves /models/file.gguf, not m"
+        site.models = page("m")
+        assert await it.probe() == await it.probe() == ""
+        site.models = page("/models/file.gguf")
+        assert await it.probe() == ""
+
+
+async def test_another_engine_is_tried_again_after_a_while() -> None:
+    site = Site(page("/models/file.gguf"))
+    async with watched(site, Engine.OPENAI) as it:
+        it.status.doubt()
+        assert await it.probe() == "serves /models/file.gguf, not m"
+        assert await it.probe(after=LOOK_AGAIN) == ""
+
+
+@pytest.mark.parametrize("status", [b"404 Not Found", b"401 Unauthorized"])
+async def test_another_engine_need_have_no_list(status: bytes) -> None:
+    async with watched(Site(page("other"), status), Engine.OPENAI) as it:
+        it.status.doubt()
+        assert await it.probe() == ""
+        assert it.status.health is Health.UP
+
+
+@pytest.mark.parametrize(
+    ("said", "context"),
+    [(8192, 8192), (None, None), (True, None), (-1, None), (0, None), ("8192", None), (10**18, None)],
+)
+async def test_the_context_of_its_model_is_read_where_it_says_it(said: object, context: int | None) -> None:
+    card = {"id": "m", "max_model_len": said}
+    async with watched(Site(orjson.dumps({"data": [{"id": "x", "max_model_len": 7}, card]}))) as it:
+        assert await it.probe() == ""
+        assert it.status.context == context
 
 
 async def test_it_is_asked_now_and_then_not_with_each_probe() -> None:
@@ -172,8 +211,23 @@ async def test_it_is_asked_after_a_request_whose_model_it_did_not_know() -> None
     site = Site(page("m"))
     async with watched(site) as it:
         await it.probe()
-        site.models, it.status.doubted = page("other"), True
+        site.models = page("other")
+        it.status.doubt()
         assert await it.probe() == "serves other, not m"
+
+
+async def test_it_is_asked_at_once_when_it_is_doubted() -> None:
+    site = Site(page("m"))
+    async with watched(site) as it:
+        probing = asyncio.create_task(it.prober.run(interval=1000.0, first_after=0.0))
+        try:
+            await until(lambda: site.looks > 0)
+            site.models = page("other")
+            it.status.doubt()
+            await until(lambda: it.status.misfit != "")
+        finally:
+            probing.cancel()
+            await asyncio.gather(probing, return_exceptions=True)
 
 
 async def test_the_gateway_sends_requests_to_the_instance_that_serves_the_model_then_to_none() -> None:
@@ -199,7 +253,7 @@ async def test_the_gateway_sends_requests_to_the_instance_that_serves_the_model_
                     slot.close(Report(Ending.OK, 200))
             good.models = page("other")
             async with runtime.gate.admit(request()) as slot:
-                slot.close(Report(Ending.CLIENT_ERROR, 404, error="The model `m` does not exist."))
+                slot.close(Report(Ending.NO_MODEL, 404, error="The model `m` does not exist."))
             await until(lambda: not members["good"].law.ready)
             with pytest.raises(PoolDown, match="wrong serves other, not m"):
                 async with runtime.gate.admit(request()):

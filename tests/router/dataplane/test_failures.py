@@ -677,3 +677,43 @@ async def test_a_key_of_the_clients_own_that_an_instance_refuses_is_the_clients(
     assert head.startswith(b"HTTP/1.1 401 ")
     assert b'"type":"authentication_error"' in rest
     assert gate.reports[0].ending is Ending.CLIENT_ERROR
+
+
+UNKNOWN = (
+    b'{"error":{"message":"The model `m` does not exist.","type":"NotFoundError","param":"model","code":404}}'
+)
+GONE = says(answer(UNKNOWN, b"404 Not Found"))
+
+
+@pytest.mark.parametrize("body", [ASK, ASK_STREAM])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+async def test_an_instance_that_lost_its_model_is_not_the_clients_fault(body: bytes, path: str) -> None:
+    async with FakeEngine(GONE) as engine:
+        gate = FakeGate(replace(engine.endpoint("first"), model="m"))
+        async with edge(gate) as it:
+            head, rest = await ask(it, body, path)
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: " in head
+    assert b'"code":"instance_without_model"' in rest
+    assert [report.ending for report in gate.reports] == [Ending.NO_MODEL]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files"])
+async def test_where_an_instance_lost_its_model_another_is_asked(path: str) -> None:
+    async with FakeEngine(GONE) as bad, FakeEngine(says(GOOD)) as good:
+        gate = FakeGate(replace(bad.endpoint("bad"), model="m"), good.endpoint("good"), retries=1)
+        async with edge(gate) as it:
+            head, _ = await ask(it, path=path)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"x-joulegate-instance: good" in head
+
+
+async def test_an_adapter_that_no_instance_has_is_unknown_as_they_say_it() -> None:
+    async with FakeEngine(GONE) as one, FakeEngine(GONE) as two:
+        ends = [replace(each.endpoint(), model="base", adapters=frozenset({"m"})) for each in (one, two)]
+        gate = FakeGate(*ends, retries=1)
+        async with edge(gate) as it:
+            head, rest = await ask(it)
+        assert (len(one.requests), len(two.requests)) == (1, 1)
+    assert head.startswith(b"HTTP/1.1 404 ")
+    assert rest == UNKNOWN
