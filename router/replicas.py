@@ -25,7 +25,7 @@ from router.store import Store, StoreDown
 log = logging.getLogger(__name__)
 PERIOD = 0.1  # seconds between two exchanges of load
 AT_MOST_EVERY = 0.02  # seconds, however often load steps up
-LEAD_EVERY = 5  # exchanges between two renewals; the lead lives three times as long in the store
+RENEW_AFTER = 0.5  # seconds; the lead lives three times as long in the store
 
 
 class Replicas:
@@ -59,8 +59,8 @@ class Replicas:
         self._clock = clock
         self._on_count = on_count
         self._now = asyncio.Event()
-        self._exchanges = 0
         self._heard = 0.0
+        self._renew_at = 0.0  # when the lead is renewed
 
     def load(self, instance: str) -> PeerLoad:
         """What the others have at `instance`; what is due there, counted from when it may have been sent."""
@@ -127,9 +127,9 @@ class Replicas:
             if self.leads:
                 await self._store.resign()
             self._set_leads(False)
-        elif not self.leads or self._exchanges % LEAD_EVERY == 0:
+        elif not self.leads or self._clock() >= self._renew_at:
+            self._renew_at = self._clock() + RENEW_AFTER
             self._set_leads(await self._store.lead())
-        self._exchanges += 1
 
     def _news(self, now: Seconds) -> bytes:
         plan = self._plan

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ from router.proofs import Proofs
 from router.rate_limits import RateLimits
 from router.replicas import Replicas
 from router.responses import Makers
-from router.store import LEADER_TTL_MS, REPLICA_TTL_MS, MemoryStore
+from router.store import LEADER_TTL_MS, REPLICA_TTL_MS, TIMEOUT, MemoryStore
 from tests.fakes.simulated_time import simulate
 
 LEASE = Seconds(2.0)
@@ -42,11 +42,12 @@ class Cupboard:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        self.longest = WAY
         self.leader, self.until = "", 0.0
         self.loads: dict[str, tuple[float, bytes]] = {}
 
     async def way(self) -> None:
-        await asyncio.sleep(self.rng.uniform(0.0, WAY))
+        await asyncio.sleep(self.rng.uniform(0.0, self.longest))
 
 
 class CupboardStore(MemoryStore):
@@ -71,6 +72,10 @@ class CupboardStore(MemoryStore):
         cupboard.leader, cupboard.until = self._name, now() + LEADER_TTL_MS / 1e3
         return True
 
+    async def made(self, responses: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        await self._cupboard.way()
+        return ()
+
     async def resign(self) -> None:
         await self._cupboard.way()
         if self._cupboard.leader == self._name:
@@ -80,12 +85,12 @@ class CupboardStore(MemoryStore):
 class AgentEnd:
     """The agent at the other end of every replica's client: one lease, by the agent's own law."""
 
-    def __init__(self, cupboard: Cupboard) -> None:
+    def __init__(self, way: Callable[[], Awaitable[None]]) -> None:
         self.takes_back = True  # older ones do not
         self.asked = 0
         self.lease: Lease | None = None
         self.tokens = 0
-        self._way = cupboard.way
+        self._way = way
 
     @property
     def holder(self) -> str:
@@ -158,7 +163,7 @@ class House:
 
     def __init__(self, seed: int) -> None:
         self.cupboard = Cupboard(seed)
-        self.agent = AgentEnd(self.cupboard)
+        self.agent = AgentEnd(Cupboard(seed).way)  # as far away, and none the slower for the other
         self.living: list[Replica] = []
 
     async def open(self) -> Replica:
@@ -260,6 +265,22 @@ def test_who_is_told_to_stop_leads_on_where_nobody_stays(moment: tuple[int, floa
         await asyncio.sleep(4.0)
         assert house.agent.holder == head.name
         assert head.replicas.leads
+        await house.close()
+
+    simulate(run())
+
+
+@given(MOMENTS)
+@settings(max_examples=10, deadline=None)
+def test_a_store_that_just_answers_in_time_changes_no_leader(moment: tuple[int, float]) -> None:
+    async def run() -> None:
+        house = House(moment[0])
+        head = await house.open()
+        house.cupboard.longest = 0.95 * TIMEOUT
+        for _ in range(80):
+            await asyncio.sleep(0.25)
+            assert [one for one in house.living if one.replicas.leads] == [head]
+            assert house.agent.holder == head.name
         await house.close()
 
     simulate(run())
