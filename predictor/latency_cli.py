@@ -230,9 +230,10 @@ def _write(document: object) -> None:
 def _table(result: "Report") -> str:
     total = result.total
     lines = [f"{result.way}, {total.n} rows predicted"]
+    ceiling = "" if total.r2_ceiling is None else f" (a perfect model: {total.r2_ceiling:.4f})"
     power = "unknown" if total.power_mape_pct is None else f"{total.power_mape_pct:.2f} %"
     lines += [
-        f"  iterations/s      R2 {total.r2:.4f}, mean error {total.mae_iterations_per_s:.3g}",
+        f"  iterations/s      R2 {total.r2:.4f}{ceiling}, mean error {total.mae_iterations_per_s:.3g}",
         f"  iteration time    mean error {total.mape_pct:.2f} %, 95 % within {total.p95_abs_pct:.2f} %",
         f"  inside the model's 90 % band  {100 * total.coverage_p90:.1f} %",
         f"  power             mean error {power}",

@@ -2,8 +2,8 @@
 
 Columns (CSV; `profile` writes them, and so are published sweeps): source, gpu, stack, model, tp, phase,
 batch, context_tokens (per sequence), new_tokens (per prompt), freq_mhz, latency_ms, power_w,
-power_capped, flag, licence; optional true_latency_ms and true_power_w where the truth is known (emulated
-sweeps). By phase:
+power_capped, flag, licence; optional latency_se_ms, the standard error of latency_ms where it was measured
+several times; optional true_latency_ms and true_power_w where the truth is known (emulated sweeps). By phase:
 
     decode, decode_*   one iteration: `batch` sequences, one token each, over batch x context_tokens
     prefill            one iteration: `batch` prompts of new_tokens each (context_tokens where that is 0)
@@ -35,11 +35,13 @@ COLUMNS = (
     "new_tokens",
     "freq_mhz",
     "latency_ms",
+    "latency_se_ms",
     "power_w",
     "power_capped",
     "flag",
     "licence",
 )
+OPTIONAL = ("latency_se_ms",)
 NEEDED = ("gpu", "model", "tp", "phase", "batch", "freq_mhz", "latency_ms")
 
 
@@ -70,6 +72,7 @@ class Row:
     capped: bool  # the board's power limit, not the clock asked for, set the pace
     true_seconds: Seconds | None = None
     true_watts: Watts | None = None
+    error: Seconds | None = None  # standard error of `seconds`, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ def _row(record: Mapping[str, str | None]) -> tuple[Engine, Row]:
         capped=_text(record, "power_capped") not in {"0", "", "False", "false"},
         true_seconds=_seconds(record, "true_latency_ms"),
         true_watts=_watts(record, "true_power_w"),
+        error=_seconds(record, "latency_se_ms"),
     )
     if engine.tp < 1:
         raise ValueError("tp: must be at least 1")

@@ -42,11 +42,13 @@ class Prediction:
 class Scores:
     """`r2` and `mae` are of iterations per second, as throttLL'eM reports them.
 
+    `r2_ceiling`: what the rows' own noise would leave a perfect model; None where they do not tell it.
     `coverage_p90`: share of rows in the model's own 90 % band.
     """
 
     n: int
     r2: float
+    r2_ceiling: float | None
     mape_pct: float
     p95_abs_pct: float
     mae_iterations_per_s: float
@@ -120,6 +122,7 @@ def score(predictions: Sequence[Prediction], violations: int) -> Scores:
     return Scores(
         n=len(predictions),
         r2=_r2(1.0 / truth, 1.0 / seconds),
+        r2_ceiling=_r2_ceiling(predictions),
         mape_pct=100.0 * float(error.mean()),
         p95_abs_pct=100.0 * float(np.quantile(error, 0.95)),
         mae_iterations_per_s=float(np.abs(1.0 / seconds - 1.0 / truth).mean()),
@@ -175,3 +178,16 @@ def _by_clock(sweep: Sweep, learned: Sequence[float]) -> Split:
 def _r2(truth: Array, predicted: Array) -> float:
     spread = float(((truth - truth.mean()) ** 2).sum())
     return 1.0 - float(((truth - predicted) ** 2).sum()) / spread if spread else float("nan")
+
+
+def _r2_ceiling(predictions: Sequence[Prediction]) -> float | None:
+    """R2 of predictions without error, as these rows would judge them; None: not all tell their own.
+
+    Of iterations/s: the standard error of 1/t is that of t over t^2.
+    """
+    errors = [p.row.error for p in predictions if p.row.true_seconds is None and p.row.error is not None]
+    if len(errors) < len(predictions):
+        return None
+    rates = 1.0 / np.array([p.row.seconds for p in predictions])
+    noise = np.array(errors) * rates**2
+    return _r2(rates, rates + noise)

@@ -2,13 +2,13 @@
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from joulegate.errors import UserError
 from joulegate.units import MegaHertz
-from predictor.latency_data import COLUMNS
+from predictor.latency_data import COLUMNS, OPTIONAL
 from predictor.sweep import Key, Point
 
 
@@ -39,7 +39,7 @@ def done(path: Path, subject: Subject) -> frozenset[Key]:
     keys = set()
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if not {*COLUMNS} - {*OPTIONAL} <= {*(reader.fieldnames or ())}:
             raise UserError(f"{path}: exists, and is not a sweep", "give --out another name")
         for record in reader:
             other = {name: record[name] for name in ("gpu", "stack", "model", "tp")}
@@ -58,10 +58,10 @@ def append(
     path: Path, subject: Subject, point: Point, latency_ms: float, watts: float | None, **more: str
 ) -> None:
     """One row, on disk when this returns."""
-    fresh = not path.exists()
+    columns = _columns(path)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        if fresh:
+        writer = csv.DictWriter(file, columns or COLUMNS, restval="", extrasaction="ignore")
+        if not columns:
             writer.writeheader()
         writer.writerow(
             {
@@ -78,6 +78,14 @@ def append(
         )
         file.flush()
         os.fsync(file.fileno())
+
+
+def _columns(path: Path) -> Sequence[str]:
+    """Of the file as it is: one begun by an older version has fewer. Empty, if there is none."""
+    if not path.exists():
+        return ()
+    with path.open(newline="") as file:
+        return csv.DictReader(file).fieldnames or ()
 
 
 def idle_point(clock: MegaHertz) -> Point:

@@ -26,6 +26,7 @@ from predictor.sweep import (
     duration,
     energy_curves,
     iteration_guess,
+    median_error,
     output_tokens,
     plan,
     spread,
@@ -190,25 +191,28 @@ async def _sweep(run: Run, points: Sequence[Point], probe: Probe, top: MegaHertz
 
 def _noted(run: Run, point: Point, found: Sequence[Measured], arrived: bool) -> str:
     """Write the point down once it was measured as often as asked; what to say of it."""
-    middle = _middle(found)
+    usable = _usable(found)
+    middle = usable[len(usable) // 2]
     flag = middle.window.flag or ("" if arrived else "clock_not_reached")
     if len(found) == run.repeats:
+        error = median_error([measured.window.seconds for measured in usable])
         append(
             run.out,
             run.subject,
             point,
             1000.0 * middle.window.seconds,
             middle.watts,
+            latency_se_ms="" if error is None else f"{1000.0 * error:.3g}",
             power_capped=str(int(middle.capped)),
             flag=flag,
         )
     return _described(point, middle.window, middle.watts, flag)
 
 
-def _middle(found: Sequence[Measured]) -> Measured:
-    """The one of median time among those that can be used; any, if none can."""
+def _usable(found: Sequence[Measured]) -> list[Measured]:
+    """Those that can be used, by time; all, if none can."""
     usable = [measured for measured in found if not measured.window.flag] or list(found)
-    return sorted(usable, key=lambda measured: measured.window.seconds)[len(usable) // 2]
+    return sorted(usable, key=lambda measured: measured.window.seconds)
 
 
 async def _measured(run: Run, point: Point, guess: Seconds, idle: float | None) -> Measured:

@@ -209,6 +209,30 @@ def test_ways_of_evaluating_exclude_each_other(sweep_csv: Path, capsys: pytest.C
     assert "only one of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("errors", "ceiling"),
+    [
+        # iterations/s 100, 50, 25 and 20, each off by a tenth
+        pytest.param(("1", "2", "4", "5"), 1.0 - 135.25 / 4018.75, id="all"),
+        pytest.param(("1", "2", "4", ""), None, id="one unknown"),
+    ],
+)
+def test_what_noise_leaves_a_perfect_model_is_said_where_rows_tell_theirs(
+    errors: tuple[str, ...], ceiling: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "noisy.csv"
+    times = zip((1, 8, 32, 64), (10, 20, 40, 50), errors, strict=True)
+    rows = [f"X,8B,1,decode,{batch},900,{time},{error}" for batch, time, error in times]
+    path.write_text("\n".join(["gpu,model,tp,phase,batch,freq_mhz,latency_ms,latency_se_ms", *rows, ""]))
+    model = tmp_path / "m.npz"
+    assert run(["train", "latency", "--data", str(path), "--out", str(model)], COMMANDS) == 0
+    capsys.readouterr()
+    words = ["--data", str(path), "--model", str(model)]
+    assert evaluated(capsys, *words)["r2_ceiling"] == (None if ceiling is None else pytest.approx(ceiling))
+    assert run(["evaluate", "latency", *words], COMMANDS) == 0
+    assert ("a perfect model" in capsys.readouterr().out) == (ceiling is not None)
+
+
 def test_where_every_time_is_the_same_there_is_no_r2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

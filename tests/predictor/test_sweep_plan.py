@@ -1,5 +1,8 @@
 """What a sweep measures, in which order, for how long, and what it says of clocks."""
 
+from itertools import product
+from statistics import pstdev
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from predictor.sweep import (
     Probe,
     duration,
     energy_curves,
+    median_error,
     output_tokens,
     plan,
     spread,
@@ -89,3 +93,15 @@ def test_the_best_clock_needs_the_least_energy_per_token_not_the_least_power() -
 def test_without_power_or_with_one_clock_there_is_no_curve() -> None:
     assert energy_curves([row(705, 0.03, None), row(1410, 0.02, None)], gpus=1) == []
     assert energy_curves([row(1410, 0.02, 200.0)], gpus=1) == []
+
+
+@given(st.lists(st.floats(0.001, 10.0), min_size=3, max_size=5))
+def test_the_error_of_a_median_is_how_far_medians_of_such_values_scatter(values: list[float]) -> None:
+    number = len(values)
+    medians = [sorted(drawn)[number // 2] for drawn in product(values, repeat=number)]
+    assert median_error(values) == pytest.approx(pstdev(medians), rel=1e-6, abs=1e-6)
+
+
+def test_one_or_two_values_do_not_tell_how_far_their_median_is_off() -> None:
+    assert median_error([0.01]) is None
+    assert median_error([0.01, 0.02]) is None

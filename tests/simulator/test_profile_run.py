@@ -18,8 +18,11 @@ import pytest
 from joulegate.domain import Batch
 from joulegate.engine_profile import parse_profile
 from joulegate.units import MegaHertz
+from predictor.latency_data import COLUMNS, OPTIONAL
 from predictor.physics import PhysicsModel
+from predictor.sweep import Point
 from simulator.children import Child, free_ports, joulegate
+from simulator.profile_file import Subject, append, done
 
 PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "a100-40g_llama-3.1-8b_tp1.json"
 READY = 30.0
@@ -118,6 +121,7 @@ def test_a_sweep_measures_what_the_engine_is(bench: Bench, tmp_path: Path) -> No
         # what a client sees is never much faster than the engine; on a busy host it is slower, and late
         assert 0.8 < float(row["latency_ms"]) / (1e3 * seconds) < 1.6
         assert 0.7 < float(row["power_w"]) / watts < 1.15
+        assert 0.0 <= float(row["latency_se_ms"]) < float(row["latency_ms"])
     prompts = [row for row in rows(out) if row["phase"] == "prefill"]
     assert len(prompts) == 2
     for row in prompts:  # a busy host sees prompts late, and then takes waiting for work
@@ -160,7 +164,19 @@ def test_one_speed_engines_are_swept_without_an_agent(bench: Bench, tmp_path: Pa
     printed, said = run.communicate(timeout=300)
     assert run.returncode == 0, said
     assert "no curve" in printed
-    assert {row["freq_mhz"] for row in rows(out)} == {"1"}
+    assert {(row["freq_mhz"], row["latency_se_ms"]) for row in rows(out)} == {("1", "")}
+
+
+def test_a_file_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
+    out, subject = tmp_path / "sweep.csv", Subject("A100", "vLLM", "m", 1)
+    point, other = (Point("decode", batch, 256, 0, MegaHertz(900)) for batch in (1, 2))
+    before = [column for column in COLUMNS if column not in OPTIONAL]
+    out.write_text(",".join(before) + "\nprofile,A100,vLLM,m,1,decode,1,256,0,900,10,,0,,\n")
+    assert done(out, subject) == {point.key}
+    append(out, subject, other, 12.0, None, latency_se_ms="0.5", flag="")
+    assert done(out, subject) == {point.key, other.key}
+    assert [row["latency_ms"] for row in rows(out)] == ["10", "12"]
+    assert "latency_se_ms" not in rows(out)[1]
 
 
 @pytest.mark.parametrize(
