@@ -25,8 +25,10 @@ from control.fleet_plan import (
     program,
     total_watts,
 )
+from control.provision import Solution
 
 ROUNDING = 1e-6
+LIMIT = 3.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def solve(
     options: Mapping[str, Sequence[Configuration]],
     fleet: Fleet,
     gap: float = 0.005,
-    limit: float = 3.0,
+    limit: float = LIMIT,
 ) -> Solved:
     """Blocks for `limit` seconds at most or so, of a clock on the wall: a planner gives way to all others.
 
@@ -73,6 +75,17 @@ def solve(
             best, by = exact, "program"
     left = None if best is None else max(0.0, total_watts(best, fleet) / max(found.bound, 1e-9) - 1.0)
     return Solved(best, left, time.perf_counter() - began, by)
+
+
+def solution(
+    demands: Mapping[str, float],
+    options: Mapping[str, Sequence[Configuration]],
+    fleet: Fleet,
+    limit: float = LIMIT,
+) -> Solution:
+    """For `control.provision`. With a limit of infinity it is the same on every machine."""
+    found = solve(demands, options, fleet, limit=limit)
+    return Solution(found.plan, found.gap)
 
 
 def _found(made: Program, known: float | None, gap: float, limit: float) -> _Found | None:

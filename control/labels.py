@@ -9,7 +9,9 @@ what is lacking.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from control.state import PoolRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,17 @@ class Labelled:
     home: str  # as configured
     up: bool
     sessions: int = 0  # that have their prefix there
+
+
+def served(homes: Sequence[PoolRules], merged: Mapping[str, str]) -> list[PoolRules]:
+    """Pools as they are now: each has its own types, and those of the pools that are part of it."""
+    return [
+        replace(
+            home,
+            types=home.types.union(*(guest.types for guest in homes if merged.get(guest.name) == home.name)),
+        )
+        for home in homes
+    ]
 
 
 def labels(

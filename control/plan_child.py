@@ -17,18 +17,13 @@ def main() -> int:
     os.nice(10)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    from control.fleet_plan import greedy  # not before the limits hold
-    from control.fleet_solver import solve
+    from control.fleet_solver import solution  # not before the limits hold
     from control.plan_wire import encoded, question_in
-    from control.provision import Solution, provision
+    from control.provision import provision
 
     question = question_in(sys.stdin.buffer.read())
     try:
-        answer = provision(
-            question,
-            lambda *asked: Solution((found := solve(*asked)).plan, found.gap),
-            lambda *asked: Solution(greedy(*asked), None),
-        )
+        answer = provision(question, solution)
     except (ValueError, MemoryError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
-from control.fleet_plan import Configuration, Fleet, Plan
+from control.fleet_plan import Configuration, Fleet, Plan, greedy
 from control.floor import Demand
 from control.planner import PlanRules, Stock, configurations, together
 from joulegate.domain import Objectives
@@ -101,46 +101,50 @@ class _Group:
         return max(pool.least for pool in self.pools)
 
 
-def provision(question: Question, solve: Solve, quick: Solve) -> Provision:
-    """The answer. `quick` compares borders, `solve` makes the plan."""
+def provision(question: Question, solve: Solve) -> Provision:
+    """The answer. Borders are compared greedily, `solve` makes the plan."""
     alone = [_Group(pool, (pool,)) for pool in question.pools]
     stock = _together(question.pools)
-    groups = _borders(alone, stock, question, quick)
+    groups = _borders(alone, stock, question)
     return _planned(groups, stock, question, solve)
 
 
-def _borders(alone: list[_Group], stock: tuple[Stock, ...], question: Question, quick: Solve) -> list[_Group]:
+def _quick(
+    demands: Mapping[str, float], options: Mapping[str, Sequence[Configuration]], fleet: Fleet
+) -> Solution:
+    return Solution(greedy(demands, options, fleet), None)
+
+
+def _borders(alone: list[_Group], stock: tuple[Stock, ...], question: Question) -> list[_Group]:
     """Merge two at a time while it pays; what is merged now stays so unless a split pays as much."""
     now = _merged_now(alone, question.merged)
-    best = _merge_all(alone, stock, question, quick)
+    best = _merge_all(alone, stock, question)
     if {g.host.name: len(g.pools) for g in now} == {g.host.name: len(g.pools) for g in best}:
         return now
-    before, after = (_planned(groups, stock, question, quick) for groups in (now, best))
+    before, after = (_planned(groups, stock, question, _quick) for groups in (now, best))
     if before.short and not after.short:
         return best
     return best if after.watts <= (1.0 - WORTH) * before.watts else now
 
 
-def _merge_all(
-    alone: list[_Group], stock: tuple[Stock, ...], question: Question, quick: Solve
-) -> list[_Group]:
-    groups, watts = alone, _cost(alone, stock, question, quick)
+def _merge_all(alone: list[_Group], stock: tuple[Stock, ...], question: Question) -> list[_Group]:
+    groups, watts = alone, _cost(alone, stock, question)
     while True:
         tried = [
             [g for g in groups if g not in (host, guest)] + [_Group(host.host, host.pools + guest.pools)]
             for host, guest in permutations(groups, 2)
             if all(host.host.takes(pool) for pool in guest.pools)
         ]
-        costs = [(_cost(each, stock, question, quick), i) for i, each in enumerate(tried)]
+        costs = [(_cost(each, stock, question), i) for i, each in enumerate(tried)]
         if not costs or min(costs)[0] > (1.0 - WORTH) * watts:
             return groups
         watts, chosen = min(costs)
         groups = tried[chosen]
 
 
-def _cost(groups: list[_Group], stock: tuple[Stock, ...], question: Question, quick: Solve) -> float:
+def _cost(groups: list[_Group], stock: tuple[Stock, ...], question: Question) -> float:
     """Watts; what cannot be served costs most."""
-    made = _planned(groups, stock, question, quick)
+    made = _planned(groups, stock, question, _quick)
     return made.watts if not made.short else 1e9 * (1 + len(made.short)) + made.watts
 
 

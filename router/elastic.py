@@ -4,9 +4,7 @@ A merged pool has no instances; its requests belong to its host, which promises 
 large. What waits moves with it, what runs stays where it is.
 """
 
-from dataclasses import replace
-
-from control.labels import Labelled, labels
+from control.labels import Labelled, labels, served
 from control.provision import Provision
 from joulegate.units import Seconds
 from router.gate import FleetGate
@@ -34,13 +32,14 @@ def arrange(model: Model, plan: Provision, gate: FleetGate, now: Seconds) -> boo
 def settle(model: Model) -> None:
     """What every pool serves and holds follows from hosts, labels and the rules as configured."""
     order = {name: index for index, name in enumerate(model.members)}
-    for name, pool in model.pools.items():
-        guests = [other.home.types for other in model.pools.values() if other.host == name]
-        pool.rules = replace(pool.home, types=pool.home.types.union(*guests))
-        members = [member for member in model.members.values() if member.law.pool == name]
+    pools = model.pools.values()
+    rules = served([pool.home for pool in pools], {pool.name: pool.host for pool in pools if pool.host})
+    for pool, now in zip(pools, rules, strict=True):
+        pool.rules = now
+        members = [member for member in model.members.values() if member.law.pool == pool.name]
         pool.members = tuple(sorted(members, key=lambda member: order[member.law.name]))
-    model.rules = tuple(pool.rules for pool in model.pools.values() if not pool.host)
-    model.steering.relabel([pool.rules for pool in model.pools.values()])
+    model.rules = tuple(pool.rules for pool in pools if not pool.host)
+    model.steering.relabel(rules)
 
 
 def _members(model: Model) -> list[tuple[Pool, Member]]:

@@ -1,14 +1,17 @@
 """Pure: what the planner is asked about one model: its pools' load to come, and what they could run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from control.floor import Demand
 from control.lifecycle import Phase
 from control.planner import Kind, PlanRules, Stock
 from control.provision import PoolNeed, Question
+from control.state import PoolRules
 from joulegate.domain import EngineModel, RequestType, Size
 from joulegate.units import Seconds, Watts
+from predictor.forecast import Floats
 from predictor.physics import PhysicsModel
 from router.pools import Member, Model, Pool
 from router.transitions import Transitions
@@ -18,11 +21,14 @@ START = 60.0  # seconds, of an engine of which nothing is known
 Rates = Sequence[float]  # requests, input tokens and output tokens per second
 
 
-class Terms(Protocol):
-    """What the settings say."""
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """What a model's load is and may become."""
 
-    @property
-    def epoch(self) -> Seconds: ...
+    mean: Mapping[RequestType, Rates]  # of the last epoch
+    peak: Mapping[RequestType, Rates]  # the most to expect of the next
+    bias: float  # output tokens that came over those predicted
+    epoch: Seconds
 
 
 class Living(Protocol):
@@ -36,39 +42,34 @@ class Living(Protocol):
 
 
 def question_for(
-    model: Model,
-    mean: Mapping[RequestType, Rates],
-    peak: Mapping[RequestType, Rates],
-    bias: float,
-    least: Callable[[Model, Pool], int],
-    living: Living,
-    terms: Terms,
+    model: Model, coming: Coming, least: Callable[[Model, Pool], int], living: Living
 ) -> Question:
-    """`mean`: what came in the last epoch; `peak`: the most to expect of the next.
-
-    `bias`: output tokens that came over those predicted. Pools without a latency model are left out.
-    """
+    """Pools without a latency model are left out."""
     needs = []
     for pool in model.pools.values():
         members = [member for member in model.members.values() if member.home == pool.name]
         stock = stock_of(members, living)
         if stock is not None:
-            came, most = (_summed([each[kind] for kind in pool.home.types]) for each in (mean, peak))
-            demand = _demand(came if came[0] > 0.0 else most, bias, terms.epoch)
-            needs.append(
-                PoolNeed(
-                    pool.name,
-                    pool.home.reach,
-                    pool.home.objectives,
-                    demand,
-                    0.0 if demand is None else demand.rate * _growth(came, most),
-                    min(least(model, pool), len(members)),
-                    stock,
-                    (pool.mode, pool.static_clock, pool.home.shed, pool.power_priority),
-                )
-            )
+            terms = (pool.mode, pool.static_clock, pool.home.shed, pool.power_priority)
+            warm = min(least(model, pool), len(members))
+            needs.append(need_of(pool.home, coming, stock, warm, terms))
     merged = {name: pool.host for name, pool in model.pools.items() if pool.host}
-    return Question(tuple(needs), merged, terms.epoch, PlanRules())
+    return Question(tuple(needs), merged, coming.epoch, PlanRules())
+
+
+def need_of(
+    home: PoolRules, coming: Coming, stock: tuple[Stock, ...], least: int, terms: tuple[object, ...] = ()
+) -> PoolNeed:
+    """Of one pool as it is configured; `least` of its instances stay warm."""
+    came, most = (_summed([each[kind] for kind in home.types]) for each in (coming.mean, coming.peak))
+    demand = _demand(came if came[0] > 0.0 else most, coming.bias, coming.epoch)
+    expected = 0.0 if demand is None else demand.rate * _growth(came, most)
+    return PoolNeed(home.name, home.reach, home.objectives, demand, expected, least, stock, terms)
+
+
+def by_type(rates: Floats) -> dict[RequestType, Rates]:
+    """Those of the load forecast."""
+    return dict(zip(TYPES, rates.tolist(), strict=True))
 
 
 def _summed(rates: Sequence[Rates]) -> Rates:

@@ -23,7 +23,7 @@ from router.child import PIPE, running
 from router.elastic import arrange
 from router.gate import FleetGate
 from router.load_meter import PARTS
-from router.plan_question import TYPES, question_for, stock_of
+from router.plan_question import Coming, by_type, question_for, stock_of
 from router.pools import Fleet, Model, Pool
 from router.scaler import Scaler
 
@@ -152,8 +152,8 @@ class Planning:
     async def _divide(self, model: Model, planned: Planned, mean: Floats, peak: Floats) -> None:
         """Which pools share instances, by the child's answer."""
         began = self._clock()
-        came, most = (dict(zip(TYPES, rates.tolist(), strict=True)) for rates in (mean, peak))
-        question = question_for(model, came, most, self._bias(model), self._least, self._scaler, self.rules)
+        coming = Coming(by_type(mean), by_type(peak), self._bias(model), self.rules.epoch)
+        question = question_for(model, coming, self._least, self._scaler)
         try:
             planned.plan = await ask(question, self._child)
             planned.problem = ""

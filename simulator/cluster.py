@@ -15,10 +15,9 @@ from math import floor
 
 from control.admission import AdmissionRules, Outcome
 from control.classify import classify, pool_for
-from control.floor import Demand
 from control.governor import GovernorRules
-from control.planner import PlanRules, Stock
-from control.sizing import LOOK, Growth, Seen, Sizing, Terms, length_bias
+from control.labels import served
+from control.planner import BORDERS
 from control.state import Flight, PoolRules
 from control.steering import PoolState, Steering
 from joulegate.domain import (
@@ -31,20 +30,18 @@ from joulegate.domain import (
     Size,
 )
 from joulegate.units import MegaHertz, Seconds
-from router.capacity import present
 from simulator.costs import EngineCosts
 from simulator.jobs import Job
 from simulator.least_loaded import LeastLoaded
 from simulator.results import Run
 from simulator.roll import Roll
-from simulator.sites import ONE_POOL, Sites
+from simulator.scaling import Planned, Planning, Scaling
+from simulator.sites import ONE_POOL, Sites, Standing
 from simulator.station import BIN, Station
 from simulator.workload import Foresight, Load
 
-RESCALE_EVERY = 1.0  # seconds between two looks at how many instances should run
 ENDED = 1000  # requests whose lengths are held against what was predicted
 MAX_LAGS = 4.0
-RATED_OVER = 15.0  # seconds; what counts as the load of a moment
 KV_NEAR = 0.9  # share of the cache; the governor projects it from a little above on
 IDLE = 60.0  # seconds without work after which nothing that is remembered moves any more
 NEVER = float("inf")
@@ -57,7 +54,8 @@ class Setup:
 
     costs: tuple[EngineCosts, ...]  # one for each instance
     objectives: Objectives
-    places: tuple[str, ...] = ()  # pool of each instance: its request type; empty: one pool for all
+    border: str = "one"  # which types share a pool: one of `control.planner.BORDERS`
+    places: tuple[str, ...] = ()  # pool of each instance; empty: there is one
     cuts: Cuts = field(default_factory=Cuts)
     tick: float = 0.25
     lag: float = 0.004  # seconds until the gateway acts on what a stream shows
@@ -73,17 +71,7 @@ class Laws:
     admission: AdmissionRules
     governor: GovernorRules
     true_lengths: bool = False
-    scaling: "Scaling | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Instances of one kind come and go by the gateway's law."""
-
-    stock: Stock
-    rules: PlanRules
-    calm: Seconds
-    at_once: int  # stops
+    scaling: Scaling | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -92,8 +80,7 @@ class Knowledge:
 
     predictor: LengthPredictor
     pools: dict[str, PoolState] = field(default_factory=dict)
-    instances: int | None = None  # that the last run ended with
-    growth: Growth = field(default_factory=Growth)  # of the load, where instances come and go
+    planned: Planned = field(default_factory=Planned)  # where instances come and go
     lengths: deque[tuple[float, float]] = field(
         default_factory=lambda: deque(maxlen=ENDED)
     )  # came, predicted
@@ -106,26 +93,28 @@ class Cluster:
         self._setup = setup
         self._laws = laws
         self._knowledge = knowledge
-        self._rules = pools_of(setup)
-        self._pool = {kind: pool_for(kind, self._rules) for kind in ALL_TYPES}
-        have = 0 if laws.scaling is None else laws.scaling.stock.have
-        self._sites = Sites(setup.costs, setup.places, setup.costs[:1] * (have - len(setup.costs)))
-        self._sizing = None if laws.scaling is None else Sizing(laws.scaling.calm, knowledge.growth)
+        planned, homes = knowledge.planned, pools_of(setup)
+        self._sites = Sites(planned.standing or fleet_of(setup, laws.scaling))
         self._by_name = {station.law.name: station for station in self._sites.stations}
         governed = [station.law for station in self._sites.stations]
-        self._steering = Steering(self._rules, governed, laws.admission, laws.governor, rng)
+        rules = served(homes, planned.merged)
+        self._steering = Steering(rules, governed, laws.admission, laws.governor, rng)
         self._steering.resume(knowledge.pools)
-        self._foresight: Foresight | None = None
+        self._planning: Planning | None = None
+        if laws.scaling is not None:
+            fleet = (self._sites, self._steering)
+            self._planning = Planning(laws.scaling, homes, *fleet, planned, knowledge.lengths)
+        self._route()
         self._told: dict[int, tuple[LengthQuery, LengthPrediction | None]] = {}
         self._due: list[tuple[float, int, Station]] = []  # heap: when a station has news at the earliest
         self._serial = 0
-        self._rescale_at = 0.0
         self._busy_at = 0.0
 
     def run(self, load: Load) -> Run:
         """Serve the whole load; ends with its last request."""
         self._roll = Roll(load)
-        self._foresight = Foresight(load) if self._laws.true_lengths else None
+        if self._planning is not None and self._laws.true_lengths:
+            self._planning.foresight = Foresight(load)
         count, arrived = len(load), 0
         tick, poll = 0.0, NEVER
         while arrived < count or self._roll.present:
@@ -142,7 +131,8 @@ class Cluster:
                 tick = self._next_tick(now, arrival if arrival > now else NEVER)
             poll = self._next_poll(now) if self._steering.queued else NEVER
         self._knowledge.pools = self._steering.pools
-        self._knowledge.instances = self._sites.count
+        if self._planning is not None:
+            self._knowledge.planned.standing = self._sites.standing
         return self._sites.result(load, self._roll, self._setup.owned_gpus)
 
     def _next_tick(self, now: float, arrival: float) -> float:
@@ -152,7 +142,7 @@ class Cluster:
             self._busy_at = now
         if now - self._busy_at < IDLE or arrival == NEVER:
             return now + period
-        event = min(arrival, self._rescale_at) if self._laws.scaling is not None else arrival
+        event = min(arrival, self._planning.due) if self._planning is not None else arrival
         return now + period * max(1.0, floor((event - now) / period))
 
     def _next_poll(self, now: float) -> float:
@@ -211,6 +201,8 @@ class Cluster:
         flight = self._flight(job, prediction, now)
         pool = self._pool[flight.type]
         assert pool is not None, "every type has a pool"
+        if self._planning is not None:
+            self._planning.came(flight)
         self._assign(self._steering.arrive(flight, pool.name, Seconds(now)), now)
         if self._steering.queued:
             self._press(now)
@@ -294,33 +286,21 @@ class Cluster:
             self._steering.leave(station.law.name)
         if came or left:
             self._by_name = {station.law.name: station for station in self._sites.stations}
-        scaling, sizing = self._laws.scaling, self._sizing
-        if scaling is None or sizing is None or now < self._rescale_at:
-            return
-        self._rescale_at = now + RESCALE_EVERY
-        at, up, state = Seconds(now), self._sites.count, self._steering.pools[ONE_POOL]
-        if sizing.due(at):
-            load, bias = state.demand(at), length_bias(self._knowledge.lengths)
-            seen = Seen(load, Seconds(state.arrivals.age(at)), bias, self._ahead(load, now))
-            terms = Terms(self._setup.objectives.tpot, state.prices.price, scaling.rules)
-            sizing.look((scaling.stock,), seen, up, terms, at)
-        laws = [station.law for station in self._sites.stations]
-        needed = max(1, present(laws, self._steering.queued))
-        self._sites.turn(min(scaling.stock.have, sizing.count(up, needed, at)), scaling.at_once, now)
+        if self._planning is not None and self._planning.tick(now):
+            self._route()
 
-    def _ahead(self, load: Demand | None, now: float) -> float | None:
-        """What the oracle knows of the time until an instance that is started after the next look serves."""
-        scaling, foresight = self._laws.scaling, self._foresight
-        if scaling is None or foresight is None or load is None:
-            return None
-        return foresight.most(now, scaling.stock.kind.start + LOOK + RATED_OVER, load)
+    def _route(self) -> None:
+        """The pool of every type: one that is part of another gets no requests."""
+        merged = self._knowledge.planned.merged
+        rules = [state.queue.rules for name, state in self._steering.pools.items() if name not in merged]
+        self._pool = {kind: pool_for(kind, rules) for kind in ALL_TYPES}
 
 
 class Unsteered:
     """No gateway: every request goes at once to the least loaded instance, clocks are fixed."""
 
     def __init__(self, setup: Setup, clock: float) -> None:
-        self._sites = Sites(setup.costs)
+        self._sites = Sites(map(Standing, setup.costs))
         self._setup = setup
         self._clock = round(clock)
         for station in self._sites.stations:
@@ -350,11 +330,19 @@ class Unsteered:
 
 
 def pools_of(setup: Setup) -> list[PoolRules]:
-    """One pool, or one for each type that instances are set apart for."""
-    if not setup.places:
-        return [PoolRules(ONE_POOL, setup.objectives, ALL_TYPES)]
-    kinds = sorted((k for k in ALL_TYPES if k.name in setup.places), key=lambda k: (k.input, k.output))
-    return [PoolRules(kind.name, setup.objectives, frozenset((kind,))) for kind in kinds]
+    """As they are configured, smaller ones first."""
+    pools = dict[str, set[RequestType]]()
+    for kind in sorted(ALL_TYPES, key=lambda k: (k.input, k.output)):
+        pools.setdefault(BORDERS[setup.border](kind), set()).add(kind)
+    return [PoolRules(name, setup.objectives, frozenset(kinds)) for name, kinds in pools.items()]
+
+
+def fleet_of(setup: Setup, scaling: Scaling | None) -> list[Standing]:
+    """As it is configured: what `setup` has runs, the rest of what scaling may start does not."""
+    pools = setup.places or (ONE_POOL,) * len(setup.costs)
+    fleet = [Standing(costs, pool, pool) for costs, pool in zip(setup.costs, pools, strict=True)]
+    spare = 0 if scaling is None else scaling.stock.have - len(fleet)
+    return fleet + [Standing(setup.costs[0], up=False)] * spare
 
 
 def run_fixed(load: Load, setup: Setup, clock: float) -> Run:

@@ -19,24 +19,28 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
+from numpy.typing import NDArray
 
 from control.admission import AdmissionRules
 from control.floor import Demand, settle
 from control.governor import GovernorRules
 from control.pick import Rng
-from control.planner import Kind, PlanRules, Stock, enough, fewest
+from control.planner import BORDERS, Kind, PlanRules, Stock, carries, enough, fewest
 from control.sizing import Loaded, best_count, best_kind
 from control.sizing import Terms as SizeTerms
-from joulegate.domain import Objectives
+from joulegate.domain import Cuts, Objectives
 from joulegate.settings.plan import Plan
+from joulegate.settings.scenario import OURS
 from joulegate.units import Seconds, Watts
 from predictor.length import HistoryPredictor
-from simulator.cluster import ALL_TYPES, Cluster, Knowledge, Laws, Scaling, Setup, run_fixed
+from simulator.cluster import ALL_TYPES, Cluster, Knowledge, Laws, Setup, run_fixed
 from simulator.costs import EngineCosts
 from simulator.results import Pooled, Run, joules_per_token, why_not
+from simulator.scaling import Elastic, Scaling
 from simulator.station import limits_of
 from simulator.workload import Foresight, Load, peak_minute
 
+Bools = NDArray[np.bool_]
 BUILDERS = ("joulegate", "joulegate-slowdown", "oracle")
 EVERYTHING = 1e6  # share of a TTFT objective: the engine's queue takes all prompts at once
 NO_OBJECTIVE = Seconds(3600.0)
@@ -60,6 +64,8 @@ class Terms:
     e2e: Seconds  # E*, which throttLL'eM aims at
     max_slowdown: float
     builds: tuple[EngineCosts, ...] = ()  # what instances may be built from; empty: the fleet is as it is
+    border: str = "one"  # of the pools that those are divided among
+    elastic: Elastic | None = None  # None: those pools stay apart
 
 
 def run_policy(name: str, case: Case, terms: Terms, static_clock: float | None) -> Run:
@@ -84,11 +90,13 @@ def _steered(name: str, case: Case, terms: Terms) -> Run:
     builds = terms.setup.costs[:1] if name == "scale-inst" else terms.builds if name in BUILDERS else ()
     if builds:
         steered, laws = _built(steered, laws, builds, learn)
+    if laws.scaling is not None and name in OURS and terms.border != "one":
+        steered, laws = _divided(steered, laws, laws.scaling, terms, learn)
     knowledge = Knowledge(HistoryPredictor(steered.cuts))
     if name not in ("throttllem", "multi-pool"):
         Cluster(steered, laws, knowledge, _draws(case.seed)).run(learn)
-    if knowledge.instances is not None and laws.scaling is not None and not laws.true_lengths:
-        steered = replace(steered, costs=steered.costs[:1] * knowledge.instances)
+    if laws.true_lengths:
+        knowledge.planned.standing = ()  # it begins as it did
     return Cluster(steered, laws, knowledge, _draws(case.seed)).run(case.score)
 
 
@@ -107,6 +115,32 @@ def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Loa
     costs = next(c for c in builds if c.profile.name == stock.kind.name)
     scaling = Scaling(stock, rules, Seconds(plan.calm_s), plan.at_once)
     return replace(setup, costs=(costs,) * count), replace(laws, scaling=scaling)
+
+
+def _divided(setup: Setup, laws: Laws, scaling: Scaling, terms: Terms, learn: Load) -> tuple[Setup, Laws]:
+    """All instances that there are, running, each in the pool whose busiest minute lacks it most."""
+    kind, tpot, needs = scaling.stock.kind, setup.objectives.tpot, dict[str, float]()
+    for name, mine in _parts(learn, setup.cuts, terms.border).items():
+        rate = carries(kind, _peak(mine), tpot, scaling.rules) if len(mine) else 0.0
+        needs[name] = peak_minute(mine) / rate if rate > 0.0 else 0.0
+    largest = [*needs][-1]
+    counts = {name: int(name == largest) for name in needs}
+    for _ in range(scaling.stock.have - 1):
+        counts[max(needs, key=lambda name: needs[name] / (counts[name] + 0.5))] += 1
+    places = tuple(name for name, count in counts.items() for _ in range(count))
+    divided = replace(setup, border=terms.border, costs=setup.costs[:1] * scaling.stock.have, places=places)
+    return divided, replace(laws, scaling=replace(scaling, elastic=terms.elastic))
+
+
+def _parts(load: Load, cuts: Cuts, border: str) -> dict[str, Load]:
+    """What comes to each pool, smaller ones first."""
+    inputs = np.searchsorted(np.array(cuts.input), load.input, side="right")
+    outputs = np.searchsorted(np.array(cuts.output), load.output, side="right")
+    rows = dict[str, Bools]()
+    for kind in sorted(ALL_TYPES, key=lambda k: (k.input, k.output)):
+        name, mine = BORDERS[border](kind), (inputs == kind.input) & (outputs == kind.output)
+        rows[name] = rows[name] | mine if name in rows else mine
+    return {n: Load(load.at[r], load.input[r], load.output[r], load.span) for n, r in rows.items()}
 
 
 def _opening(stock: Stock, foresight: Foresight, terms: SizeTerms) -> int:
@@ -147,14 +181,11 @@ def resharded(terms: Terms, learn: Load) -> Setup:
 
 def nine_pools(terms: Terms, learn: Load) -> Setup:
     """Instances for each of the nine types, for the busiest minute of its own."""
-    cuts, places = terms.setup.cuts, list[str]()
-    inputs = np.searchsorted(np.array(cuts.input), learn.input, side="right")
-    outputs = np.searchsorted(np.array(cuts.output), learn.output, side="right")
-    for kind in sorted(ALL_TYPES, key=lambda k: (k.input, k.output)):
-        rows = (inputs == kind.input) & (outputs == kind.output)
-        mine = Load(learn.at[rows], learn.input[rows], learn.output[rows], learn.span)
-        places += [kind.name] * (_for_peak(terms, mine) if len(mine) else 1)
-    return replace(terms.setup, costs=terms.setup.costs[:1] * len(places), places=tuple(places))
+    places = list[str]()
+    for name, mine in _parts(learn, terms.setup.cuts, "nine").items():
+        places += [name] * (_for_peak(terms, mine) if len(mine) else 1)
+    costs = terms.setup.costs[:1] * len(places)
+    return replace(terms.setup, border="nine", costs=costs, places=tuple(places))
 
 
 def _peak(load: Load) -> Demand:

@@ -3,7 +3,9 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from control.fleet_solver import solution
 from joulegate.arrivals import read_trace
 from joulegate.engine_profile import EngineProfile, parse_profile
 from joulegate.errors import UserError
 from joulegate.settings.load import load
 from joulegate.settings.nearest import did_you_mean
+from joulegate.settings.plan import Plan
 from joulegate.settings.scenario import POLICIES, Scenario
 from joulegate.units import Seconds
 from simulator import scenario as scenarios
@@ -25,6 +29,7 @@ from simulator.cluster import Setup
 from simulator.costs import EngineCosts
 from simulator.fleets import MOST, Fleet, fewest, fitting, fleets
 from simulator.results import Run
+from simulator.scaling import Elastic
 from simulator.scenario import Bench
 from simulator.summary import Comparison, document
 from simulator.workload import Daily, Load, Recipe
@@ -138,7 +143,7 @@ def _compared(
         say(left_out)
     setup = Setup((EngineCosts(fleet.baseline),) * settings.instances, scenarios.objectives_of(settings))
     builds = tuple(EngineCosts(profile) for profile in fleet.builds)
-    bench = scenarios.prepare(settings, recipe, setup, builds, request.seeds)
+    bench = _divided(settings, scenarios.prepare(settings, recipe, setup, builds, request.seeds))
     if fleet.given:
         bench = _sized(settings, fleet, bench, recipe, say)
     mapper = _mapper(request.jobs, progress, f"{settings.name} {fleet.name}")
@@ -148,6 +153,15 @@ def _compared(
         scenarios.compare(scenarios.swapped(bench), settings.policies, mapper) if request.swapped else None
     )
     return Comparison(bench, fleet.name, policies, other)
+
+
+def _divided(settings: Scenario, bench: Bench) -> Bench:
+    """With the pools of the scenario. Their planner has no limit of time: it would not be the same twice."""
+    plan, solve = Plan(), partial(solution, limit=inf)
+    elastic = (
+        Elastic(Seconds(plan.epoch_s), plan.cover_pct / 100.0, solve) if settings.pools.elastic else None
+    )
+    return replace(bench, terms=replace(bench.terms, border=settings.pools.border, elastic=elastic))
 
 
 def _sized(

@@ -5,11 +5,12 @@ requests, finishes those it has, and is off. "Released": a GPU that is off costs
 `p_off_owned_w`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from control.labels import Labelled
 from control.lifecycle import Phase
 from control.turnout import Candidate, movers, turnout
 from simulator.costs import EngineCosts
@@ -22,11 +23,22 @@ from simulator.workload import Load
 ONE_POOL = "all"
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An instance before a run, or after it."""
+
+    costs: EngineCosts
+    home: str = ONE_POOL  # the pool it is configured in
+    pool: str = ONE_POOL
+    up: bool = True
+
+
 @dataclass(slots=True, eq=False)
 class _Place:
     """Where an instance runs, is started, or rests."""
 
     name: str
+    home: str
     pool: str
     costs: EngineCosts
     station: Station | None = None
@@ -38,18 +50,21 @@ class _Place:
             return Phase.SERVING if self.station.law.ready else Phase.DRAINING
         return Phase.STOPPED if self.ordered is None else Phase.STARTING
 
+    @property
+    def up(self) -> bool:
+        """It takes requests, now or once it has started."""
+        return self.phase in (Phase.SERVING, Phase.STARTING)
+
 
 class Sites:
-    """All instances of one run: one for each of `costs`, and `spare` places at rest."""
+    """All instances of one run."""
 
-    def __init__(
-        self, costs: Sequence[EngineCosts], places: Sequence[str] = (), spare: Sequence[EngineCosts] = ()
-    ) -> None:
-        pools = places or [ONE_POOL] * len(costs)
-        made = [*zip(costs, pools, strict=True), *((each, ONE_POOL) for each in spare)]
-        self._places = [_Place(f"i{n}", pool, each) for n, (each, pool) in enumerate(made)]
-        for place in self._places[: len(costs)]:
-            place.station = Station(place.name, place.pool, place.costs, 0.0)
+    def __init__(self, standing: Iterable[Standing]) -> None:
+        self._places = list[_Place]()
+        for n, each in enumerate(standing):
+            place = _Place(f"i{n}", each.home, each.pool, each.costs)
+            place.station = Station(place.name, place.pool, place.costs, 0.0) if each.up else None
+            self._places.append(place)
         self.stations = [place.station for place in self._places if place.station is not None]
         self._stopped: list[Station] = []
         self._start_joules = 0.0
@@ -58,16 +73,40 @@ class Sites:
         self._instances: list[float] = []
 
     @property
-    def count(self) -> int:
-        """Instances that take requests, now or once they are up."""
-        return sum(place.phase in (Phase.SERVING, Phase.STARTING) for place in self._places)
+    def standing(self) -> tuple[Standing, ...]:
+        """As they are now; what is being started is up, what drains is not."""
+        return tuple(Standing(place.costs, place.home, place.pool, place.up) for place in self._places)
 
-    def turn(self, count: int, at_once: int, now: float) -> None:
+    @property
+    def labelled(self) -> list[Labelled]:
+        """As the law of borders sees them."""
+        return [
+            Labelled(p.name, p.costs.profile.name, p.pool, p.home, p.phase is Phase.SERVING)
+            for p in self._places
+        ]
+
+    def have(self, pool: str) -> int:
+        """Instances of a pool, whether they run or not."""
+        return sum(place.pool == pool for place in self._places)
+
+    def count(self, pool: str) -> int:
+        """Instances of a pool that take requests, now or once they are up."""
+        return sum(place.pool == pool and place.up for place in self._places)
+
+    def move(self, pools: Mapping[str, str]) -> None:
+        """Every instance to its pool: a label moves, and what it serves it serves to the end."""
+        for place in self._places:
+            place.pool = pools[place.name]
+            if place.station is not None:
+                place.station.law.pool = place.pool
+
+    def turn(self, pool: str, count: int, at_once: int, now: float) -> None:
         """Start and stop, so that `count` run: which ones and when is the gateway's law."""
-        candidates = [Candidate(place.name, place.phase) for place in self._places]
+        places = [place for place in self._places if place.pool == pool]
+        candidates = [Candidate(place.name, place.phase) for place in places]
         wanted = turnout(candidates, count)
         may_move = movers(candidates, wanted, at_once)
-        for place in self._places:
+        for place in places:
             if place.station is not None and place.name in wanted:
                 place.station.law.ready = True  # had back, where it was draining
             elif place.station is not None and place.name in may_move:

@@ -79,6 +79,15 @@ class Day(Section):
             yield Fault(("swing",), "the mean is never reached", "low + swing must exceed 1")
 
 
+class Pools(Section):
+    """Whom joulegate's instances are set apart for, where it has `builds`."""
+
+    border: Literal["one", "by input", "by output", "nine"] = Field(
+        default="one", description="A pool for all, for each input or output size, or for each type."
+    )
+    elastic: bool = Field(default=True, description="Pools share instances while that saves.")
+
+
 class Scenario(File):
     """One engine, one trace, the policies to compare."""
 
@@ -93,6 +102,7 @@ class Scenario(File):
     builds: tuple[InputFile, ...] = Field(
         default=(), description="Profiles that joulegate may build instances from, as many as the load needs."
     )
+    pools: Pools = Pools()
     objectives: Literal["D", "T"] = "D"
     interactive: Interactive = Interactive()
     throughput: Throughput = Throughput()

@@ -5,7 +5,10 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.labels import Labelled, labels
+from control.labels import Labelled, labels, served
+from control.state import PoolRules
+from joulegate.domain import Objectives, RequestType, Size
+from joulegate.units import Seconds
 
 POOLS = ("short", "medium", "long")
 
@@ -68,3 +71,13 @@ def test_every_pool_gets_what_it_asks_for_where_there_is_enough(
         [Labelled(i.name, i.kind, moved[i.name], i.home, i.up, i.sessions) for i in fleet], asked, {}
     )
     assert moved_again == moved, "once there, nothing moves"
+
+
+def test_a_pool_serves_its_own_types_and_those_of_the_pools_that_are_part_of_it() -> None:
+    aims = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, None)
+    homes = [PoolRules(size.name, aims, frozenset(RequestType(i, size) for i in Size)) for size in Size]
+    rules = {each.name: each for each in served(homes, {"S": "L"})}
+    assert rules["S"] == homes[0], "what still waits there goes by its own"
+    assert rules["M"] == homes[1]
+    assert rules["L"].types == homes[0].types | homes[2].types
+    assert [each.types for each in served(homes, {})] == [home.types for home in homes]

@@ -5,11 +5,10 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from control.fleet_plan import greedy
-from control.fleet_solver import solve
+from control.fleet_solver import solution
 from control.floor import Demand
 from control.planner import Kind, PlanRules, Stock
-from control.provision import PoolNeed, Provision, Question, Solution, provision
+from control.provision import PoolNeed, Provision, Question, provision
 from control.sizing import Loaded, Terms, best_count
 from control.state import Limits
 from joulegate.domain import Objectives
@@ -49,11 +48,7 @@ def need(
 
 def asked(*pools: PoolNeed, merged: dict[str, str] | None = None) -> Provision:
     question = Question(pools, merged or {}, Seconds(300.0), PlanRules())
-    return provision(
-        question,
-        lambda *words: Solution((found := solve(*words)).plan, found.gap),
-        lambda *words: Solution(greedy(*words), None),
-    )
+    return provision(question, solution)
 
 
 def test_a_pool_gets_what_its_load_takes_and_never_less_than_stays_warm() -> None:

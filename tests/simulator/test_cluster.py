@@ -3,12 +3,15 @@
 import json
 import random
 from dataclasses import replace
+from functools import partial
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from control.admission import AdmissionRules
+from control.fleet_solver import solution
 from control.floor import Demand
 from control.governor import GovernorRules
 from control.planner import Kind, PlanRules, Stock
@@ -17,11 +20,12 @@ from joulegate.engine_profile import EngineProfile, parse_profile
 from joulegate.units import MegaHertz, Seconds, Watts
 from predictor.length import HistoryPredictor
 from predictor.physics import PhysicsModel
-from simulator.cluster import Cluster, Knowledge, Laws, Scaling, Setup, run_fixed
+from simulator.cluster import Cluster, Knowledge, Laws, Setup, run_fixed
 from simulator.costs import EngineCosts
 from simulator.engine import Engine
 from simulator.jobs import Job
 from simulator.results import Pooled, Run, saving_ci, saving_pct, why_not
+from simulator.scaling import Elastic, Scaling
 from simulator.station import limits_of
 from simulator.workload import (
     Daily,
@@ -172,6 +176,36 @@ def test_instances_come_and_go_with_the_load_and_a_start_takes_its_time_and_ener
     assert 2 <= run.instances.max() <= 4
     assert (np.diff(run.instances) >= -1.0).all(), "one stops at a time"
     assert np.isfinite(run.e2e).all()
+
+
+def divided(elastic: Elastic | None) -> tuple[Run, Knowledge]:
+    """Six instances in three pools by output size, of which one would do."""
+    here = profile()
+    kind = Kind(here.name, PhysicsModel(here), limits_of(here), 1, Seconds(45.0), Watts(98.0))
+    scaling = Scaling(Stock(kind, 6, 0, Watts(0.0)), PlanRules(), Seconds(30.0), 1, elastic)
+    made = replace(setup(6), border="by output", places=("S", "S", "M", "M", "L", "L"))
+    laws, knowledge = (
+        Laws(AdmissionRules(), GovernorRules(), scaling=scaling),
+        Knowledge(HistoryPredictor(Cuts())),
+    )
+    run = Cluster(made, laws, knowledge, random.Random(1).randrange).run(load(900))
+    return run, knowledge
+
+
+def test_pools_that_cost_more_apart_share_their_instances_and_nobody_is_lost() -> None:
+    apart, as_configured = divided(None)
+    elastic = Elastic(Seconds(20.0), 0.9, partial(solution, limit=inf))
+    shared, knowledge = divided(elastic)
+    assert as_configured.planned.merged == {}
+    assert knowledge.planned.merged == {"S": "L", "M": "L"}
+    assert {each.pool for each in knowledge.planned.standing} == {"L"}
+    assert [each.home for each in knowledge.planned.standing] == ["S", "S", "M", "M", "L", "L"]
+    assert np.isfinite(shared.e2e).all()
+    assert shared.gpus_avg < apart.gpus_avg
+    assert shared.joules_released < apart.joules_released
+    assert apart.instances.min() >= 3, "one of each pool stays"
+    again, _ = divided(elastic)
+    assert np.array_equal(again.e2e, shared.e2e)
 
 
 # -- workload
