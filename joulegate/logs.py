@@ -7,6 +7,7 @@ waits for a pipe that is not emptied.
 
 import contextlib
 import copy
+import json
 import logging
 import logging.handlers
 import queue
@@ -51,7 +52,10 @@ class JsonFormatter(logging.Formatter):
             "message": masked(record.getMessage()),
             **fields_of(record),
         }
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        try:
+            return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        except TypeError:  # the half of a surrogate pair, or a number of any size
+            return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):

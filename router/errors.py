@@ -199,7 +199,8 @@ class UpstreamSilent(UpstreamError):
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | int | None = None) -> bytes:
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    text = message.encode(errors="replace").decode()  # it may name what a client sent: no text at all
+    return orjson.dumps({"error": {"message": text, "type": kind, "param": param, "code": code}})
 
 
 TYPES = {

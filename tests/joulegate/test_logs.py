@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from typing import Literal
 
 import pytest
 
@@ -47,3 +48,13 @@ def test_no_secret_is_written(style: str) -> None:
 def test_the_level_is_kept_to() -> None:
     assert "detail" in written("json", "debug")
     assert "pool full" not in written("json", "error")
+
+
+@pytest.mark.parametrize("value", ["half a pair: \ud800", 10**30])
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_whatever_is_logged_is_a_line(style: Literal["json", "text"], value: object) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")  # as stderr is
+    with logging_to(style, "info", stream):
+        log.info("odd", extra={"value": value})
+    stream.seek(0)
+    assert len(stream.readlines()) == 1

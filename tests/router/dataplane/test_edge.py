@@ -444,3 +444,12 @@ async def test_a_stream_starts_again_on_a_kept_connection() -> None:
             assert unchunked(got.partition(b"\r\n\r\n")[2]) == event("a")
         writer.close()
     assert engine.connections == 1
+
+
+async def test_a_model_whose_name_is_no_text_is_unknown_like_any_other() -> None:
+    gate = FakeGate(NOWHERE)
+    gate.unknown_models = {"\ud800"}
+    async with edge(gate) as it:
+        answered = await it.raw(post(b'{"model":"\\ud800","messages":[]}'))
+    assert answered.startswith(b"HTTP/1.1 404 ")
+    assert b"the model '?' does not exist" in answered

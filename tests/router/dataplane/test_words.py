@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulegate.units import Seconds
-from router.errors import BadRequest, NoSuchRoute, PoolDown, Shed, UpstreamDown, UpstreamSilent, translate
+from router.errors import (
+    BadRequest,
+    NoSuchModel,
+    NoSuchRoute,
+    PoolDown,
+    Shed,
+    UpstreamDown,
+    UpstreamSilent,
+    translate,
+)
 from router.head import RequestHead, check_path, forwarded, relayed, request_head
 from router.intake import message, objective, safe_id, understand
 from router.keys import KeyEntry, Keys, digest
@@ -44,6 +53,13 @@ def test_any_error_body_becomes_openais_and_stays_so(status: int, body: bytes) -
     translated = translate(status, body)
     if translated is not None:
         assert translate(status, translated) is None
+
+
+@given(st.text() | st.text(st.characters(categories=["Cs"])))
+def test_whatever_a_message_names_is_told_as_json(message: str) -> None:
+    found = orjson.loads(NoSuchModel(message).body())["error"]
+    assert len(found["message"]) == len(message)
+    assert found["code"] == "model_not_found"
 
 
 def test_retry_after_is_whole_seconds_and_never_zero() -> None:
