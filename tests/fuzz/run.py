@@ -1,12 +1,13 @@
 """Fuzzes every target with atheris (libFuzzer), guided by coverage; `scripts/fuzz` starts this.
 
 Every target in turn has an equal part of the time, which is the processor's: on a busy machine it takes
-longer. What reached something new is kept in tests/fuzz/corpus, but not of a run with a seed, which is to be
-the same the next time. Exit status 1: an input broke a promise, hung for half a minute or took 2 GiB; it lies
-in the folder that is named.
+longer. What reached something new is kept in tests/fuzz/corpus, but not of a run with a seed: that is the
+same the next time and elsewhere, as far as the machine gets. Exit status 1: an input broke a promise, hung
+for half a minute or took 2 GiB; it lies in the folder that is named.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -39,19 +40,26 @@ def spent() -> float:
 
 def run(target: str, seconds: float, seed: int, folder: Path) -> bool:
     """Whether nothing was found. `seed` 0: another one each time."""
-    inputs = folder / target
+    seeds, inputs, listed = folder / f"{target}-seeds", folder / target, folder / f"{target}.list"
+    seeds.mkdir()
     inputs.mkdir()
-    for one in (*SEEDS[target], *kept(target)):
-        (inputs / sha1(one).hexdigest()).write_bytes(one)
+    known = [*SEEDS[target], *kept(target)]
+    files = [seeds / sha1(one).hexdigest() for one in known]
+    for file, one in zip(files, known, strict=True):
+        file.write_bytes(one)
+    listed.write_text(",".join(map(str, files)))  # in this order: that of a folder is the file system's
     limits = [f"-max_len={LARGEST}", "-timeout=30", "-rss_limit_mb=2048", f"-seed={seed}"]
-    options = [*limits, "-print_final_stats=1", f"-artifact_prefix={folder}/", str(inputs)]
+    places = [f"-seed_inputs=@{listed}", f"-artifact_prefix={folder}/", str(inputs)]
+    options = [*limits, "-print_final_stats=1", *places]
+    # what a string hashes to decides what is reached
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed)} if seed else None
     end, sound = spent() + seconds, True
     while sound and (left := end - spent()) > 0.0:
         # libFuzzer goes by the clock on the wall: what others took of it is made up for
         once = [sys.executable, "-c", ONE, target, f"-max_total_time={max(LEAST, round(left))}", *options]
-        sound = subprocess.run(once, check=False).returncode == 0
+        sound = subprocess.run(once, check=False, env=environment).returncode == 0
     if not seed:
-        keep(target, [path.read_bytes() for path in inputs.iterdir()])
+        keep(target, [*known, *(path.read_bytes() for path in inputs.iterdir())])
     return sound
 
 
