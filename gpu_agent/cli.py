@@ -80,11 +80,11 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
     """Say what works on this GPU node, what does not, and how to mend it. Changes nothing."""
-    import json
     import sys
 
     from gpu_agent.diagnosis import Level, diagnose
     from gpu_agent.doctor import examine
+    from joulegate.outputs import print_json
     from joulegate.settings.agent import AgentSettings, NvmlDevice
     from joulegate.settings.load import load
 
@@ -93,8 +93,7 @@ def doctor(
     )
     findings = diagnose(examine(settings))
     if as_json:
-        rows = [{"level": f.level.value, "what": f.what, "fix": f.fix} for f in findings]
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        print_json([{"level": f.level.value, "what": f.what, "fix": f.fix} for f in findings])
     else:
         for finding in findings:
             sys.stdout.write(f"{finding.level.value:<8} {finding.what}\n")

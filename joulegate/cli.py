@@ -2,10 +2,12 @@
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from joulegate import __version__
@@ -56,7 +58,19 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def main() -> None:
+    _prepare_streams()
     sys.exit(run(sys.argv[1:], COMMANDS))
+
+
+def _prepare_streams() -> None:
+    """Nobody's file becomes our stdout, and no name is one that cannot be printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed by who started us: the next file opened would have its number
+            file = Path(os.devnull).open("r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, file)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: Sequence[str], commands: Mapping[str, Command]) -> int:

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
 
 from joulegate.errors import UserError
+from joulegate.outputs import print_json
 from joulegate.settings.base import File
 from joulegate.settings.load import (
     Loaded,
@@ -34,7 +34,7 @@ def check(
     """Find every problem in settings files, without starting anything. Exit status 0 or 2."""
     results = [_checked(file, kind) for file in files]
     if json:
-        _write_json([result for _, result in results])
+        print_json([result for _, result in results])
     else:
         sys.stdout.write("".join(text + "\n" for text, _ in results))
     return 0 if all(result["ok"] for _, result in results) else 2
@@ -49,7 +49,7 @@ def show(
     loaded, _ = _loaded(file, kind)
     entries = effective(loaded.settings, loaded.document)
     if json:
-        _write_json(
+        print_json(
             [{"path": entry.dotted, "value": entry.value, "origin": entry.origin} for entry in entries]
         )
     else:
@@ -58,7 +58,7 @@ def show(
 
 def schema(kind: Annotated[str, typer.Argument(help="gateway, agent, fleet or scenario.")]) -> None:
     """Print the JSON schema (draft 7) of a kind of file, for editors that check YAML while one types."""
-    _write_json(editor_schema(model_of(kind), kind))
+    print_json(editor_schema(model_of(kind), kind))
 
 
 def _loaded(file: Path, kind: str | None) -> tuple[Loaded[File], str]:
@@ -100,7 +100,3 @@ def _problems(error: SettingsError) -> list[dict[str, object]]:
         }
         for problem in error.problems
     ]
-
-
-def _write_json(value: object) -> None:
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")

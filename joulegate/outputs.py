@@ -1,9 +1,17 @@
-"""Shell: whether a result can be written where it is wanted, asked before the work that makes it."""
+"""Shell: where results go: stdout as JSON; files and folders, asked for before the work that fills them."""
 
 import os
+import sys
 from pathlib import Path
 
+import orjson
+
 from joulegate.errors import UserError
+
+
+def print_json(value: object) -> None:
+    """`value` on stdout, as UTF-8 whatever the terminal's encoding: JSON has no other. NaN is null."""
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def file_for(path: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from joulegate.errors import UserError
+from joulegate.outputs import file_for, print_json
 
 if TYPE_CHECKING:
     from joulegate.domain import Cuts, LengthPredictor
@@ -56,7 +57,6 @@ def train(
     from rich.console import Console
     from rich.progress import Progress
 
-    from joulegate.outputs import file_for
     from predictor.artifact import save
     from predictor.length_data import read_prompts
     from predictor.length_store import SCHEMA
@@ -76,11 +76,7 @@ def train(
         )
     save(out, SCHEMA, artifact)
     if json:
-        import orjson
-
-        sys.stdout.buffer.write(
-            orjson.dumps({"out": str(out), **artifact.header}, option=orjson.OPT_INDENT_2) + b"\n"
-        )
+        print_json({"out": str(out), **artifact.header})
         return
     sys.stdout.write(f"{out}: learned from {len(rows)} answers\n")
 
@@ -159,9 +155,7 @@ def _judged(
 
 def _print(figures: "Report", json: bool) -> None:
     if json:
-        import orjson
-
-        sys.stdout.buffer.write(orjson.dumps(figures, option=orjson.OPT_INDENT_2) + b"\n")
+        print_json(figures)
         return
     for field in dataclasses.fields(figures):
         if field.name == "calibration":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from joulegate.errors import UserError
+from joulegate.outputs import print_json
 
 if TYPE_CHECKING:
     from predictor.forecast_evaluate import EpochReport
@@ -43,10 +44,7 @@ def evaluate(
         raise UserError("--epoch must be above 0", "seconds: 60, 300, 1800")
     reports = judged(trace or [], warm, epoch or [60.0, 300.0, 1800.0], quantile, synthetic)
     if json:
-        import orjson
-
-        shown = reports[0] if len(reports) == 1 else reports
-        sys.stdout.buffer.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2) + b"\n")
+        print_json(reports[0] if len(reports) == 1 else reports)
         return
     for found in reports:
         for seconds, report in found.by_epoch.items():

@@ -10,6 +10,7 @@ import orjson
 import typer
 
 from joulegate.errors import UserError
+from joulegate.outputs import print_json
 
 Url = Annotated[str, typer.Option("--url", help="The gateway.")]
 KeyFile = Annotated[Path | None, typer.Option(help="File with the admin key; default: $JOULEGATE_ADMIN_KEY.")]
@@ -38,7 +39,7 @@ def status(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson 
     """Show pools, instances, clocks and the latest decision of each."""
     picture = _ask(url, "GET", "/admin/fleet", None, admin_key_file)
     if json:
-        _print_json(picture)
+        print_json(picture)
         return
     from rich.console import Console
 
@@ -55,7 +56,7 @@ def reload(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson 
     if report["refused"]:
         raise UserError(f"the file was refused, the old settings stay\n{report['refused']}", status=1)
     if json:
-        _print_json(report)
+        print_json(report)
         return
     for word, keys in (("applied", report["applied"]), ("needs a restart", report["needs_restart"])):
         for key in keys:
@@ -81,7 +82,7 @@ def uncap(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson =
     """Give back the power caps that an earlier budget has left, where none is enforced now."""
     answer = _ask(url, "POST", "/admin/uncap", {}, admin_key_file)
     if json:
-        _print_json(answer)
+        print_json(answer)
         return
     for gpu, watts in answer["lifting"].items():
         sys.stdout.write(f"{gpu}: {watts:.0f} W, being lifted\n")
@@ -122,7 +123,7 @@ def recheck(
     if not decisions:
         raise UserError(f"{recording} has no decision in it", RECORD)
     if json:
-        _print_json({"decisions": decisions, "different": different, "first": first})
+        print_json({"decisions": decisions, "different": different, "first": first})
     elif first is None:
         sys.stdout.write(f"{decisions} decisions, all as recorded\n")
     else:
@@ -182,7 +183,3 @@ def _detail(body: bytes) -> str:
         return ""
     detail = document.get("detail") if isinstance(document, dict) else None
     return detail if isinstance(detail, str) else ""
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")

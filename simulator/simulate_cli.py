@@ -27,7 +27,7 @@ def simulate(
     """Compare policies on a scenario: energy, latency, and whether the saving counts."""
     import orjson
 
-    from joulegate.outputs import folder_for
+    from joulegate.outputs import folder_for, print_json
     from simulator.report import page
     from simulator.simulate import Request, simulate_all
     from simulator.summary import table
@@ -53,7 +53,6 @@ def simulate(
             (out / f"{stem}.json").write_bytes(orjson.dumps(made, option=orjson.OPT_INDENT_2))
     documents = [made for _, made in answers]
     if as_json:
-        shown = documents[0] if len(documents) == 1 else documents
-        sys.stdout.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode() + "\n")
+        print_json(documents[0] if len(documents) == 1 else documents)
     else:
         sys.stdout.write("\n\n".join(table(made) for made in documents) + "\n")

@@ -23,7 +23,7 @@ from joulegate.settings.locate import Document, Problem
 from joulegate.settings.nearest import did_you_mean
 
 M = TypeVar("M", bound=Section)
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 2**20  # read in a quarter of a minute
 logger = logging.getLogger(__name__)
 
 
@@ -59,11 +59,14 @@ def load_with_places(path: Path, model: type[M], environment: Mapping[str, str])
 def read_document(path: Path, environment: Mapping[str, str]) -> Document:
     """The file's values and places; what is wrong with the YAML itself is in its `problems`."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES // 2**20} MiB", "is it a settings file?")
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # a pipe or a device does not say how much it holds
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", _look_alike(path)) from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES // 2**20} MiB", "is it a settings file?")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: byte {error.start}", "save it as UTF-8") from error
     return locate.read(str(path), text, environment)

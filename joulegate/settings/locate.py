@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from joulegate.settings.base import Route
 
 MAX_NODES = 100_000  # aliases multiply: a short text can stand for a huge document
+MAX_DIGITS = 100  # Python itself refuses to write out one of 4300
 _VARIABLE = re.compile(r"\$(?:(\$)|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 _SECRET_KEY = re.compile(r"(?:^|_)(?:key|token|secret|password)$")
 _SECRET_IN_LINE = re.compile(
@@ -80,21 +81,31 @@ def masked(line: str) -> str:
 def read(name: str, text: str, environment: Mapping[str, str]) -> Document:
     """Parse `text`. Never raises for what the text says: everything wrong is in `problems`."""
     document = Document(name, tuple(masked(line) for line in text.splitlines()))
+    try:
+        _fill(document, text, environment)
+    except RecursionError:
+        document.problems.append(Problem(Place(1, 1), (), "nested too deeply", "is it a settings file?"))
+    return document
+
+
+def _fill(document: Document, text: str, environment: Mapping[str, str]) -> None:
+    """Raises RecursionError."""
     yaml = YAML(typ="safe", pure=True)
     try:
         root = yaml.compose(text)
     except MarkedYAMLError as error:
         document.problems.append(_syntax_problem(error))
-        return document
+        return
     except YAMLError as error:
         document.problems.append(Problem(Place(1, 1), (), str(error).strip().splitlines()[0]))
-        return document
+        return
     if not isinstance(root, MappingNode):
         message = "the file is empty" if root is None else "expected a mapping of keys to values"
         document.problems.append(Problem(Place(1, 1), (), message, "begin with 'version: 1'"))
-        return document
-    document.value = _Reader(document, yaml, environment).convert(root, ())
-    return document
+        return
+    reader = _Reader(document, yaml, environment)
+    value = reader.convert(root, ())
+    document.value = value if reader.count <= MAX_NODES else None
 
 
 def _syntax_problem(error: MarkedYAMLError) -> Problem:
@@ -125,19 +136,26 @@ class _Reader:
         self._yaml = yaml
         self._environment = environment
         self._open: set[int] = set()  # nodes being walked: an alias to one of them would never end
-        self._count = 0
+        self.count = 0  # of nodes walked; above MAX_NODES the values are not whole
 
     def convert(self, node: Node, path: Route) -> object:
-        self._document.values.setdefault(path, self._span(node, path))
-        self._count += 1
-        if id(node) in self._open or self._count > MAX_NODES:
-            self._report(node, path, "an alias makes this endless" if id(node) in self._open else "too large")
+        if not self._enters(node, path):
             return None
+        self._document.values.setdefault(path, self._span(node, path))
         self._open.add(id(node))
         try:
             return self._plain(node, path)
         finally:
             self._open.discard(id(node))
+
+    def _enters(self, node: Node, path: Route) -> bool:
+        """Counts what is walked; what would not end is reported, once where it is only too much."""
+        self.count += 1
+        if self.count == MAX_NODES + 1:
+            self._report(node, path, "too large")
+        elif id(node) in self._open:
+            self._report(node, path, "an alias makes this endless")
+        return self.count <= MAX_NODES and id(node) not in self._open
 
     def _plain(self, node: Node, path: Route) -> object:
         if isinstance(node, MappingNode):
@@ -175,9 +193,7 @@ class _Reader:
         for source in node.value if isinstance(node, SequenceNode) else [node]:
             if not isinstance(source, MappingNode):
                 self._report(source, path, "'<<' merges a mapping or a list of mappings")
-            elif id(source) in self._open:
-                self._report(source, path, "an alias makes this endless")
-            else:
+            elif self._enters(source, path):
                 self._open.add(id(source))
                 yield from (
                     (k.value, v) for k, v in source.value if isinstance(k, ScalarNode) and not _merges(k)
@@ -188,6 +204,9 @@ class _Reader:
 
     def _scalar(self, node: ScalarNode, path: Route) -> object:
         if node.tag in _CONSTRUCTED:
+            if len(node.value) > MAX_DIGITS:
+                self._report(node, path, f"a number of more than {MAX_DIGITS} characters")
+                return None
             value: object = self._yaml.constructor.construct_object(node)
             return value
         if node.tag not in _TEXT:

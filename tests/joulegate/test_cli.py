@@ -1,6 +1,7 @@
 """The command line: lazy, brief, and never a traceback unless asked for."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,6 +74,36 @@ def test_a_full_disk_is_not_called_a_fault_of_ours() -> None:
         )
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot write: No space left on device\n  help: ")
+
+
+MAIN = [sys.executable, "-c", "from joulegate.cli import main; main()"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_stream_that_was_closed_is_no_fault_of_ours(closed: str, tmp_path: Path) -> None:
+    """Nor does a file of ours take its number: what a library prints would be written into it."""
+    (tmp_path / "gateway.yaml").write_text("version: 2\n")
+    command = shlex.join([*MAIN, "config", "check", str(tmp_path / "gateway.yaml")])
+    done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == ""
+    assert ("expected one of 1" in done.stdout) == (">&-" not in closed.split())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_is_printed_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    yaml = tmp_path / "gateway-\u6a21.yaml"
+    yaml.write_text('version: 1\nmodels: [{name: "\u6a21"}]\n', encoding="utf-8")
+    for command, wanted in (("check", b"models.0.pools: is missing"), ("check --json", b'"ok": false')):
+        done = subprocess.run(
+            [*MAIN, "config", *command.split(), str(yaml)],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert done.returncode == 2
+        assert wanted in done.stdout
+        assert done.stderr == b""
 
 
 def start(room: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -1,12 +1,14 @@
 """Where a result cannot be written, that is said before the work, and not after it."""
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from joulegate.cli import COMMANDS, run
 from joulegate.errors import UserError
-from joulegate.outputs import file_for, folder_for
+from joulegate.outputs import file_for, folder_for, print_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,3 +49,12 @@ def test_commands_ask_before_they_work(
     target = tmp_path / "file"
     assert run([*words, str(target if "simulate" in words else target / "result")], COMMANDS) == 2
     assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_json_is_utf8_in_any_locale(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(1, "w", encoding="ascii", closefd=False) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        print_json({"model": "caf\u00e9"})
+    assert json.loads(capfdbinary.readouterr().out.decode("utf-8")) == {"model": "caf\u00e9"}

@@ -187,16 +187,26 @@ def test_the_version_is_asked_for(tmp_path: Path) -> None:
         pytest.param("a: &x {<<: *x}\n", "endless", id="merge of itself"),
         pytest.param("<<: 3\n", "'<<' merges a mapping", id="merge of a number"),
         pytest.param("? [a]\n: 1\n", "a key must be plain text", id="list as key"),
+        pytest.param("a: " + "[" * 2000 + "]" * 2000, "sample.yaml:1:1: nested too deeply", id="deep"),
+        pytest.param(f"a: 1{'0' * 5000}\n", "a: a number of more than", id="5001 digits"),
+        pytest.param(f"version: 0x1{'0' * 5000}\n", "a number of more than", id="5001 hexadecimal digits"),
     ],
 )
 def test_broken_yaml_is_reported_in_the_same_shape(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in refused(tmp_path, text)
 
 
-def test_an_alias_bomb_is_cut_short(tmp_path: Path) -> None:
-    lines = ["version: 1", "a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
-    assert "too large" in refused(tmp_path, "\n".join(lines))
+@pytest.mark.parametrize("level", ["[{}]", "{{<<: [{}]}}"])
+def test_an_alias_bomb_is_cut_short(tmp_path: Path, level: str) -> None:
+    lines = ["version: 1", "a0: &a0 {x: 1}"]
+    lines += [f"a{i}: &a{i} {level.format(', '.join([f'*a{i - 1}'] * 10))}" for i in range(1, 20)]
+    assert refused(tmp_path, "\n".join(lines)).count("too large") == 1
+
+
+def test_a_file_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="larger than 1 MiB"):
+        load(tmp_path / "endless.yaml", Sample)
 
 
 def test_merge_keys_and_aliases_read_as_yaml_users_expect(tmp_path: Path) -> None:
