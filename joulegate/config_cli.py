@@ -71,22 +71,23 @@ def _loaded(file: Path, kind: str | None) -> tuple[Loaded[File], str]:
 
 def _checked(file: Path, kind: str | None) -> tuple[str, dict[str, object]]:
     """The text and the JSON of one file's result."""
+    name = os.fsencode(file).decode(errors="backslashreplace")  # JSON is UTF-8, a file's name may be anything
     try:
         loaded, found = _loaded(file, kind)
     except SettingsError as error:
         text = "\n".join(formatted(error.document, problem) for problem in error.problems)
-        return text, {"file": str(file), "ok": False, "problems": _problems(error)}
+        return text, {"file": name, "ok": False, "problems": _problems(error)}
     except UserError as error:
         problem = {"message": error.message, "help": error.help}
         text = f"{error.message}\n  help: {error.help}" if error.help else error.message
-        return text, {"file": str(file), "ok": False, "problems": [problem]}
+        return text, {"file": name, "ok": False, "problems": [problem]}
     for path, secret in open_secrets(loaded.settings):
         place = loaded.document.place(path)
         where = f"{file}:{place.line}:{place.column}: {'.'.join(map(str, path))}"
         sys.stderr.write(f"warning: {where}: every user can read {secret}\n  help: chmod o-rwx {secret}\n")
     for doubt in doubts(loaded.settings, loaded.document):
         sys.stderr.write(f"warning: {formatted(loaded.document, doubt)}\n")
-    return f"{file}: ok ({found})", {"file": str(file), "ok": True, "kind": found, "problems": []}
+    return f"{file}: ok ({found})", {"file": name, "ok": True, "kind": found, "problems": []}
 
 
 def _problems(error: SettingsError) -> list[dict[str, object]]:

@@ -78,7 +78,7 @@ def validate(document: Document, model: type[M], folder: Path) -> Loaded[M]:
     settings: M | None = None
     if document.value is not None:
         try:
-            settings = model.model_validate(document.value, context=Reading(folder, Path.is_file))
+            settings = model.model_validate(document.value, context=Reading(folder, os.path.isfile))
         except ValidationError as error:
             details = error.errors(include_url=False)
             problems += explain.problems(document, model, details)
@@ -156,9 +156,13 @@ def formatted(document: Document, problem: Problem) -> str:
 
 def _look_alike(path: Path) -> str:
     """The file beside `path` that was probably meant."""
-    if not path.parent.is_dir():
+    try:
+        with os.scandir(path.parent) as entries:
+            return did_you_mean(path.name, [entry.name for entry in entries if entry.is_file()])
+    except (FileNotFoundError, NotADirectoryError):
         return f"there is no folder {path.parent}"
-    return did_you_mean(path.name, (entry.name for entry in path.parent.iterdir() if entry.is_file()))
+    except OSError as error:
+        return f"{path.parent}: {error.strerror}"
 
 
 def read_secret(value: SecretStr | None, file: Path | None) -> str | None:

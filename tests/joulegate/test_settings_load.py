@@ -203,6 +203,13 @@ def test_an_alias_bomb_is_cut_short(tmp_path: Path, level: str) -> None:
     assert refused(tmp_path, "\n".join(lines)).count("too large") == 1
 
 
+def test_a_folder_that_cannot_be_looked_into_says_why(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="cannot read") as caught:
+        load(tmp_path / "loop" / "gateway.yaml", Sample)
+    assert caught.value.help == f"{tmp_path / 'loop'}: Too many levels of symbolic links"
+
+
 def test_a_file_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="larger than 1 MiB"):
@@ -285,6 +292,12 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_input_file_must_exist(tmp_path: Path) -> None:
     text = "version: 1\nprofile: q.json\npools: [{name: x, objectives: {tpot_ms: 1}}]\n"
     assert "sample.yaml:2:10: profile: no such file: q.json" in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, '"a\\0b"', "sample.yaml/q.json"])
+def test_a_file_that_cannot_be_is_not_there(tmp_path: Path, name: str) -> None:
+    text = f"version: 1\nprofile: {name}\npools: [{{name: a, objectives: {{tpot_ms: 1}}}}]\n"
+    assert "sample.yaml:2:10: profile: no such file: " in refused(tmp_path, text)
 
 
 def test_a_file_that_is_not_there_names_its_neighbour(tmp_path: Path) -> None:
