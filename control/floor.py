@@ -21,6 +21,7 @@ Stale input: the caller searches again every few seconds; in between the floor i
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
@@ -29,6 +30,8 @@ from joulegate.units import MegaHertz
 
 ROUNDS = 4  # of the fixed point; it contracts by lambda o dt/dB, under 0.5 below saturation
 STRIDE = 6  # coarse search over every sixth clock, then the neighbours of the best
+STEP = 45.0  # MHz from one clock to the next that is tried around the last floor, if there are so many
+SPAN = 105.0  # MHz over which the watts that a clock saves are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,8 @@ def cheapest(
         steps = range(-STRIDE + 1, STRIDE)
     else:
         tried, at = {}, bisect_left(clocks, near)
-        steps = range(-2 * STRIDE, 2 * STRIDE + 1, STRIDE // 2)
+        step = _within(clocks, STEP)
+        steps = range(-4 * step, 4 * step + 1, step)
     tried |= {i: cost(i) for i in {min(last, max(0, at + step)) for step in steps} if i not in tried}
     return clocks[min(tried, key=lambda i: (tried[i], -i))]
 
@@ -123,10 +127,15 @@ def going_price(model: EngineModel, demand: Demand, chunk: int, stretch: float, 
         return settle(model, demand, clock, chunk, factor).in_system <= stretch * best.in_system
 
     at = min(len(clocks) - 1, max(1, bisect_left(clocks, True, key=within)))
-    low, high = at - 1, min(len(clocks) - 1, at + STRIDE)
+    low, high = at - 1, min(len(clocks) - 1, at - 1 + _within(clocks, SPAN))
     slow, fast = (settle(model, demand, clocks[i], chunk, factor) for i in (low, high))
     longer = slow.in_system - fast.in_system
     return max(0.0, (fast.watts - slow.watts) / longer) if 0.0 < longer < float("inf") else 0.0
+
+
+def _within(clocks: Sequence[MegaHertz], span: float) -> int:
+    """Steps from clock to clock in so many MHz, at least one."""
+    return max(1, round(span * (len(clocks) - 1) / max(1, clocks[-1] - clocks[0])))
 
 
 def _prompt_batch(demand: Demand, chunk: int) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -220,6 +221,28 @@ def test_the_going_price_of_a_stretch_is_the_price_that_leads_to_it() -> None:
     clock = cheapest(MODEL, CHAT, 2048, price)
     ratio = settle(MODEL, CHAT, clock, 2048).in_system / settle(MODEL, CHAT, MAX, 2048).in_system
     assert ratio == pytest.approx(1.25, abs=0.1)
+
+
+@pytest.mark.parametrize("clocks", [(510, 1245, 1980), tuple(range(510, 1981, 105))], ids=["3", "15"])
+def test_with_few_clocks_each_is_found_from_its_neighbours(clocks: tuple[MegaHertz, ...]) -> None:
+    """However the last search ended, the next finds what one that starts anew does."""
+    model = PhysicsModel(replace(MODEL.profile, clocks=clocks))
+    for price in (0.0, 3.0, 30.0, 300.0):
+        found = cheapest(model, CHAT, 2048, price)
+        for near in clocks:
+            for _ in clocks:
+                near = cheapest(model, CHAT, 2048, price, near=near)
+            assert near == found
+
+
+def test_the_going_price_between_few_clocks_is_where_the_two_around_the_stretch_cost_the_same() -> None:
+    slow, fast = MegaHertz(1200), MegaHertz(1300)
+    model = PhysicsModel(replace(MODEL.profile, clocks=(MegaHertz(510), slow, fast, MAX)))
+    costs = [settle(MODEL, CHAT, clock, 2048) for clock in (slow, fast)]
+    stretch = costs[1].in_system / settle(MODEL, CHAT, MAX, 2048).in_system + 1e-6
+    price = going_price(model, CHAT, 2048, stretch)
+    assert cheapest(model, CHAT, 2048, 1.01 * price) == fast
+    assert cheapest(model, CHAT, 2048, 0.99 * price) == slow
 
 
 # -- the twin and the prices
