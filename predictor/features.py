@@ -5,7 +5,7 @@ Only the ends of the last user message are read: HEAD characters from its start 
 
 from collections.abc import Mapping
 from itertools import pairwise
-from math import log
+from math import log1p
 from zlib import crc32
 
 from joulegate.domain import LengthQuery
@@ -139,7 +139,7 @@ def numbers_of(query: LengthQuery, text: bytes, words: list[bytes]) -> list[floa
     """One value per name in NAMES, each about 0 to 2."""
     size, number = len(text), len(words)
     scale = 10.0 / (size + 1.0)
-    octaves = log(query.input_tokens + 1.0) * 0.2
+    octaves = log1p(query.input_tokens) * 0.2
     close = text[-40:].rstrip()[-1:]
     lines, questions, quotes = text.count(b"\n"), text.count(b"?"), text.count(b'"')
     symbols = scale * (size - len(text.translate(None, SYMBOLS)))
@@ -155,7 +155,7 @@ def numbers_of(query: LengthQuery, text: bytes, words: list[bytes]) -> list[floa
         octaves,
         octaves * octaves,
         1.0 if query.input_tokens < 24 else 0.0,
-        log(lines + 1.0) * 0.5 if lines else 0.0,
+        log1p(lines) * 0.5 if lines else 0.0,
         1.0 if close == b"?" else 0.0,
         1.0 if close == b":" else 0.0,
         questions * 0.25 if questions < 4 else 1.0,
@@ -168,12 +168,12 @@ def numbers_of(query: LengthQuery, text: bytes, words: list[bytes]) -> list[floa
         1.0 if query.has_tools else 0.0,
         1.0 if query.json_mode else 0.0,
         0.0 if cap is None else 1.0,
-        0.0 if cap is None else log(cap + 1.0) * 0.1,
-        log(instruction + 1.0) * 0.2,
+        0.0 if cap is None else log1p(cap) * 0.1,
+        log1p(instruction) * 0.2,
         1.0 if parted > 0 else 0.0,
         1.0 if b"xample" in text else 0.0,
         0.0 if text.isascii() else len(text.translate(None, ASCII)) / size,
-        log(number + 1.0) * 0.2,
+        log1p(number) * 0.2,
         *wishes_of(words),
     ]
 
@@ -210,7 +210,7 @@ def _asked(zone: list[bytes]) -> float:
         if each is not None:
             number = COUNTS.get(count) or (int(count) if count.isdigit() and len(count) < DIGITS else 0)
             most = max(most, number * each)
-    return log(most + 1.0) / 6.0
+    return log1p(most) / 6.0
 
 
 def templates_of(text: bytes, words: list[bytes]) -> tuple[int, int, int, int, int]:

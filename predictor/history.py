@@ -157,11 +157,11 @@ def estimates(
     add, get, unpack = out.append, table.get, ROW.unpack
     for (parent, strength), key in zip(plan, keys, strict=True):
         up = out[parent]
+        s, m, ell, up50, up90, up_weight = up
         row = get(key)  # no row has the key 0
         if row is None:
-            add((*up[:5], 0.0) if key and up[5] else up)
+            add((s, m, ell, up50, up90, 0.0) if key and up_weight else up)
             continue
-        s, m, ell, up50, up90, _ = up
         weight, short, medium, long, log50, log90 = unpack(row)
         share = 1.0 / (weight + strength)
         lean = strength * share

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import exp, log
+from math import exp, log1p, log2
 from operator import itemgetter
 from zlib import crc32
 
@@ -115,7 +115,7 @@ class HistoryPredictor:
         tokens = output_tokens
         if query.max_tokens is not None and tokens >= query.max_tokens:
             tokens = max(tokens, int(exp(thought.middle) - 1.0))
-        log_tokens = log(tokens + 1.0)
+        log_tokens = log1p(tokens)
         self.learn(thought, int(self.cuts.output_size(tokens)), log_tokens)
         if thought.state is self.models.get(query.model):
             self.models.move_to_end(query.model)
@@ -217,7 +217,7 @@ class HistoryPredictor:
         model = state.root
         key, system = self._owner(model, query.key, query.system_hash)
         who = system or key or model
-        octaves = log(query.input_tokens + 1.0) * 1.4426950408889634
+        octaves = log2(query.input_tokens + 1.0)
         turn = self.turns.get(query.parent) if query.parent else None
         return [
             model,
