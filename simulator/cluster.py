@@ -8,7 +8,7 @@ clock-switch latency of the profile, the dwell and one lowering a second.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import floor
@@ -303,12 +303,20 @@ class Unsteered:
         self._sites = Sites(map(Standing, setup.costs))
         self._setup = setup
         self._clock = round(clock)
+        self._now = 0.0
         for station in self._sites.stations:
             station.engine.apply_clock(clock)
             station.law.clock = None if self._clock == station.profile.max_clock else MegaHertz(self._clock)
 
     def run(self, load: Load) -> Run:
         """Serve the whole load; ends with its last request."""
+        [*_, roll] = self.play(load)
+        run = self._sites.result(load, roll, self._setup.owned_gpus)
+        idle = (self._now - roll.last_end) * sum(costs.idle_watts for costs in self._setup.costs)
+        return replace(run, joules_released=run.joules_released - idle, joules_owned=run.joules_owned - idle)
+
+    def play(self, load: Load) -> Iterator[Roll]:
+        """The requests after every BIN of serving them, then at the end."""
         roll = Roll(load)
         fleet = LeastLoaded(self._sites.stations, roll.strike)
         bin_end = now = 0.0
@@ -318,15 +326,15 @@ class Unsteered:
                 fleet.advance(bin_end)
                 self._sites.note(bin_end)
                 bin_end += BIN
+                yield roll
             if len(self._sites.stations) > 1:
                 fleet.hear(now)
             fleet.send(roll.enter(key), now)
         while roll.present:
             now += 1.0
             fleet.advance(now)
-        idle = (now - roll.last_end) * sum(costs.idle_watts for costs in self._setup.costs)
-        run = self._sites.result(load, roll, self._setup.owned_gpus)
-        return replace(run, joules_released=run.joules_released - idle, joules_owned=run.joules_owned - idle)
+        self._now = now
+        yield roll
 
 
 def pools_of(setup: Setup) -> list[PoolRules]:

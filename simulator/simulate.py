@@ -176,14 +176,14 @@ def _sized(
     gpus = settings.instances * read_profile(settings.profile).tp
     start = max(1, gpus // fleet.baseline.tp)
     load = recipe.load(bench.factor, 0)
-    count, reasons = fewest(load, bench.terms.setup, start, MOST * start)
+    count, reasons = fewest(load, bench.terms.setup, MOST * start)
     if count is None:
         say(
-            f"not even {MOST * start} instances keep every P99 ({'; '.join(reasons)}): "
+            f"with {MOST * start} instances still more than 1 % have {' and '.join(reasons)}: "
             f"the baseline has {start}, the GPUs of the scenario"
         )
     else:
-        less = f": {count - 1} have {reasons[0]}" if reasons else ""
+        less = f": with {count - 1} more than 1 % have {reasons[0]}" if reasons else ""
         say(f"{count} instances, the fewest that keep every P99 at maximum clock{less}")
     return scenarios.resized(bench, count or start)
 
