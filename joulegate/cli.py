@@ -29,7 +29,7 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "serve": Command("router.cli:serve", "run the gateway"),
+    "serve": Command("router.cli:serve", "run the gateway", first="router.early:early"),
     "status": Command("router.cli:status", "what a gateway is doing, and what it saves"),
     "reload": Command("router.cli:reload", "have a gateway read its YAML again"),
     "pause": Command("router.cli:pause", "clocks to default, requests go on; --resume takes it back"),
