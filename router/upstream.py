@@ -156,15 +156,16 @@ class UpstreamPool:
         if self._timer is None and not self._closed:
             limits = self.limits
             period = max(0.02, min(0.5, limits.head / 4, limits.silence / 4, limits.keep_alive / 4))
-            self._timer = loop.call_later(period, self._sweep, loop)
+            self._timer = loop.call_later(period, self._sweep, loop, period, time.monotonic() + period)
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _sweep(self, loop: asyncio.AbstractEventLoop, period: float, due: float) -> None:
         """Fail what has been silent for too long, close what has been idle for too long."""
         self._timer = None
         now = time.monotonic()
-        for connection in list(self._busy):
-            if connection.deadline < now:
-                connection.fail(UpstreamSilent("the instance did not answer in time"))
+        if now - due < period:  # else the loop stood still: what instances sent meanwhile is not read yet
+            for connection in list(self._busy):
+                if connection.deadline < now:
+                    connection.fail(UpstreamSilent("the instance did not answer in time"))
         oldest = now - self.limits.keep_alive
         for key, kept in list(self._idle.items()):
             while kept and (kept[0].idle_since <= oldest or not kept[0].usable):

@@ -623,6 +623,21 @@ async def test_a_connection_is_not_given_up_because_the_loop_stood_still() -> No
         connection.close()
 
 
+async def test_an_answer_that_came_while_the_loop_stood_still_is_in_time() -> None:
+    async def script(line: Line, _: Received) -> None:
+        await line.send(STREAM_HEAD + chunk(ROLE))
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 1.0)
+        await asyncio.sleep(0.1)
+        await line.send(chunk(event("a")) + chunk(DONE) + LAST_CHUNK)
+
+    async with FakeEngine(script) as engine:
+        gate = FakeGate(engine.endpoint())
+        async with edge(gate, upstream=UpstreamLimits(silence=0.5)) as it:
+            _, rest = await ask(it, ASK_STREAM)
+    assert unchunked(rest) == ROLE + event("a") + DONE
+    assert gate.reports[0].ending is Ending.OK
+
+
 async def test_a_connection_that_does_not_come_about_is_given_up() -> None:
     loop = asyncio.get_running_loop()
     never = asyncio.Event()
