@@ -59,8 +59,8 @@ def relieve(
     `idle_at`: when the engine was asked that said last that it has nothing to do.
     """
     book, model = instance.book, instance.model
-    if model is None:
-        return []
+    if model is None or not (others or shed):
+        return []  # nothing is known, or nothing can be done
     top, prompts = model.clocks[-1], list(book.prompts.values())
     stuck = bool(prompts) and is_stuck(instance, prompts[0], now)
     found: list[Relief] = []

@@ -15,6 +15,7 @@ from math import floor
 
 from control.admission import AdmissionRules, Outcome
 from control.classify import classify, pool_for
+from control.emergency import relieve
 from control.governor import GovernorRules
 from control.labels import served
 from control.planner import BORDERS
@@ -199,13 +200,17 @@ class Cluster:
         prediction = None if self._laws.true_lengths else self._knowledge.predictor.predict(query)
         self._told[key] = query, prediction
         flight = self._flight(job, prediction, now)
-        pool = self._pool[flight.type]
-        assert pool is not None, "every type has a pool"
         if self._planning is not None:
             self._planning.came(flight)
-        self._assign(self._steering.arrive(flight, pool.name, Seconds(now)), now)
+        self._enter(flight, now)
         if self._steering.queued:
             self._press(now)
+
+    def _enter(self, flight: Flight, now: float) -> None:
+        """Into the queue of its pool, or at once to an instance."""
+        pool = self._pool[flight.type]
+        assert pool is not None, "every type has a pool"
+        self._assign(self._steering.arrive(flight, pool.name, Seconds(now)), now)
 
     def _press(self, now: float) -> None:
         """Requests wait: if the slowest instance must speed up for its share of them, all are asked."""
@@ -256,7 +261,24 @@ class Cluster:
         for station in self._sites.stations:
             station.look(now, self._one_by_one(station))
             self._decide(station, now)
+        for station in self._sites.stations:
+            if station.law.book.prompts:
+                self._relieve(station, now)
         self._sites.note(now)
+
+    def _relieve(self, station: Station, now: float) -> None:
+        """Whom it does not begin to answer in time another takes over, as in `router.rescue`."""
+        law = station.law
+        tiers = self._steering.places[law.pool]
+        others = [other for tier in tiers for other in tier.instances if other is not law]
+        for relief in relieve(law, others, shed=False, now=Seconds(now)):
+            law.suspect = law.suspect or relief.stuck
+            key = int(relief.flight.id)
+            station.recall(relief.flight)
+            self._watch(station)
+            again = self._flight(self._roll.enter(key), self._told[key][1], relief.flight.arrived)
+            again.avoid = law.name
+            self._enter(again, now)
 
     def _one_by_one(self, station: Station) -> bool:
         """Whether the laws will ask how far each request is: E2E objectives, or a cache near its end."""

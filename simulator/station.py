@@ -63,6 +63,12 @@ class Station:
         self.jobs[job.key] = (job, flight)
         self.engine.submit(job, now)
 
+    def recall(self, flight: Flight) -> None:
+        """The gateway gives up on a request that is not answered yet: the engine sees its client go."""
+        job, _ = self.jobs.pop(int(flight.id))
+        self.engine.cancel(job)
+        self.law.book.close(flight)
+
     def take_from_elsewhere(self, job: Job, now: float) -> None:
         """A request that did not come through the gateway: only the engine's own gauges show it."""
         self.engine.advance(now)
@@ -73,6 +79,8 @@ class Station:
         """Run the engine to `now` and put what its streams would have shown on the scoreboard."""
         events = self.engine.advance(now)
         book = self.law.book
+        if events.first_tokens:
+            self.law.suspect = False  # it moves
         for job in events.first_tokens:
             ours = self.jobs.get(job.key)
             if ours is not None and ours[1].first_token is None:
