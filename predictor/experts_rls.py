@@ -17,6 +17,7 @@ INFLATE_EVERY = 16  # completions between two rounds of forgetting
 TARGETS = 3
 SPREAD_DECAY = 0.98
 Z90 = 1.2816  # standard normal quantile at 0.9
+STEP = 0.1  # variance that the level gains with a completion in doubt
 LEAST = 0.02  # probability that an indicator's line may fall to
 
 
@@ -56,6 +57,10 @@ class LeastSquares:
     def loosen(self, variance: NDArray[np.float64]) -> None:
         """Forget how sure the weights are, not the weights."""
         self.covariance[:] = np.diag(variance)
+
+    def doubt(self) -> None:
+        """The level, which is the weight of the first feature, may have moved: the next answers tell."""
+        self.covariance[0, 0] += STEP
 
     def learn(self, x: Inputs, size: int, log_tokens: float) -> None:
         matrix, covariance = self._matrix, self.covariance

@@ -2,7 +2,8 @@
 
 E. S. Page, "Continuous inspection schemes", Biometrika 1954: sum what exceeds the running mean by more than a
 slack; a sum far above its own minimum says that the mean has moved. In running standard deviations, so that
-a model whose answers vary wildly does not look like another one every day.
+a model whose answers vary wildly does not look like another one every day. A sum half-way there is doubt: it
+costs little, for the level of the line is let go (`experts_rls`) and nothing is forgotten.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from math import sqrt
 WARM = 60  # completions before a change may be called
 MEMORY = 2_000  # completions that mean and deviation are of
 SLACK = 0.6  # deviations
+DOUBT = 8.0  # deviations from which on a change may be under way
 THRESHOLD = 15.0  # deviations: an hour of real traffic, which comes in bursts of a kind, stays below it
 FAR = 2.0  # deviations that one completion counts at most: a swap lasts, a burst of odd requests does not
 ODD_SQUARED = 3.0**2  # variances: what is further off counts as so much in the variance
@@ -52,6 +54,11 @@ class Drift:
     loss: PageHinkley = field(default_factory=PageHinkley)
     longer: PageHinkley = field(default_factory=PageHinkley)
     shorter: PageHinkley = field(default_factory=PageHinkley)
+
+    @property
+    def doubtful(self) -> bool:
+        """Answers seem to have changed; most often they have not."""
+        return self.loss.total > DOUBT or self.longer.total > DOUBT or self.shorter.total > DOUBT
 
     def changed(self, loss: float, miss: float) -> bool:
         """One completion: log-loss of its class in nats, log tokens above the predicted median."""

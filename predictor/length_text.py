@@ -108,9 +108,12 @@ class TextPredictor(HistoryPredictor):
         return self.pool(query, state, keys + marks, said, pool, inputs)
 
     def learn(self, thought: Thought, size: int, log_tokens: float) -> None:
-        if thought.state.line is not None and thought.inputs is not None:
-            thought.state.line.learn(thought.inputs, size, log_tokens)
+        state = thought.state
+        if state.line is not None and thought.inputs is not None:
+            state.line.learn(thought.inputs, size, log_tokens)
         super().learn(thought, size, log_tokens)
+        if state.line is not None and state.drift.doubtful:
+            state.line.doubt()
 
     def forget(self, state: ModelState) -> None:
         super().forget(state)

@@ -115,6 +115,18 @@ def test_a_swapped_model_is_noticed_and_followed() -> None:
     assert likeliest(predictor.predict(CHAT)) is Size.L
 
 
+def test_a_few_answers_that_do_not_fit_are_doubt_and_not_yet_a_swap() -> None:
+    predictor = learned((CHAT, 30), times=300)
+    state = predictor.models["m"]
+    assert not state.drift.doubtful
+    for _ in range(8):
+        predictor.observe(CHAT, predictor.predict(CHAT), 900)
+    assert (state.drift.doubtful, state.swaps) == (True, 0)
+    for _ in range(60):
+        predictor.observe(CHAT, predictor.predict(CHAT), 900)
+    assert (state.drift.doubtful, state.swaps) == (False, 1)
+
+
 def test_steady_traffic_is_never_called_a_swap() -> None:
     rng = random.Random(7)
     predictor = HistoryPredictor(CUTS)

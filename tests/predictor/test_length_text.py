@@ -201,6 +201,18 @@ def test_the_line_finds_the_weights_that_made_the_lengths() -> None:
     assert line.weights[0] == pytest.approx(true, abs=0.05)
 
 
+@pytest.mark.parametrize(("doubts", "followed"), [(True, True), (False, False)])
+def test_a_line_in_doubt_follows_a_new_level_within_a_few_answers(doubts: bool, followed: bool) -> None:
+    rng = np.random.default_rng(6)
+    line = LeastSquares(np.zeros((TARGETS, 3)), np.eye(3) * 0.1, 1.0)
+    for place in range(310):
+        x = np.array([1.0, *rng.normal(size=2)])
+        if doubts and place >= 300:
+            line.doubt()
+        line.learn(x, 1, 5.0 if place < 300 else 6.0)
+    assert (float(line.weights[0, 0]) > 5.8) == followed
+
+
 def test_the_line_stays_finite_when_one_request_repeats_forever() -> None:
     predictor = shipped()
     line = predictor.fresh_line()
