@@ -185,6 +185,21 @@ def nobody_listens(site: Site) -> Iterator[None]:
         site.front.open()
 
 
+def another_model(site: Site) -> Seen:
+    """It comes between two probes: none of them fails."""
+    ours = site.front.target
+    site.front.target = ("127.0.0.1", site.engine_ports["k1"])
+    try:
+        found = [site.gateway.ask() for _ in range(4)]
+        until(lambda: site.gateway.instances()["near"]["why_not"] == "serves spare, not main")
+        assert site.gateway.instances()["near"]["health"] == "up"
+    finally:
+        site.front.target = ours
+    until(lambda: not site.gateway.instances()["near"]["why_not"])
+    assert {(one.status, one.instance) for one in found} == {(200, "far")}, found
+    return f"200 from another instance, at most {max(one.seconds for one in found):.2f} s", controlled(site)
+
+
 def name_moves(site: Site) -> Seen:
     """The server at the old address goes, one at the new address has come; the port is the same."""
     site.elsewhere.open()
@@ -441,6 +456,7 @@ CASES = (
     Case("200 with an empty body", empty_answer),
     Case("kept connection reset when it is used again", reset_on_reuse),
     Case("instance refuses connections: pool down, a larger one up", refused),
+    Case("another model behind an instance's address", another_model),
     Case("instance's name resolves to another address", name_moves),
     Case("engine metrics stale (404)", unreadable_metrics(stale)),
     Case("engine metrics slow", unreadable_metrics(slow)),
