@@ -1,6 +1,7 @@
 """Shell: where results go: stdout as JSON; files and folders, asked for before the work that fills them."""
 
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -17,11 +18,25 @@ def print_json(value: object) -> None:
 def file_for(path: Path) -> Path:
     """`path`, whose folder is made if need be. Raises UserError where no file can be written."""
     folder_for(path.parent)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return path
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}", "name another file") from error
+    if stat.S_ISDIR(mode):
         raise UserError(f"cannot write {path}: it is a folder", "name a file in it")
-    if path.exists() and not os.access(path, os.W_OK):
+    if not os.access(path, os.W_OK):
         raise UserError(f"cannot write {path}: no permission", "name another file")
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Raises UserError."""
+    try:
+        file_for(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}", "name another file") from error
 
 
 def folder_for(path: Path) -> Path:

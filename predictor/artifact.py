@@ -54,7 +54,7 @@ def load(path: Path, schema: str) -> Artifact:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a learned model ({error})", "train it again") from error
     try:
-        header = orjson.loads(arrays.pop(HEADER).tobytes())
+        header = orjson.loads(np.asarray(arrays.pop(HEADER)).tobytes())
     except (KeyError, orjson.JSONDecodeError) as error:
         raise UserError(f"{path}: no header", "train it again") from error
     if header.get("schema") != schema:

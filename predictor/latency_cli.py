@@ -1,6 +1,5 @@
 """Shell: `train latency` and `evaluate latency`."""
 
-import json as jsonlib
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from joulegate.errors import UserError
+from joulegate.outputs import file_for, print_json, write_text
 
 if TYPE_CHECKING:
     from predictor.latency_data import Sweep
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from predictor.latency_report import Report, Way
     from predictor.table import TableModel
 
+MOST_MHZ = 10_000
 Data = Annotated[
     list[Path],
     typer.Option(
@@ -57,7 +58,7 @@ def train(
         for model in models
     ]
     if json:
-        _write({"model": str(out), "engines": summary})
+        print_json({"model": str(out), "engines": summary})
         return
     for line in summary:
         power = line["power_error_p95_pct"]
@@ -81,7 +82,6 @@ def learn(files: Sequence[Path], out: Path, clocks: Sequence[int], seed: int) ->
     _one_thread()
     import numpy as np
 
-    from joulegate.outputs import file_for
     from predictor.artifact import data_hash
     from predictor.latency_artifact import save
     from predictor.latency_train import train as learned
@@ -140,7 +140,7 @@ def evaluate(
     if plot is not None:
         _draw(plot, predictions)
     if json:
-        _write(result.document())
+        print_json(result.document())
     else:
         sys.stdout.write(_table(result))
 
@@ -162,10 +162,7 @@ def _way(model: Path | None, few_shot: int, left_out: Sequence[str], train_share
 def _draw(path: Path, predictions: "Sequence[Prediction]") -> None:
     from predictor.latency_plot import picture
 
-    try:
-        path.write_text(picture(predictions))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    write_text(path, picture(predictions))
 
 
 def _sweeps(files: Sequence[Path]) -> "list[Sweep]":
@@ -190,12 +187,13 @@ def _sweeps(files: Sequence[Path]) -> "list[Sweep]":
 
 def _emulated(profile: Path, rows: int, seed: int) -> "list[Sweep]":
     import numpy as np
+    import orjson
 
     from joulegate.engine_profile import parse_profile
     from predictor.sweep_emulated import Blur, emulated_sweep
 
     try:
-        document = jsonlib.loads(profile.read_bytes())
+        document = orjson.loads(profile.read_bytes())
         return [emulated_sweep(parse_profile(document), rows, np.random.default_rng(seed), Blur())]
     except (OSError, ValueError) as error:
         raise UserError(f"{profile}: {error}", "configs/profiles holds engine profiles") from error
@@ -211,20 +209,18 @@ def _ladder(text: str) -> list[int]:
     if not text:
         return []
     try:
-        if ":" not in text:
-            return sorted({int(part) for part in text.split(",")})
-        low, high, step = (int(part) for part in text.split(":"))
-        return [*range(low, high, step), high]
+        if ":" in text:
+            low, high, step = (int(part) for part in text.split(":"))
+            clocks = [*range(low, min(high, MOST_MHZ), step), high]
+        else:
+            clocks = sorted({int(part) for part in text.split(",")})
+        if not all(0 < clock <= MOST_MHZ for clock in clocks):
+            raise ValueError("no clock of a GPU")
     except ValueError as error:
         raise UserError(
             f"--clocks {text!r}: expected LOW:HIGH:STEP or a list, in MHz", "for example 210:1980:15"
         ) from error
-
-
-def _write(document: object) -> None:
-    import orjson  # writes null for what is no number
-
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+    return clocks
 
 
 def _table(result: "Report") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from joulegate.errors import UserError
-from joulegate.outputs import file_for, print_json
+from joulegate.outputs import file_for, print_json, write_text
 
 if TYPE_CHECKING:
     from joulegate.domain import Cuts, LengthPredictor
@@ -118,7 +118,7 @@ def evaluate(
     if plot is not None:
         from predictor.length_plot import calibration_svg
 
-        plot.write_text(calibration_svg(figures.calibration, f"{figures.n} answers"), "utf-8")
+        write_text(plot, calibration_svg(figures.calibration, f"{figures.n} answers"))
     _print(figures, json)
 
 

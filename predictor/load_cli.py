@@ -21,7 +21,9 @@ Quantile = Annotated[
         help="Share of peaks that should lie below the forecast; default: as much missed as wasted."
     ),
 ]
-Synthetic = Annotated[int, typer.Option(help="Instead of a trace: this many weeks, a surprise in the last.")]
+Synthetic = Annotated[
+    int, typer.Option(min=0, help="Instead of a trace: this many weeks, a surprise in the last.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from joulegate.addresses import key_of, typed
 from joulegate.errors import UserError
 from joulegate.outputs import print_json
 
@@ -37,7 +38,7 @@ def serve(
 
 def status(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
     """Show pools, instances, clocks and the latest decision of each."""
-    picture = _ask(url, "GET", "/admin/fleet", None, admin_key_file)
+    picture = _ask(url, "/admin/fleet", None, admin_key_file, "models")
     if json:
         print_json(picture)
         return
@@ -52,7 +53,7 @@ def status(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson 
 
 def reload(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
     """Read gateway.yaml again: says what changed, what needs a restart, what was refused."""
-    report = _ask(url, "POST", "/admin/reload", {}, admin_key_file, accept=(200, 422))
+    report = _ask(url, "/admin/reload", {}, admin_key_file, "refused", accept=(200, 422))
     if report["refused"]:
         raise UserError(f"the file was refused, the old settings stay\n{report['refused']}", status=1)
     if json:
@@ -74,13 +75,13 @@ def pause(
 ) -> None:
     """Let clocks go back to default; requests go on. `--resume` takes it back."""
     body = {"pool": pool, "node": node, "resume": resume}
-    for entry in _ask(url, "POST", "/admin/pause", body, admin_key_file)["pools"]:
+    for entry in _ask(url, "/admin/pause", body, admin_key_file, "pools")["pools"]:
         sys.stdout.write(f"{entry['pool']}: {'paused' if entry['paused'] else 'under control'}\n")
 
 
 def uncap(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
     """Give back the power caps that an earlier budget has left, where none is enforced now."""
-    answer = _ask(url, "POST", "/admin/uncap", {}, admin_key_file)
+    answer = _ask(url, "/admin/uncap", {}, admin_key_file, "lifting")
     if json:
         print_json(answer)
         return
@@ -97,7 +98,8 @@ def drain(
     admin_key_file: KeyFile = None,
 ) -> None:
     """Send an instance no new requests; those it has go on."""
-    answer = _ask(url, "POST", "/admin/drain", {"instance": instance, "resume": resume}, admin_key_file)
+    body = {"instance": instance, "resume": resume}
+    answer = _ask(url, "/admin/drain", body, admin_key_file, "draining")
     state = "draining" if answer["draining"] else "in rotation"
     sys.stdout.write(f"{answer['instance']}: {state}, {answer['running']} requests running\n")
 
@@ -134,24 +136,26 @@ def recheck(
 
 def _ask(
     url: str,
-    method: str,
     path: str,
     body: Json | None,
     key_file: Path | None,
+    part: str,
     accept: tuple[int, ...] = (200,),
 ) -> Json:
-    """One call of the admin API. Raises UserError."""
+    """One call of the admin API, a GET where there is no `body`; every answer to it has a `part`.
+
+    Raises UserError.
+    """
     from joulegate.settings.load import read_secret
     from router.http_client import HttpClient, Reply, Unreachable
 
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url} is no URL of a gateway", f"write it as {DEFAULT_URL}")
-    key = read_secret(None, key_file) or os.environ.get("JOULEGATE_ADMIN_KEY")
+    url = typed(url)
+    key = key_of(read_secret(None, key_file) or os.environ.get("JOULEGATE_ADMIN_KEY"))
 
     async def call() -> Reply:
         client = HttpClient(url, key)
         try:
-            if method == "GET":
+            if body is None:
                 return await client.get(path, 5.0)
             return await client.post(path, orjson.dumps(body), 5.0)
         finally:
@@ -168,18 +172,22 @@ def _ask(
     if reply.status not in accept:
         said = reply.body[:300].decode(errors="replace")
         raise UserError(_detail(reply.body) or f"{url}{path} answered {reply.status}: {said}", status=1)
-    try:
-        answer: Json = orjson.loads(reply.body)
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{url}{path} is not a gateway's answer", "is it the gateway's port?") from error
+    answer = _object(reply.body)
+    if part not in answer:
+        raise UserError(f"{url}{path} is not a gateway's answer", "is it the gateway's port?")
     return answer
 
 
 def _detail(body: bytes) -> str:
     """Why a gateway refused, in its own words; empty where it is none that answered."""
+    detail = _object(body).get("detail")
+    return detail if isinstance(detail, str) else ""
+
+
+def _object(body: bytes) -> Json:
+    """Empty for what is no JSON object."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return ""
-    detail = document.get("detail") if isinstance(document, dict) else None
-    return detail if isinstance(detail, str) else ""
+        return {}
+    return document if isinstance(document, dict) else {}

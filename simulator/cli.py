@@ -52,12 +52,14 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
 ) -> None:
     """Send the arrivals of a trace, each at its instant, and report latency, attainment and exactness."""
+    from joulegate.addresses import typed
+    from joulegate.outputs import print_json
     from simulator import replay as replaying
     from simulator.window import Window
 
     request = replaying.Replay(
         trace=trace,
-        url=url,
+        url=typed(url),
         engine=engine,
         model=model,
         api_key_file=api_key_file,
@@ -65,4 +67,7 @@ def replay(
         objectives=replaying.objectives(ttft_ms, tpot_ms),
     )
     result = replaying.replay(request, lambda line: typer.echo(line, err=True))
-    typer.echo(replaying.as_json(result) if as_json else replaying.as_text(result))
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(replaying.as_text(result))

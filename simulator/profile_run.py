@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-import json as jsonlib
 import re
 import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Annotated
 
+import orjson
 import typer
 
+from joulegate.addresses import agent_url, key_of, typed
 from joulegate.errors import UserError
+from joulegate.outputs import print_json
 from joulegate.units import MegaHertz, Seconds
 from predictor.latency_data import read_sweeps
 from predictor.sweep import (
@@ -37,10 +39,13 @@ from simulator.profile_engine import LiveEngine, Window
 from simulator.profile_file import Subject, append, done, idle_point
 
 ONE_SPEED = MegaHertz(1)  # stands for the only clock of an engine nobody can read a clock of
+NO_LIMIT = 1 << 30  # tokens
 IDLE_WINDOW = 2.0  # s
 PROBE_PROMPT, PROBE_OUTPUT = 256, 48
 BLOCKS = re.compile(rb'cache_config_info\{[^}]*block_size="(\d+)"[^}]*num_gpu_blocks="(\d+)"')
 
+Url = Annotated[str, typer.Option(help="The engine: http://host:port of a vLLM server.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="CSV to write; one that exists is gone on with.", show_default=False)]
 Numbers = Annotated[str, typer.Option(help="Comma separated.")]
 
 
@@ -79,12 +84,8 @@ class Place:
 
 
 def profile(
-    url: Annotated[
-        str, typer.Option(help="The engine: http://host:port of a vLLM server.", show_default=False)
-    ],
-    out: Annotated[
-        Path, typer.Option(help="CSV to write; one that exists is gone on with.", show_default=False)
-    ],
+    url: Url,
+    out: Out,
     agent: Annotated[
         str, typer.Option(help="The node's agent: http(s)://host:port or unix:/path. Gives power and clocks.")
     ] = "",
@@ -117,7 +118,8 @@ def profile(
         raise UserError("one of --agent and --fixed-clock is needed", "--fixed-clock sets no clocks")
     grid = Grid(_numbers(batches), _numbers(contexts), _numbers(prompts), Seconds(window))
     uuids = tuple(part for part in gpus.split(",") if part)
-    place = Place(url, api_key or None, agent, agent_token or None, uuids, not fixed_clock)
+    node = agent and typed(agent, agent_url)
+    place = Place(typed(url), key_of(api_key), node, key_of(agent_token), uuids, not fixed_clock)
     tp = asyncio.run(_profile(place, grid, clocks, repeats, out, plan_only))
     if plan_only:
         return
@@ -125,7 +127,7 @@ def profile(
         sweeps, _ = read_sweeps(lines, str(out))
     curves = [curve for sweep in sweeps for curve in energy_curves(sweep.rows, tp)]
     if json:
-        sys.stdout.write(jsonlib.dumps([asdict(curve) for curve in curves], indent=1) + "\n")
+        print_json(curves)
     else:
         sys.stdout.write(_text(curves))
 
@@ -272,13 +274,12 @@ async def _fitted(url: str, key: str | None, grid: Grid) -> tuple[str, Grid]:
     """(model it serves, the grid without what it cannot hold)."""
     status, body = await fetch(url, "/v1/models", key)
     try:
-        card = jsonlib.loads(body)["data"][0]
-        model, longest = str(card["id"]), card.get("max_model_len")
+        card = orjson.loads(body)["data"][0]
+        model, limit = str(card["id"]), int(card.get("max_model_len") or NO_LIMIT)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"{url}/v1/models: {status}, no model in it", "--url takes an engine, not an agent"
         ) from error
-    limit = int(longest) if longest else 1 << 30
     _, metrics = await fetch(url, "/metrics", key)
     blocks = BLOCKS.search(metrics)
     fitted = Grid(
@@ -294,7 +295,7 @@ async def _fitted(url: str, key: str | None, grid: Grid) -> tuple[str, Grid]:
 async def _stack_of(url: str, key: str | None) -> str:
     status, body = await fetch(url, "/version", key)
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        return f"vLLM {jsonlib.loads(body)['version']}" if status == 200 else "unknown"
+        return f"vLLM {orjson.loads(body)['version']}" if status == 200 else "unknown"
     return "unknown"
 
 

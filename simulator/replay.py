@@ -10,9 +10,11 @@ from pathlib import Path
 import orjson
 import uvloop
 
+from joulegate.addresses import key_of
 from joulegate.arrivals import Arrival, read_trace
 from joulegate.domain import Cuts, Objectives
 from joulegate.errors import UserError
+from joulegate.settings.load import read_secret
 from joulegate.units import Seconds
 from simulator.loadgen import Sender, Target, finish, play
 from simulator.loadgen_http import fetch
@@ -55,10 +57,9 @@ async def _replay(
     request: Replay, arrivals: tuple[Arrival, ...], say: Callable[[str], None]
 ) -> dict[str, object]:
     key = _api_key(request.api_key_file)
-    url = request.url.rstrip("/").removesuffix("/v1")
-    model = request.model or await _first_model(url, key)
-    sender = Sender(Target(url, model, request.engine, key))
-    say(f"replay: {len(arrivals)} requests over {arrivals[-1].at:.0f} s to {url}, model {model}")
+    model = request.model or await _first_model(request.url, key)
+    sender = Sender(Target(request.url, model, request.engine, key))
+    say(f"replay: {len(arrivals)} requests over {arrivals[-1].at:.0f} s to {request.url}, model {model}")
     said = 0.0
 
     def progress(elapsed: float) -> None:
@@ -94,10 +95,6 @@ LENGTHS = {
 }
 
 
-def as_json(result: dict[str, object]) -> str:
-    return orjson.dumps(result, option=orjson.OPT_INDENT_2).decode()
-
-
 def as_text(result: dict[str, object]) -> str:
     """The report for a person."""
     lines = [
@@ -128,12 +125,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _api_key(file: Path | None) -> str | None:
-    if file is None:
-        return os.environ.get("OPENAI_API_KEY") or None
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise UserError(f"cannot read the API key file {file}: {error.strerror}") from error
+    return key_of(read_secret(None, file) or os.environ.get("OPENAI_API_KEY"))
 
 
 async def _first_model(url: str, key: str | None) -> str:

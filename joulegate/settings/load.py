@@ -173,6 +173,8 @@ def read_secret(value: SecretStr | None, file: Path | None) -> str | None:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read the secret file {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the secret file {file} is not text", "is it the right file?") from error
     if _is_open(file):
         logger.warning("secret file is open to every user", extra={"file": str(file)})
     secret = text.removesuffix("\n").removesuffix("\r")

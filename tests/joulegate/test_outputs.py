@@ -8,7 +8,7 @@ import pytest
 
 from joulegate.cli import COMMANDS, run
 from joulegate.errors import UserError
-from joulegate.outputs import file_for, folder_for, print_json
+from joulegate.outputs import file_for, folder_for, print_json, write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +26,10 @@ def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="it is a folder"):
         file_for(tmp_path)
+    with pytest.raises(UserError, match="File name too long"):
+        file_for(tmp_path / ("x" * 300))
+    with pytest.raises(UserError, match=r"cannot write .*: it is a folder"):
+        write_text(tmp_path, "")
     with pytest.raises(UserError, match=r"cannot make the folder .*file: File exists"):
         folder_for(tmp_path / "file")
     with pytest.raises(UserError, match="cannot make the folder"):

@@ -1,8 +1,10 @@
 """`train length` and `evaluate length` from files to figures, and the artifact between them."""
 
 import gzip
+import io
 import json
 import random
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -129,12 +131,20 @@ def test_what_a_gateway_learned_can_be_its_next_start(prompts: Path, tmp_path: P
     assert again.predict(query).classes == pytest.approx(predictor.predict(query).classes, abs=1e-3)
 
 
+NOWHERE = ("--data", "/nowhere.csv", "--out", "/nowhere/model.npz")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         pytest.param(["evaluate", "length"], "either --data or --trace", id="nothing to judge"),
         pytest.param(["evaluate", "length", "--data", "/nowhere.jsonl"], "/nowhere.jsonl", id="no file"),
         pytest.param(["train", "length"], "nothing to learn from", id="nothing to learn"),
+        pytest.param(["train", "latency", "--clocks", "0:9:1", *NOWHERE], "expected LOW:HIGH", id="no clock"),
+        pytest.param(
+            ["train", "latency", "--clocks", "1:9999999999:1", *NOWHERE], "expected LOW:", id="many"
+        ),
+        pytest.param(["evaluate", "load", "--synthetic", "-3"], "Invalid value", id="less than no weeks"),
     ],
 )
 def test_a_wrong_command_says_what_is_wrong(
@@ -265,7 +275,14 @@ def test_an_unknown_tenant_column_lists_the_columns(tmp_path: Path) -> None:
     assert "output_tokens" in caught.value.help
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 torn"])
+def of_other_members() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("header.npy", "no array")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 torn", of_other_members()])
 def test_a_torn_artifact_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.npz"
     path.write_bytes(content)

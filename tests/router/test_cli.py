@@ -1,8 +1,10 @@
 """Commands that talk to a gateway, when there is none where they ask."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -30,14 +32,20 @@ class Stranger(BaseHTTPRequestHandler):
         """Nothing of it on stderr."""
 
 
-@pytest.fixture
-def stranger() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
+@contextlib.contextmanager
+def served(handler: type[Stranger]) -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    with served(Stranger) as url:
+        yield url
 
 
 def test_another_server_is_no_gateway(stranger: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,10 +60,48 @@ def test_a_refusal_is_given_in_the_gateways_words(stranger: str, capsys: pytest.
     assert "/admin/reload answered 404: <html>not here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["status", "reload", "pause", "uncap", "drain x"])
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b"[" * 5000])
+def test_json_of_another_server_is_no_gateways_either(
+    command: str, body: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Other(Stranger):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+    with served(Other) as url:
+        assert run([*command.split(), "--url", url], COMMANDS) == 2
+    assert "is not a gateway's answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        pytest.param(b"\xff", "is not text", id="no text"),
+        pytest.param("schl\u00fcssel".encode(), "a key that no HTTP header can carry", id="no ASCII"),
+        pytest.param(b"one\ntwo\n", "a key that no HTTP header can carry", id="two lines"),
+    ],
+)
+def test_a_file_that_holds_no_key_is_refused(
+    key: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "key").write_bytes(key)
+    assert run(["status", "--admin-key-file", str(tmp_path / "key")], COMMANDS) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("url", "status", "said"),
     [
-        pytest.param("localhost:8080", 2, "localhost:8080 is no URL of a gateway", id="no scheme"),
+        pytest.param("localhost:8080", 2, "expected http://host:port", id="no scheme"),
+        pytest.param("http://127.0.0.1:99999", 2, "not a URL: Port out of range", id="no such port"),
+        pytest.param("http://[::1", 2, "not a URL: Invalid IPv6 URL", id="half an address"),
+        pytest.param("http://127.0.0.1:1/\n", 2, "not a URL: 'http://127.0.0.1:1/\\n'", id="a line's end"),
         pytest.param("http://127.0.0.1:9", 1, "no gateway answers", id="nobody listens"),
     ],
 )
