@@ -35,6 +35,7 @@ CHATS = (
     b'{"model":"m","prompt":[1,2,3],"stop":["a"],"stream_options":{"include_usage":true}}',
     b'{"model":"m","input":"hi","previous_response_id":"r","response_format":{"type":"json_object"}}',
     b'{"inputs":"hi","parameters":{"max_new_tokens":5}}',
+    b'{"model":"\\ud800","prompt":"\\udfff"}',
 )
 
 SEEDS: dict[str, tuple[bytes, ...]] = {

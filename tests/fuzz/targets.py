@@ -14,7 +14,7 @@ from joulegate import wire
 from joulegate.units import Seconds
 from router.dialects import DIALECTS, Tap, dialect_of
 from router.engine_metrics import read_gauges
-from router.errors import GatewayError
+from router.errors import GatewayError, NoSuchModel
 from router.head import RequestHead
 from router.intake import understand
 from router.ports import Caller, Engine
@@ -108,7 +108,7 @@ def sync(data: bytes) -> None:
 
 
 def request(data: bytes) -> None:
-    """A client's body: understood or refused."""
+    """A client's body: understood or refused; the model that it names can be named to it."""
     route, body = ROUTES[(data[0] if data else 0) % len(ROUTES)], bytearray(data[1:])
     try:
         call = understand("POST", route, b"", HEAD, body, Caller(), "id", Seconds(0.0))
@@ -116,6 +116,7 @@ def request(data: bytes) -> None:
         return
     assert call.request.input_chars >= 0
     assert call.request.query.n >= 1
+    assert NoSuchModel(call.request.query.model).body()
 
 
 TARGETS: dict[str, Target] = {
