@@ -103,10 +103,8 @@ class _Group:
 
 def provision(question: Question, solve: Solve) -> Provision:
     """The answer. Borders are compared greedily, `solve` makes the plan."""
-    alone = [_Group(pool, (pool,)) for pool in question.pools]
-    stock = _together(question.pools)
-    groups = _borders(alone, stock, question)
-    return _planned(groups, stock, question, solve)
+    asked = _Asked(question)
+    return asked.planned(_borders(asked), solve)
 
 
 def _quick(
@@ -115,37 +113,30 @@ def _quick(
     return Solution(greedy(demands, options, fleet), None)
 
 
-def _borders(alone: list[_Group], stock: tuple[Stock, ...], question: Question) -> list[_Group]:
+def _borders(asked: "_Asked") -> list[_Group]:
     """Merge two at a time while it pays; what is merged now stays so unless a split pays as much."""
-    now = _merged_now(alone, question.merged)
-    best = _merge_all(alone, stock, question)
+    now, best = _merged_now(asked.alone, asked.question.merged), _merge_all(asked)
     if {g.host.name: len(g.pools) for g in now} == {g.host.name: len(g.pools) for g in best}:
         return now
-    before, after = (_planned(groups, stock, question, _quick) for groups in (now, best))
+    before, after = (asked.planned(groups, _quick) for groups in (now, best))
     if before.short and not after.short:
         return best
     return best if after.watts <= (1.0 - WORTH) * before.watts else now
 
 
-def _merge_all(alone: list[_Group], stock: tuple[Stock, ...], question: Question) -> list[_Group]:
-    groups, watts = alone, _cost(alone, stock, question)
+def _merge_all(asked: "_Asked") -> list[_Group]:
+    groups, watts = asked.alone, asked.cost(asked.alone)
     while True:
         tried = [
             [g for g in groups if g not in (host, guest)] + [_Group(host.host, host.pools + guest.pools)]
             for host, guest in permutations(groups, 2)
             if all(host.host.takes(pool) for pool in guest.pools)
         ]
-        costs = [(_cost(each, stock, question), i) for i, each in enumerate(tried)]
+        costs = [(asked.cost(each), i) for i, each in enumerate(tried)]
         if not costs or min(costs)[0] > (1.0 - WORTH) * watts:
             return groups
         watts, chosen = min(costs)
         groups = tried[chosen]
-
-
-def _cost(groups: list[_Group], stock: tuple[Stock, ...], question: Question) -> float:
-    """Watts; what cannot be served costs most."""
-    made = _planned(groups, stock, question, _quick)
-    return made.watts if not made.short else 1e9 * (1 + len(made.short)) + made.watts
 
 
 def _merged_now(alone: list[_Group], merged: Mapping[str, str]) -> list[_Group]:
@@ -157,30 +148,48 @@ def _merged_now(alone: list[_Group], merged: Mapping[str, str]) -> list[_Group]:
     return [_Group(by_name[host], pools) for host, pools in members.items()]
 
 
-def _planned(groups: list[_Group], stock: tuple[Stock, ...], question: Question, solve: Solve) -> Provision:
-    """One plan for pools that share `stock`."""
-    merged = {p.name: g.host.name for g in groups for p in g.pools if p is not g.host}
-    busy = {g.host.name: g for g in groups if g.demand is not None}
-    have = sum(each.have for each in stock)
-    options: dict[str, list[Configuration]] = {}
-    demands: dict[str, float] = {}
-    for name, group in busy.items():
-        demand = group.demand
-        assert demand is not None
-        options[name] = [one for each in stock for one in _options(each, group, demand, question.rules)]
-        demands[name] = group.expected
-    fleet = _fleet(stock, sum(g.least for g in busy.values()), question.epoch)
-    found = solve(demands, options, fleet) if busy else Solution(Plan(()), 0.0)
-    counts = {group.host.name: group.least for group in groups}
-    if found.plan is not None:
-        for name in busy:
-            number = sum(n for of, _, n in found.plan.counts if of == name)
-            counts[name] = max(counts[name], number)
-    if found.plan is None or sum(counts.values()) > have:  # everything runs, shared by load
-        return Provision(_by_load(groups, have), merged, _all_watts(stock), None, tuple(busy))
-    idle = sum(max(0, counts[g.host.name]) for g in groups if g.host.name not in busy)
-    watts = found.plan.watts + idle * _idle_watts(stock)
-    return Provision(counts, merged, watts, found.gap, ())
+class _Asked:
+    """A question about one stock. What serves a group of pools is worked out once for all borders."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.alone = [_Group(pool, (pool,)) for pool in question.pools]
+        self._stock = _together(question.pools)
+        self._found: dict[tuple[str, ...], list[Configuration]] = {}
+
+    def cost(self, groups: list[_Group]) -> float:
+        """Watts; what cannot be served costs most."""
+        made = self.planned(groups, _quick)
+        return made.watts if not made.short else 1e9 * (1 + len(made.short)) + made.watts
+
+    def planned(self, groups: list[_Group], solve: Solve) -> Provision:
+        """One plan for pools that share the stock."""
+        stock = self._stock
+        merged = {p.name: g.host.name for g in groups for p in g.pools if p is not g.host}
+        busy = {g.host.name: g for g in groups if g.demand is not None}
+        demands = {name: group.expected for name, group in busy.items()}
+        options = {name: self._configurations(group) for name, group in busy.items()}
+        fleet = _fleet(stock, sum(g.least for g in busy.values()), self.question.epoch)
+        found = solve(demands, options, fleet) if busy else Solution(Plan(()), 0.0)
+        counts = {group.host.name: group.least for group in groups}
+        if found.plan is not None:
+            for name in busy:
+                number = sum(n for of, _, n in found.plan.counts if of == name)
+                counts[name] = max(counts[name], number)
+        have = sum(each.have for each in stock)
+        if found.plan is None or sum(counts.values()) > have:  # everything runs, shared by load
+            return Provision(_by_load(groups, have), merged, _all_watts(stock), None, tuple(busy))
+        idle = sum(max(0, counts[g.host.name]) for g in groups if g.host.name not in busy)
+        watts = found.plan.watts + idle * _idle_watts(stock)
+        return Provision(counts, merged, watts, found.gap, ())
+
+    def _configurations(self, group: _Group) -> list[Configuration]:
+        names = tuple(pool.name for pool in group.pools)  # the first is the host, whose objectives hold
+        if names not in self._found:
+            demand, rules = group.demand, self.question.rules
+            assert demand is not None
+            self._found[names] = [one for s in self._stock for one in _options(s, group, demand, rules)]
+        return self._found[names]
 
 
 def _options(stock: Stock, group: _Group, demand: Demand, rules: PlanRules) -> list[Configuration]:
