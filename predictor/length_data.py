@@ -22,6 +22,7 @@ import orjson
 from joulegate.arrivals import Trace, read_rows
 from joulegate.domain import LengthQuery
 from joulegate.errors import UserError
+from joulegate.messages import content_text
 from predictor.features import ends
 from predictor.length_evaluate import Sample, StreamName
 
@@ -99,7 +100,7 @@ def _prompt(line: Mapping[str, object]) -> tuple[str, int]:
     if prompt is None and messages is not None:
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise ValueError(f"messages: {_short(messages)} is no list of messages")
-        said = [(message.get("role"), _content(message.get("content"))) for message in messages]
+        said = [(message.get("role"), content_text(message.get("content"))) for message in messages]
         last = [text for role, text in said if role == "user"][-1:]
         return "".join(last), sum(len(text) for _, text in said)
     if prompt is None and line.get("input_tokens") is None:
@@ -107,14 +108,6 @@ def _prompt(line: Mapping[str, object]) -> tuple[str, int]:
     if not isinstance(prompt, str | None):
         raise ValueError(f"prompt: {_short(prompt)} is not text")
     return prompt or "", len(prompt or "")
-
-
-def _content(content: object) -> str:
-    """The text of one message: a string, or parts of which those with text count."""
-    if isinstance(content, list):
-        parts = (part.get("text") if isinstance(part, dict) else part for part in content)
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
 
 
 def alias(stream: StreamName) -> str:

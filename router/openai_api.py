@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import orjson
 
 from joulegate.domain import LengthQuery
+from joulegate.messages import content_text
 from router import body_weight, forms, responses
 from router.json_bytes import TooMany, members, value_spans
 from router.ports import ModelCard
@@ -223,7 +224,7 @@ def _text(found: Json) -> _Text:
     if messages is None or "system" in found:
         system = found.get("instructions") or found.get("system")
         if system:
-            text.add("system", _plain(system))
+            text.add("system", content_text(system))
     if messages is None:
         messages = found.get("input")
     if isinstance(messages, list):
@@ -232,10 +233,10 @@ def _text(found: Json) -> _Text:
                 role, content = message.get("role"), message.get("content")
                 text.add(
                     role if isinstance(role, str) else "",
-                    content if isinstance(content, str) else _plain(content),
+                    content if isinstance(content, str) else content_text(content),
                 )
             else:
-                text.add("user", _plain(message))
+                text.add("user", content_text(message))
     elif isinstance(messages, str):
         text.add("user", messages)
     else:
@@ -291,16 +292,6 @@ def _prompt(text: _Text, prompt: object) -> None:
             elif isinstance(one, list):
                 text.tokens += len(one)
                 text.chars += CHARS_PER_ID * len(one)
-
-
-def _plain(content: object) -> str:
-    """The text of a message: its content, or the text parts of it."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return ""
 
 
 def _cap(found: Json) -> int | None:
