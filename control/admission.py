@@ -4,7 +4,7 @@ Theory of operation. Each pool has one queue, earliest deadline first; deadline 
 An engine takes prompts in the order it gets them, so order can only be kept here: `assign` sends no more
 than the engine is about to need (`prompt_window`, a share of the tightest TTFT objective) and never more
 sequences than it has slots. A short prompt that must be answered in 250 ms then passes a long one that may
-take 2 s.
+take 2 s. To an engine that reads none it may wait for a higher clock (`control.raising`).
 
 Slots are learned, since vLLM does not publish them: the most sequences seen running while some waited;
 before that has been seen, a small assumption that grows with what has been seen running.
@@ -35,6 +35,7 @@ from math import sqrt
 
 from control.pick import Pick, Rng, drawn, pick
 from control.projection import Load, Pace
+from control.raising import waits_for_clock
 from control.state import Flight, Instance, PoolRules
 from control.tenants import Tenants
 from joulegate.units import Seconds
@@ -104,6 +105,9 @@ class PoolQueue:
 
     def __len__(self) -> int:
         return len(self.waiting)
+
+    def __contains__(self, flight: str) -> bool:
+        return flight in self._places
 
     def refusal(self, flight: Flight, admission: AdmissionRules) -> str:
         """Why a new request is refused before it is queued; "": it is not."""
@@ -263,10 +267,17 @@ def place(flight: Flight, tiers: Sequence[Tier], rng: Rng, now: Seconds, share: 
         if held_back(flight, tier):
             continue
         chosen = _chosen(flight, tier.instances, rng, now, share)
-        if chosen is not None:
+        if chosen is not None and not _too_soon(flight, chosen.instance, tier, now):
             chosen.instance.book.send(flight, now)
             return Grant(flight, chosen.instance, chosen.reason)
     return None
+
+
+def _too_soon(flight: Flight, instance: Instance, tier: Tier, now: Seconds) -> bool:
+    """Whether it had better wait for a higher clock; it may be queued already or not."""
+    queue = tier.queue
+    tokens = queue.tokens + (0 if flight.id in queue else flight.uncached_tokens)
+    return waits_for_clock(flight, tokens / len(tier.instances), instance, now)
 
 
 def _chosen(

@@ -230,6 +230,9 @@ class Instance:
     model_error: float = 0.05  # relative, of the corrected model: 95 % of iterations stay below
     clock: MegaHertz | None = None  # ceiling in force; None: driver default
     switch: Seconds | None = None  # clock-switch latency, as measured on its GPUs; None: not measured yet
+    rise_takes: Seconds | None = None  # the same, as its clock was last decided with; None: it never was
+    raised_from: MegaHertz | None = None  # ceiling before it was last raised; None: it never was
+    raised_at: Seconds = Seconds(0.0)  # when that was decided
     telemetry_at: Seconds | None = None  # when the agent was last heard
     at_clock: Room = NO_ROOM  # headroom at the ceiling in force
     at_max: Room = NO_ROOM  # headroom at maximum clock

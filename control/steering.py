@@ -240,6 +240,9 @@ class Steering:
         objectives = state.queue.rules.objectives
         decision, steered.memory = choose(instance, outlook, objectives, self.governor, steered.memory, now)
         steered.decision = decision
+        instance.rise_takes = self.governor.switch if instance.switch is None else instance.switch
+        if instance.clock is not None and (decision.clock is None or decision.clock > instance.clock):
+            instance.raised_from, instance.raised_at = instance.clock, now
         instance.at_clock, instance.at_max = decision.at_clock, decision.at_max
         if decision.prompt_rate is not None:
             tightest = min(state.queue.rules.objectives.ttft)

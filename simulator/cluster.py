@@ -125,7 +125,7 @@ class Cluster:
             if arrival <= now:
                 self._arrive(arrived, now)
                 arrived += 1
-            elif self._steering.queued and (moved or tick <= now):
+            elif self._steering.queued and (moved or min(tick, poll) <= now):
                 self._assign(self._steering.assign(Seconds(now)), now)
             if tick <= now:
                 self._tick(now)
