@@ -10,6 +10,7 @@ baseline as simulated; not to be had where the GPUs are too few.
 
 import argparse
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ from simulator.costs import EngineCosts
 from simulator.policies import gpus_of, kind_of, stock_of
 from simulator.scenario import objectives_of
 from simulator.simulate import read_profile, recipe_of
-from simulator.workload import Foresight, Load, half
+from simulator.streams import Half
+from simulator.workload import Foresight, Load, held
 
 ROOT = Path(__file__).parent.parent
 EPOCH = Seconds(300.0)
@@ -75,7 +77,8 @@ def measure(scenario: Scenario) -> list[Row]:
     )
     kinds = [kind_of(EngineCosts(read_profile(path))) for path in scenario.builds]
     stocks = [stock_of(EngineCosts(read_profile(path)), gpus_of(setup)) for path in scenario.builds]
-    load = half(recipe_of(scenario).load(scenario.load.scale or 1.0, 0), second=True)
+    with tempfile.TemporaryDirectory() as folder:
+        load = held(Half(recipe_of(scenario, Path(folder)).load(scenario.load.scale or 1.0, 0), second=True))
     baseline = run_fixed(load, setup, setup.costs[0].profile.max_clock)
     terms = Terms(setup.objectives.tpot)
     chosen = best_kind(stocks, Foresight(load).mean(0.0, load.span), terms)

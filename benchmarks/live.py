@@ -44,7 +44,7 @@ from simulator.real_time import go_first
 from simulator.replay_report import Engine, Tally, attainment
 from simulator.results import Pooled, Run
 from simulator.simulate import read_profile, recipe_of
-from simulator.workload import Load
+from simulator.workload import Load, held
 
 ROOT = Path(__file__).parent.parent
 SAVING_POINTS, ATTAINMENT_POINTS = 3.0, 0.5  # how far apart live and simulated may be
@@ -131,8 +131,9 @@ def plan(path: Path, minutes: float, perturb: bool) -> Plan:
         raise UserError(f"{settings.name} has {settings.instances} instances", "one of S1, S2 and S3")
     profile = read_profile(settings.profile)
     setup = Setup((EngineCosts(profile),), scenarios.objectives_of(settings))
-    bench = scenarios.prepare(settings, recipe_of(settings), setup, (), 1)
-    whole, span = bench.cases[0].score, Seconds(60.0 * minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = scenarios.prepare(settings, recipe_of(settings, Path(folder)), setup, (), 1)
+        whole, span = held(bench.cases[0].score), Seconds(60.0 * minutes)
     rows = whole.at < span
     prompts = np.maximum(whole.input[rows], SHORTEST_PROMPT)
     arrivals = Load(whole.at[rows], prompts, whole.output[rows], span)
@@ -150,12 +151,12 @@ def simulated(plan: Plan) -> tuple[Run, Run]:
 
 def side_of(run: Run, plan: Plan, seconds: float) -> Side:
     """A simulated run as if it had been watched for `seconds`, idle after its last request."""
-    pooled = Pooled((run,), plan.objectives)
+    pooled = Pooled((run,))
     idle = plan.profile.tp * plan.profile.power.p_idle_w
     clocked = sum(run.residency.values())
     return Side(
         joules=run.joules_released + idle * max(0.0, seconds - run.span),
-        tokens=int(pooled.tokens),
+        tokens=pooled.tokens,
         attainment_pct=pooled.attainment(),
         e2e_p50=pooled.median_e2e(),
         e2e_p99=pooled.p99("e2e"),

@@ -22,7 +22,8 @@ from joulegate.domain import Cuts, RequestType, Size
 from joulegate.units import Seconds
 from simulator.costs import EngineCosts
 from simulator.policies import kind_of
-from simulator.simulate import read_load, read_profile
+from simulator.simulate import read_profile
+from simulator.spool import read_load
 
 ROOT = Path(__file__).parent.parent
 SIZES = (2, 4, 8)

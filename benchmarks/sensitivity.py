@@ -10,6 +10,7 @@ JoulegateObjectiveMissed would have stood.
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,10 +34,13 @@ from simulator import scenario as scenarios
 from simulator.cluster import Cluster, Knowledge, Laws, Setup, run_fixed
 from simulator.costs import EngineCosts
 from simulator.perturb import LATENCY
+from simulator.recipe import Recipe
 from simulator.results import Pooled, Run, saving_pct, why_not
+from simulator.score import Ended, Everyone, Scorer
 from simulator.simulate import read_profile, recipe_of
 from simulator.sites import ONE_POOL
-from simulator.workload import Load, Recipe, half
+from simulator.streams import Half
+from simulator.workload import Load, Stream, held
 
 ROOT = Path(__file__).parent.parent
 FLASH = (600.0, 660.0)  # seconds of the scored half in which FLASH_TIMES as much arrives
@@ -157,9 +161,10 @@ class Ground:
     factor: float
 
 
-def ground(path: Path) -> Ground:
+def ground(path: Path, folder: Path) -> Ground:
+    """`folder` holds its traces as long as it is used."""
     settings = load(path, Scenario)
-    recipe, profile = recipe_of(settings), read_profile(settings.profile)
+    recipe, profile = recipe_of(settings, folder), read_profile(settings.profile)
     setup = Setup((EngineCosts(profile),), scenarios.objectives_of(settings))
     bench = scenarios.prepare(settings, recipe, setup, (), 1)
     return Ground(settings, recipe, profile, bench.terms.setup, bench.factor)
@@ -179,14 +184,15 @@ def measure(here: Ground, variation: Variation, seeds: range) -> Row:
     price = told = base_told = 0.0
     for seed in seeds:
         learn, score = halves(here.recipe.load(here.factor * variation.load, seed), variation, seed)
-        run, of_bound = _steered(setup, variation, learn, score, seed)
-        base = run_fixed(score, setup, profile.max_clock)
+        ours, theirs = Everyone(), Everyone()
+        run, of_bound = _steered(setup, variation, learn, score, seed, ours)
+        base = run_fixed(score, setup, profile.max_clock, heard(setup, theirs))
         runs.append(run)
         bases.append(base)
         price = max(price, of_bound)
-        told += told_minutes(run, score, setup)
-        base_told += told_minutes(base, score, setup)
-    policy, baseline = Pooled(tuple(runs), setup.objectives), Pooled(tuple(bases), setup.objectives)
+        told += told_minutes(ours.all(), run.span, setup)
+        base_told += told_minutes(theirs.all(), base.span, setup)
+    policy, baseline = Pooled(tuple(runs)), Pooled(tuple(bases))
     return Row(
         name=variation.name,
         saving_pct=saving_pct(policy, baseline),
@@ -200,9 +206,13 @@ def measure(here: Ground, variation: Variation, seeds: range) -> Row:
     )
 
 
-def halves(whole: Load, variation: Variation, seed: int) -> tuple[Load, Load]:
+def heard(setup: Setup, everyone: Everyone) -> Scorer:
+    return Scorer(setup.objectives, setup.cuts, hear=everyone.hear)
+
+
+def halves(whole: Stream, variation: Variation, seed: int) -> tuple[Load, Load]:
     """Where it learns, and where it is scored."""
-    learn, score = half(whole, second=False), half(whole, second=True)
+    learn, score = held(Half(whole, second=False)), held(Half(whole, second=True))
     if variation.flash:
         score = crowded(score, seed)
     if variation.sessions:
@@ -210,8 +220,10 @@ def halves(whole: Load, variation: Variation, seed: int) -> tuple[Load, Load]:
     return learn, score
 
 
-def _steered(setup: Setup, variation: Variation, learn: Load, score: Load, seed: int) -> tuple[Run, float]:
-    """The run that is scored, and the price of delay it ended with, of its bound."""
+def _steered(
+    setup: Setup, variation: Variation, learn: Load, score: Load, seed: int, everyone: Everyone
+) -> tuple[Run, float]:
+    """The run that is scored, told to `everyone`, and the price of delay it ended with, of its bound."""
     switch = setup.costs[0].profile.actuation.clock_switch_s if variation.told else 0.025
     laws = Laws(AdmissionRules(), GovernorRules(switch=Seconds(switch)))
     predictor: LengthPredictor = HistoryPredictor(setup.cuts)
@@ -219,18 +231,22 @@ def _steered(setup: Setup, variation: Variation, learn: Load, score: Load, seed:
         outputs = (int(n) for part in (learn, score) for n in part.output)
         predictor = Told(outputs, variation.accuracy, setup.cuts, seed)
     knowledge = Knowledge(predictor)
-    for part in (learn, score):
+    for part, scorer in ((learn, None), (score, heard(setup, everyone))):
         fleet = Misjudging(setup, laws, knowledge, _draws(seed))
-        run = (fleet.misjudge(variation.rate_times) if variation.rate_times != 1.0 else fleet).run(part)
+        run = (fleet.misjudge(variation.rate_times) if variation.rate_times != 1.0 else fleet).run(
+            part, scorer
+        )
     return run, knowledge.pools[ONE_POOL].prices.bound_ratio
 
 
-def told_minutes(run: Run, load: Load, setup: Setup) -> float:
-    """For how long the alert stands that too few requests meet an objective."""
-    ended, size = load.at + run.e2e, np.searchsorted(np.array(setup.cuts.input), run.input, side="right")
-    looks = np.arange(0.0, run.span, LOOK_EVERY)
+def told_minutes(everyone: Ended, span: float, setup: Setup) -> float:
+    """For how long of a run the alert stands that too few requests meet an objective."""
+    ended = everyone.at + everyone.e2e
+    size = np.searchsorted(np.array(setup.cuts.input), everyone.input, side="right")
+    looks = np.arange(0.0, span, LOOK_EVERY)
     below = np.zeros(len(looks), dtype=bool)
-    for met in (run.tpot <= setup.objectives.tpot, run.ttft <= np.array(setup.objectives.ttft)[size]):
+    aims = setup.objectives
+    for met in (everyone.tpot <= aims.tpot, everyone.ttft <= np.array(aims.ttft)[size]):
         order = np.argsort(ended)
         at, good = ended[order], np.concatenate([[0], np.cumsum(met[order])])
         first, last = (np.searchsorted(at, looks - back, side="right") for back in (ALERT_OVER, 0.0))
@@ -277,16 +293,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    here = ground(options.scenario)
-    console = Console(stderr=True)
-    cases = list(variations(here.settings.load.peak_pct))
+    with tempfile.TemporaryDirectory() as folder:
+        here = ground(options.scenario, Path(folder))
+        rows = measured(here, options)
+    show(rows, here.settings.name, options.seeds)
+
+
+def measured(here: Ground, options: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
-    for case in track(cases, console=console):
+    for case in track(list(variations(here.settings.load.peak_pct)), console=Console(stderr=True)):
         rows.append(measure(here, case, range(options.seeds)))
         if options.json is not None:
             made = {"scenario": here.settings.name, "seeds": options.seeds, "rows": list(map(asdict, rows))}
             options.json.write_text(json.dumps(made, indent=2))
-    show(rows, here.settings.name, options.seeds)
+    return rows
 
 
 def show(rows: list[Row], name: str, seeds: int) -> None:

@@ -24,9 +24,11 @@ from joulegate.units import MegaHertz
 from simulator import scenario as scenarios
 from simulator.cluster import Setup
 from simulator.costs import EngineCosts
+from simulator.recipe import Recipe
 from simulator.results import Pooled, Run, saving_pct, why_not
-from simulator.simulate import read_load, read_profile
-from simulator.workload import Ints, Load, Recipe
+from simulator.simulate import read_profile
+from simulator.spool import read_load
+from simulator.workload import Ints, Load
 
 ROOT = Path(__file__).parent.parent
 A100, H100 = "a100-40g_llama-3.1-8b_tp1", "h100_llama-3.1-8b_tp1"

@@ -9,10 +9,10 @@ import csv
 import gzip
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import TextIO
 
@@ -82,19 +82,79 @@ def read_trace(path: Path) -> tuple[Arrival, ...]:
 
 def read_rows(path: Path) -> Trace:
     """The same with every further column. Raises UserError naming the line that is wrong."""
-    with _opened(path) as file:
-        reader = csv.reader(file)
-        try:
-            header = _header([name.strip() for name in next(reader, [])], path)
-            filled = ((reader.line_num, cells) for cells in reader if cells)
-            rows = [
-                _row(cells, header, place, f"{path}:{line}") for place, (line, cells) in enumerate(filled)
-            ]
-        except (UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}:{reader.line_num + 1}: {error}", "is it a CSV file?") from error
-    if not rows:
-        raise UserError(f"{path} holds no requests", EXPECTED)
-    return _made(rows, header, path)
+    reading = Reading(path)
+    rows = list(reading)
+    if not reading.in_order:
+        rows.sort(key=lambda row: row.at)
+    if reading.start:
+        rows = [
+            Row(row.place, row.at - reading.start, row.input_tokens, row.output_tokens, row.cells)
+            for row in rows
+        ]
+    return Trace(reading.names, tuple(rows), reading.count)
+
+
+class Reading:
+    """One walk through a trace: rows as they stand in the file, one at a time, but for those without output.
+
+    At its end stderr is told what is to be changed, and `in_order` and `start` say so: rows that are not in
+    order are for the caller to sort, and all times count from `start`. Raises UserError naming the line that
+    is wrong.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names: tuple[str, ...] = ()  # of the columns beyond the three
+        self.count = 0  # with those that are left out
+        self.in_order = True
+        self.start = 0.0
+        self.first, self.last = inf, -inf  # times, as the file has them
+
+    def __iter__(self) -> Iterator[Row]:
+        kept, before = 0, -inf
+        for row in self._rows():
+            self.count += 1
+            self.in_order = self.in_order and row.at >= before
+            before = row.at
+            if row.output_tokens:
+                kept += 1
+                self.first, self.last = min(self.first, row.at), max(self.last, row.at)
+                yield row
+        self._judge(kept)
+
+    def _rows(self) -> Iterator[Row]:
+        with _opened(self.path) as file:
+            reader = csv.reader(file)
+            try:
+                header = _header([name.strip() for name in next(reader, [])], self.path)
+                self.names = tuple(header.names[place] for place in header.further)
+                filled = ((reader.line_num, cells) for cells in reader if cells)
+                for place, (line, cells) in enumerate(filled):
+                    yield _row(cells, header, place, f"{self.path}:{line}")
+            except (UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error) as error:
+                raise UserError(f"{self.path}:{reader.line_num + 1}: {error}", "is it a CSV file?") from error
+
+    def _judge(self, kept: int) -> None:
+        """What is to be changed, and whether the rest is a trace."""
+        if not self.count:
+            raise UserError(f"{self.path} holds no requests", EXPECTED)
+        if not self.in_order:
+            self._say("its rows are not in order of time: sorted")
+        if kept < self.count:
+            self._say(f"{self.count - kept} of {self.count} rows have no output tokens: left out")
+        if not kept:
+            raise UserError(f"{self.path}: no row has output tokens", EXPECTED)
+        if self.last - self.first >= 1e9:
+            raise UserError(
+                f"{self.path}: {self.last - self.first:.3g} s between its first and its last request",
+                "times must be all from the start of the trace, or all from 1970",
+            )
+        if self.first >= EPOCH:
+            self.start = self.first
+            self._say("times are dates: made seconds from the first request")
+
+    def _say(self, what: str) -> None:
+        sys.stderr.write(f"{self.path}: {what}\n")
 
 
 def _opened(path: Path) -> TextIO:
@@ -175,32 +235,3 @@ def _whole(text: str) -> int:
     if not (number := float(text)).is_integer():
         raise ValueError(f"{text!r} is no whole number")
     return int(number)
-
-
-def _made(rows: list[Row], header: _Header, path: Path) -> Trace:
-    """In order, relative, and without requests that generated nothing; what was done is said."""
-    count = len(rows)
-    if any(after.at < before.at for before, after in pairwise(rows)):
-        rows.sort(key=lambda row: row.at)
-        _say(path, "its rows are not in order of time: sorted")
-    kept = [row for row in rows if row.output_tokens]
-    if len(kept) < count:
-        _say(path, f"{count - len(kept)} of {count} rows have no output tokens: left out")
-    if not kept:
-        raise UserError(f"{path}: no row has output tokens", EXPECTED)
-    first, last = kept[0].at, kept[-1].at
-    if last - first >= 1e9:
-        raise UserError(
-            f"{path}: {last - first:.3g} s between its first and its last request",
-            "times must be all from the start of the trace, or all from 1970",
-        )
-    if first >= EPOCH:
-        kept = [
-            Row(row.place, row.at - first, row.input_tokens, row.output_tokens, row.cells) for row in kept
-        ]
-        _say(path, "times are dates: made seconds from the first request")
-    return Trace(tuple(header.names[place] for place in header.further), tuple(kept), count)
-
-
-def _say(path: Path, what: str) -> None:
-    sys.stderr.write(f"{path}: {what}\n")

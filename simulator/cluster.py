@@ -37,9 +37,10 @@ from simulator.least_loaded import LeastLoaded
 from simulator.results import Run
 from simulator.roll import Roll
 from simulator.scaling import Planned, Planning, Scaling
+from simulator.score import Scorer
 from simulator.sites import ONE_POOL, Sites, Standing
 from simulator.station import BIN, Station
-from simulator.workload import Foresight, Load
+from simulator.workload import Foresight, Stream
 
 ENDED = 1000  # requests whose lengths are held against what was predicted
 MAX_LAGS = 4.0
@@ -111,20 +112,19 @@ class Cluster:
         self._serial = 0
         self._busy_at = 0.0
 
-    def run(self, load: Load) -> Run:
-        """Serve the whole load; ends with its last request."""
-        self._roll = Roll(load)
+    def run(self, load: Stream, scorer: Scorer | None = None) -> Run:
+        """Serve the whole load; ends with its last request. `scorer` None: by the objectives of the setup."""
+        scorer = scorer or scorer_of(self._setup)
+        roll = self._roll = Roll(load, scorer)
         if self._planning is not None and self._laws.true_lengths:
             self._planning.foresight = Foresight(load)
-        count, arrived = len(load), 0
         tick, poll = 0.0, NEVER
-        while arrived < count or self._roll.present:
-            arrival = float(load.at[arrived]) if arrived < count else NEVER
+        while roll.next_at < NEVER or roll.present:
+            arrival = roll.next_at
             now = min(arrival, tick, poll)
             moved = self._advance_all(now) if tick <= now else self._advance(now)
             if arrival <= now:
-                self._arrive(arrived, now)
-                arrived += 1
+                self._arrive(roll.enter(), now)
             elif self._steering.queued and (moved or min(tick, poll) <= now):
                 self._assign(self._steering.assign(Seconds(now)), now)
             if tick <= now:
@@ -134,7 +134,8 @@ class Cluster:
         self._knowledge.pools = self._steering.pools
         if self._planning is not None:
             self._knowledge.planned.standing = self._sites.standing
-        return self._sites.result(load, self._roll, self._setup.owned_gpus)
+        roll.tell()
+        return self._sites.result(scorer.score, roll.last_end, self._setup.owned_gpus)
 
     def _next_tick(self, now: float, arrival: float) -> float:
         """Every tick; after IDLE seconds without work only the last one before the next event."""
@@ -188,8 +189,8 @@ class Cluster:
             self._knowledge.predictor.observe(query, prediction, job.output_tokens)
             self._knowledge.lengths.append((float(job.output_tokens), prediction.q50))
 
-    def _arrive(self, key: int, now: float) -> None:
-        job = self._roll.enter(key)
+    def _arrive(self, job: Job, now: float) -> None:
+        key = job.key
         query = LengthQuery(model="m", key="", input_tokens=job.prompt_tokens)
         if self._setup.bypass and key % self._setup.bypass == 0:
             self._told[key] = query, None
@@ -276,7 +277,7 @@ class Cluster:
             key = int(relief.flight.id)
             station.recall(relief.flight)
             self._watch(station)
-            again = self._flight(self._roll.enter(key), self._told[key][1], relief.flight.arrived)
+            again = self._flight(self._roll.again(key), self._told[key][1], relief.flight.arrived)
             again.avoid = law.name
             self._enter(again, now)
 
@@ -325,38 +326,42 @@ class Unsteered:
         self._sites = Sites(map(Standing, setup.costs))
         self._setup = setup
         self._clock = round(clock)
-        self._now = 0.0
         for station in self._sites.stations:
             station.engine.apply_clock(clock)
             station.law.clock = None if self._clock == station.profile.max_clock else MegaHertz(self._clock)
 
-    def run(self, load: Load) -> Run:
-        """Serve the whole load; ends with its last request."""
-        [*_, roll] = self.play(load)
-        run = self._sites.result(load, roll, self._setup.owned_gpus)
-        idle = (self._now - roll.last_end) * sum(costs.idle_watts for costs in self._setup.costs)
+    def run(self, load: Stream, scorer: Scorer | None = None) -> Run:
+        """Serve the whole load; ends with its last request. `scorer` None: by the objectives of the setup."""
+        scorer = scorer or scorer_of(self._setup)
+        [*_, (now, end)] = self.play(load, scorer)
+        run = self._sites.result(scorer.score, end, self._setup.owned_gpus)
+        idle = (now - end) * sum(costs.idle_watts for costs in self._setup.costs)
         return replace(run, joules_released=run.joules_released - idle, joules_owned=run.joules_owned - idle)
 
-    def play(self, load: Load) -> Iterator[Roll]:
-        """The requests after every BIN of serving them, then at the end."""
-        roll = Roll(load)
+    def play(self, load: Stream, scorer: Scorer) -> Iterator[tuple[float, float]]:
+        """After every BIN of serving, and at the end, all is told: (now, when the last request ended)."""
+        roll = Roll(load, scorer)
         fleet = LeastLoaded(self._sites.stations, roll.strike)
         bin_end = now = 0.0
-        for key in range(len(load)):
-            now = float(load.at[key])
+        while roll.next_at < NEVER:
+            now = roll.next_at
             while now >= bin_end:
                 fleet.advance(bin_end)
                 self._sites.note(bin_end)
                 bin_end += BIN
-                yield roll
+                yield now, roll.last_end
             if len(self._sites.stations) > 1:
                 fleet.hear(now)
-            fleet.send(roll.enter(key), now)
+            fleet.send(roll.enter(), now)
         while roll.present:
             now += 1.0
             fleet.advance(now)
-        self._now = now
-        yield roll
+        roll.tell()
+        yield now, roll.last_end
+
+
+def scorer_of(setup: Setup) -> Scorer:
+    return Scorer(setup.objectives, setup.cuts)
 
 
 def pools_of(setup: Setup) -> list[PoolRules]:
@@ -375,6 +380,6 @@ def fleet_of(setup: Setup, scaling: Scaling | None) -> list[Standing]:
     return fleet + [Standing(setup.costs[0], up=False)] * spare
 
 
-def run_fixed(load: Load, setup: Setup, clock: float) -> Run:
+def run_fixed(load: Stream, setup: Setup, clock: float, scorer: Scorer | None = None) -> Run:
     """The fleet of `setup` at one clock, without a gateway."""
-    return Unsteered(setup, clock).run(load)
+    return Unsteered(setup, clock).run(load, scorer)

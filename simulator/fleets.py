@@ -1,26 +1,25 @@
 """Pure: which engines the fleet of a scenario is made of, and how many of its baseline are the fewest."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
-from control.floor import Demand
 from control.planner import PlanRules
 from control.planner import fewest as planned
-from joulegate.domain import Cuts, Objectives, Size
+from joulegate.domain import Objectives, Size
 from joulegate.engine_profile import EngineProfile
 from joulegate.errors import UserError
 from joulegate.units import Seconds
 from simulator.cluster import Setup, Unsteered
 from simulator.policies import kind_of
+from simulator.recipe import Recipe
 from simulator.results import P99_GRACE
-from simulator.roll import Roll
-from simulator.workload import Floats, Load, Recipe
-
-Rows = NDArray[np.intp]  # of a load
+from simulator.score import Ended, Score, Scorer
+from simulator.spread import Spread
+from simulator.streams import Kept
+from simulator.workload import Bools, Load, Rows, Stream, busiest, by_input, census, held
 
 HOUR, BUSIEST = 3600.0, 300.0  # seconds: what the fewest are sought on, and the part they must also serve
 STRIDE = 8  # so many are followed by one more, twice as many by two
@@ -71,63 +70,65 @@ def fitting(recipe: Recipe, profile: EngineProfile) -> tuple[Recipe, str]:
 
     An engine would pre-empt such a request and work it out anew for ever.
     """
-    capacity = profile.engine.kv_capacity_tokens
-    loads = [recipe.trace, *(load for load, _ in recipe.also)]
-    sizes = np.concatenate([load.input + load.output for load in loads])
-    lost = int(np.count_nonzero(sizes > capacity))
+    fits, count, lost, longest = Fits(profile.engine.kv_capacity_tokens), 0, 0, 0
+    for stream in (recipe.trace, *(stream for stream, _ in recipe.also)):
+        for part in stream.parts():
+            count += len(part)
+            lost += int(np.count_nonzero(~fits(part)))
+            longest = max(longest, int((part.input + part.output).max()))
     if not lost:
         return recipe, ""
     said = (
-        f"{lost} of {len(sizes)} requests are longer (up to {sizes.max()} tokens) than the KV cache of "
-        f"{profile.name} ({capacity})"
+        f"{lost} of {count} requests are longer (up to {longest} tokens) than the KV cache of "
+        f"{profile.name} ({fits.capacity})"
     )
-    if lost == len(sizes):
+    if lost == count:
         raise UserError(said, "a profile with more kv_capacity_tokens, or a trace of shorter requests")
-    also = tuple((_within(load, capacity), factor) for load, factor in recipe.also)
-    return replace(recipe, trace=_within(recipe.trace, capacity), also=also), f"{said}: left out"
+    also = tuple((Kept(stream, fits), factor) for stream, factor in recipe.also)
+    return replace(recipe, trace=Kept(recipe.trace, fits), also=also), f"{said}: left out"
 
 
-def _within(load: Load, capacity: int) -> Load:
-    rows = load.input + load.output <= capacity
-    return Load(load.at[rows], load.input[rows], load.output[rows], load.span)
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """Which requests a KV cache of so many tokens holds."""
+
+    capacity: int
+
+    def __call__(self, rows: Rows) -> Bools:
+        return rows.input + rows.output <= self.capacity
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Promise:
-    """A P99 that is kept while at most `spare` of some requests take longer than `limit` seconds."""
+    """A P99 that is kept while at most `spare` of what is told to a spread is over its mark."""
 
     what: str
-    rows: Rows
-    limit: float
-    taken: Callable[[Roll, Rows], Floats]  # seconds; NaN of who has not ended
-    when: str = ""
+    taken: Spread
+    spare: int
+    when: str
 
     @property
-    def spare(self) -> int:
-        last = len(self.rows) - 1
-        return last - ceil(0.99 * last)
-
-    def is_broken(self, roll: Roll) -> bool:
+    def is_broken(self) -> bool:
         """Whatever comes of those who have not ended."""
-        return int(np.count_nonzero(self.taken(roll, self.rows) > self.limit)) > self.spare
+        return self.taken.count - self.taken.within > self.spare
 
     def __str__(self) -> str:
-        return f"{self.what} over {self.limit * 1e3:.0f} ms{self.when}"
+        return f"{self.what} over {self.taken.mark * 1e3:.0f} ms{self.when}"
 
 
-def fewest(load: Load, setup: Setup, most: int) -> tuple[int | None, list[str]]:
+def fewest(load: Stream, setup: Setup, most: int) -> tuple[int | None, list[str]]:
     """The smallest number of `setup`'s instances that misses nothing at maximum clock in the busiest hour.
 
     None: not even `most` do. With it, what more than 1 % are with one less (or `most`). Begins with what the
     mean load takes, which is too few; too few is seen before the hour is over.
     """
-    hour, costs, aims = _busiest_hour(load), setup.costs[:1], setup.objectives
-    made = promises(hour, aims)
+    hour, costs = _busiest_hour(load), setup.costs[:1]
 
     def broken(count: int) -> list[str]:
+        scorer, made = promises(hour, setup)
         fleet = Unsteered(replace(setup, costs=costs * count), costs[0].profile.max_clock)
-        for roll in fleet.play(hour):
-            if found := [str(promise) for promise in made if promise.is_broken(roll)]:
+        for _ in fleet.play(hour, scorer):
+            if found := [str(promise) for promise in made if promise.is_broken]:
                 return found
         return []
 
@@ -144,59 +145,58 @@ def fewest(load: Load, setup: Setup, most: int) -> tuple[int | None, list[str]]:
     return high, reasons
 
 
-def _likely(load: Load, setup: Setup) -> int:
+def _likely(load: Stream, setup: Setup) -> int:
     """What the mean load takes."""
-    tokens = float(load.input.mean())
-    demand = Demand(len(load) / load.span, tokens, tokens, float(load.output.mean()))
+    brings = census(load)
+    demand = brings.demand(brings.count / load.span)
     return planned(kind_of(setup.costs[0]), demand, setup.objectives.tpot, PlanRules()) or 1
 
 
-def promises(load: Load, aims: Objectives) -> list[Promise]:
-    """Every P99: of all requests, and with P99_GRACE of those of the busiest five minutes.
+def promises(hour: Load, setup: Setup) -> tuple[Scorer, list[Promise]]:
+    """Every P99, and who counts: of all requests, and with P99_GRACE of those of the busiest five minutes.
 
     There P99 is that of few requests: without the grace the shipped S4a, with five, would need a sixth.
     """
-    everyone, busy = np.arange(len(load)), np.arange(*_busiest(load, BUSIEST))
-    sizes = np.searchsorted(np.array(Cuts().input), load.input, side="right")
-    made = list[Promise]()
-    for rows, grace, when in ((everyone, 1.0, ""), (busy, P99_GRACE, " in the busiest five minutes")):
-        made.append(Promise("TPOT", rows, grace * aims.tpot, _tpot, when))
-        if aims.e2e is not None:
-            made.append(Promise("E2E", rows, grace * aims.e2e, _e2e, when))
-        else:
-            made += [
-                Promise(
-                    f"TTFT of {size.name}", rows[sizes[rows] == size], grace * aims.ttft[size], _ttft, when
-                )
-                for size in Size
-            ]
-    return [promise for promise in made if len(promise.rows)]
+    begin = busiest(hour, BUSIEST)
+    few = Scorer(_wider(setup.objectives), setup.cuts)
+
+    def hear(part: Ended) -> None:
+        inside = (part.at >= begin) & (part.at < begin + BUSIEST)
+        if inside.any():
+            few.add(part.taken(inside))
+
+    everyone = Scorer(setup.objectives, setup.cuts, hear=hear)
+    busy = Kept(hour, lambda rows: (rows.at >= begin) & (rows.at < begin + BUSIEST))
+    return everyone, [
+        *_promised(everyone.score, hour, ""),
+        *_promised(few.score, busy, " in the busiest five minutes"),
+    ]
 
 
-def _ttft(roll: Roll, rows: Rows) -> Floats:
-    return roll.first_token[rows] - roll.load.at[rows]
+def _wider(aims: Objectives) -> Objectives:
+    short, medium, long = (Seconds(P99_GRACE * ttft) for ttft in aims.ttft)
+    e2e = None if aims.e2e is None else Seconds(P99_GRACE * aims.e2e)
+    return Objectives((short, medium, long), Seconds(P99_GRACE * aims.tpot), e2e, None)
 
 
-def _e2e(roll: Roll, rows: Rows) -> Floats:
-    return roll.finished[rows] - roll.load.at[rows]
+def _promised(score: Score, stream: Stream, when: str) -> list[Promise]:
+    counts = by_input(stream, score.cuts)
+    taken = [("TPOT", score.tpot, sum(counts))]
+    if score.objectives.e2e is not None:
+        taken.append(("E2E", score.e2e, sum(counts)))
+    else:
+        taken += [(f"TTFT of {size.name}", score.ttft[size], counts[size]) for size in Size]
+    return [Promise(what, spread, _spare(count), when) for what, spread, count in taken if count]
 
 
-def _tpot(roll: Roll, rows: Rows) -> Floats:
-    steps = np.maximum(1, roll.output[rows] - 1)
-    taken: Floats = (roll.finished[rows] - roll.first_token[rows]) / steps
-    return taken
+def _spare(count: int) -> int:
+    """How many of so many may be over their P99."""
+    return count - 1 - ceil(0.99 * (count - 1))
 
 
-def _busiest(load: Load, span: float) -> tuple[int, int]:
-    """First row and the one after the last of the so many seconds with the most requests."""
-    after = np.searchsorted(load.at, load.at + span, side="left")
-    first = int(np.argmax(after - np.arange(len(load))))
-    return first, int(after[first])
-
-
-def _busiest_hour(load: Load) -> Load:
+def _busiest_hour(load: Stream) -> Load:
     if load.span <= HOUR:
-        return load
-    first, last = _busiest(load, HOUR)
-    rows, start = slice(first, last), load.at[first]
-    return Load(load.at[rows] - start, load.input[rows], load.output[rows], Seconds(HOUR))
+        return held(load)
+    start = busiest(load, HOUR)
+    hour = held(Kept(load, lambda rows: (rows.at >= start) & (rows.at < start + HOUR)))
+    return replace(hour, at=hour.at - start, span=Seconds(HOUR))

@@ -13,6 +13,8 @@ class Job:
     key: int
     prompt_tokens: int
     output_tokens: int  # how many it will generate, at least 1
+    arrived_at: float = nan
+    cached: int = 0  # prompt tokens that are in the KV cache before it comes
     admitted_at: float = nan  # first taken into the KV cache
     first_token_at: float = nan
     finished_at: float = nan

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
-from numpy.typing import NDArray
 
 from control.admission import AdmissionRules
 from control.floor import Demand, settle
@@ -28,7 +27,7 @@ from control.pick import Rng
 from control.planner import BORDERS, Kind, PlanRules, Stock, carries, enough, fewest
 from control.sizing import Loaded, best_count, best_kind
 from control.sizing import Terms as SizeTerms
-from joulegate.domain import Cuts, Objectives
+from joulegate.domain import Cuts, Objectives, RequestType
 from joulegate.settings.plan import Plan
 from joulegate.settings.scenario import OURS
 from joulegate.units import Seconds, Watts
@@ -37,10 +36,11 @@ from simulator.cluster import ALL_TYPES, Cluster, Knowledge, Laws, Setup, run_fi
 from simulator.costs import EngineCosts
 from simulator.results import Pooled, Run, joules_per_token, why_not
 from simulator.scaling import Elastic, Scaling
+from simulator.score import Alone, Scorer
 from simulator.station import limits_of
-from simulator.workload import Foresight, Load, peak_minute
+from simulator.streams import Kept
+from simulator.workload import Bools, Census, Foresight, Rows, Stream, by_type, census
 
-Bools = NDArray[np.bool_]
 BUILDERS = ("joulegate", "joulegate-slowdown", "oracle")
 EVERYTHING = 1e6  # share of a TTFT objective: the engine's queue takes all prompts at once
 NO_OBJECTIVE = Seconds(3600.0)
@@ -52,8 +52,8 @@ class Case:
     """One seed of a scenario: where a policy learns, and where it is scored."""
 
     seed: int
-    learn: Load
-    score: Load
+    learn: Stream
+    score: Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +70,20 @@ class Terms:
 
 def run_policy(name: str, case: Case, terms: Terms, static_clock: float | None) -> Run:
     """One policy on one seed. `static_clock`: of static-best."""
-    top = terms.setup.costs[0].profile.max_clock
+    setup = terms.setup
+    scorer = Scorer(setup.objectives, setup.cuts, Alone(setup.costs[0].model))
+    top = setup.costs[0].profile.max_clock
     if name == "static-best" and static_clock is not None:
-        return run_fixed(case.score, terms.setup, static_clock)
+        return run_fixed(case.score, setup, static_clock, scorer)
     if name in ("max-clock", "static-best"):
-        return run_fixed(case.score, terms.setup, top)
+        return run_fixed(case.score, setup, top, scorer)
     if name in ("single-pool", "scale-shard"):
         fleet = provisioned(terms, case.learn) if name == "single-pool" else resharded(terms, case.learn)
-        return run_fixed(case.score, fleet, top)
-    return _steered(name, case, terms)
+        return run_fixed(case.score, fleet, top, scorer)
+    return _steered(name, case, terms, scorer)
 
 
-def _steered(name: str, case: Case, terms: Terms) -> Run:
+def _steered(name: str, case: Case, terms: Terms, scorer: Scorer) -> Run:
     laws = _laws(name, terms.setup)
     steered = replace(terms.setup, objectives=_aims(name, terms))
     learn = case.score if name == "oracle" else case.learn
@@ -97,13 +99,13 @@ def _steered(name: str, case: Case, terms: Terms) -> Run:
         Cluster(steered, laws, knowledge, _draws(case.seed)).run(learn)
     if laws.true_lengths:
         knowledge.planned.standing = ()  # it begins as it did
-    return Cluster(steered, laws, knowledge, _draws(case.seed)).run(case.score)
+    return Cluster(steered, laws, knowledge, _draws(case.seed)).run(case.score, scorer)
 
 
-def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Load) -> tuple[Setup, Laws]:
+def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Stream) -> tuple[Setup, Laws]:
     """The kind of instance that serves the mean load of the learning half with the least watts, scaled."""
-    tokens, output = float(learn.input.mean()), float(learn.output.mean())
-    demand = Demand(len(learn) / learn.span, tokens, tokens, output)
+    brings = census(learn)
+    demand = brings.demand(brings.count / learn.span)
     rules, plan = PlanRules(full_speed=laws.governor.static_clock is not None), Plan()
     stocks = [stock_of(costs, gpus_of(setup)) for costs in builds]
     found = best_kind(stocks, demand, SizeTerms(setup.objectives.tpot, rules=rules))
@@ -117,12 +119,12 @@ def _built(setup: Setup, laws: Laws, builds: tuple[EngineCosts, ...], learn: Loa
     return replace(setup, costs=(costs,) * count), replace(laws, scaling=scaling)
 
 
-def _divided(setup: Setup, laws: Laws, scaling: Scaling, terms: Terms, learn: Load) -> tuple[Setup, Laws]:
+def _divided(setup: Setup, laws: Laws, scaling: Scaling, terms: Terms, learn: Stream) -> tuple[Setup, Laws]:
     """All instances that there are, running, each in the pool whose busiest minute lacks it most."""
     kind, tpot, needs = scaling.stock.kind, setup.objectives.tpot, dict[str, float]()
     for name, mine in _parts(learn, setup.cuts, terms.border).items():
-        rate = carries(kind, _peak(mine), tpot, scaling.rules) if len(mine) else 0.0
-        needs[name] = peak_minute(mine) / rate if rate > 0.0 else 0.0
+        rate = carries(kind, _peak(mine), tpot, scaling.rules) if mine.count else 0.0
+        needs[name] = mine.peak / rate if rate > 0.0 else 0.0
     largest = [*needs][-1]
     counts = {name: int(name == largest) for name in needs}
     for _ in range(scaling.stock.have - 1):
@@ -132,15 +134,26 @@ def _divided(setup: Setup, laws: Laws, scaling: Scaling, terms: Terms, learn: Lo
     return divided, replace(laws, scaling=replace(scaling, elastic=terms.elastic))
 
 
-def _parts(load: Load, cuts: Cuts, border: str) -> dict[str, Load]:
+def _parts(stream: Stream, cuts: Cuts, border: str) -> dict[str, Census]:
     """What comes to each pool, smaller ones first."""
-    inputs = np.searchsorted(np.array(cuts.input), load.input, side="right")
-    outputs = np.searchsorted(np.array(cuts.output), load.output, side="right")
-    rows = dict[str, Bools]()
+    kinds = dict[str, list[RequestType]]()
     for kind in sorted(ALL_TYPES, key=lambda k: (k.input, k.output)):
-        name, mine = BORDERS[border](kind), (inputs == kind.input) & (outputs == kind.output)
-        rows[name] = rows[name] | mine if name in rows else mine
-    return {n: Load(load.at[r], load.input[r], load.output[r], load.span) for n, r in rows.items()}
+        kinds.setdefault(BORDERS[border](kind), []).append(kind)
+    return {name: census(Kept(stream, OfTypes(tuple(mine), cuts))) for name, mine in kinds.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class OfTypes:
+    """Which requests are of one of some types."""
+
+    kinds: tuple[RequestType, ...]
+    cuts: Cuts
+
+    def __call__(self, rows: Rows) -> Bools:
+        inputs, outputs = by_type(rows, self.cuts)
+        mine = [(inputs == kind.input) & (outputs == kind.output) for kind in self.kinds]
+        found: Bools = np.any(mine, axis=0)
+        return found
 
 
 def _opening(stock: Stock, foresight: Foresight, terms: SizeTerms) -> int:
@@ -160,16 +173,16 @@ def gpus_of(setup: Setup) -> int:
     return sum(costs.profile.tp for costs in setup.costs)
 
 
-def provisioned(terms: Terms, learn: Load) -> Setup:
+def provisioned(terms: Terms, learn: Stream) -> Setup:
     """As many of the baseline's instances as the busiest minute of the learning half asks for."""
-    count = _for_peak(terms, learn)
+    count = _for_peak(terms, census(learn))
     return replace(terms.setup, costs=terms.setup.costs[:1] * count)
 
 
-def resharded(terms: Terms, learn: Load) -> Setup:
+def resharded(terms: Terms, learn: Stream) -> Setup:
     """The baseline's GPUs, all on, in instances of the kind that needs the least watts for the peak."""
     gpus, tpot = gpus_of(terms.setup), terms.setup.objectives.tpot
-    demand, rules, found = _peak(learn), PlanRules(), [(float("inf"), terms.setup.costs)]
+    demand, rules, found = _peak(census(learn)), PlanRules(), [(float("inf"), terms.setup.costs)]
     for costs in terms.builds:
         kind, count = kind_of(costs), gpus // costs.profile.tp
         if count and enough(kind, demand, count, tpot, rules):
@@ -179,24 +192,23 @@ def resharded(terms: Terms, learn: Load) -> Setup:
     return replace(terms.setup, costs=min(found, key=lambda one: one[0])[1])
 
 
-def nine_pools(terms: Terms, learn: Load) -> Setup:
+def nine_pools(terms: Terms, learn: Stream) -> Setup:
     """Instances for each of the nine types, for the busiest minute of its own."""
     places = list[str]()
     for name, mine in _parts(learn, terms.setup.cuts, "nine").items():
-        places += [name] * (_for_peak(terms, mine) if len(mine) else 1)
+        places += [name] * (_for_peak(terms, mine) if mine.count else 1)
     costs = terms.setup.costs[:1] * len(places)
     return replace(terms.setup, border="nine", costs=costs, places=tuple(places))
 
 
-def _peak(load: Load) -> Demand:
+def _peak(brings: Census) -> Demand:
     """What the busiest minute brings, at the mean lengths."""
-    tokens = float(load.input.mean())
-    return Demand(peak_minute(load), tokens, tokens, float(load.output.mean()))
+    return brings.demand(brings.peak)
 
 
-def _for_peak(terms: Terms, load: Load) -> int:
+def _for_peak(terms: Terms, brings: Census) -> int:
     kind, tpot = kind_of(terms.setup.costs[0]), terms.setup.objectives.tpot
-    return fewest(kind, _peak(load), tpot, PlanRules()) or len(terms.setup.costs)
+    return fewest(kind, _peak(brings), tpot, PlanRules()) or len(terms.setup.costs)
 
 
 def kind_of(costs: EngineCosts) -> Kind:
@@ -238,7 +250,7 @@ def best_static(cases: Sequence[Case], setup: Setup) -> float:
     clocks = setup.costs[0].profile.clocks
 
     def at(clock: float) -> Pooled:
-        return Pooled(tuple(run_fixed(case.learn, setup, clock) for case in cases), setup.objectives)
+        return Pooled(tuple(run_fixed(case.learn, setup, clock) for case in cases))
 
     baseline = at(clocks[-1])
     low, high = 0, len(clocks) - 1  # lowest clock that passes, by bisection: slower is never better served

@@ -6,12 +6,11 @@ policy's saving against its slowdown.
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from simulator.results import Pooled
-from simulator.station import BIN
+from simulator.results import Pooled, Run
 from simulator.summary import Comparison, table
 from simulator.workload import Floats
 
@@ -54,13 +53,16 @@ def page(result: Comparison, made: Mapping[str, Any]) -> str:
 
 
 def _power(name: str, pooled: Pooled) -> Line:
-    watts = pooled.runs[0].watts
-    return name, np.arange(len(watts), dtype=np.float64) * (BIN / 60.0), watts
+    return name, _minutes(pooled.runs[0], len(pooled.runs[0].watts)), pooled.runs[0].watts
 
 
 def _instances(name: str, pooled: Pooled) -> Line:
-    count = pooled.runs[0].instances
-    return name, np.arange(len(count), dtype=np.float64) * (BIN / 60.0), count
+    return name, _minutes(pooled.runs[0], len(pooled.runs[0].instances)), pooled.runs[0].instances
+
+
+def _minutes(run: Run, count: int) -> Floats:
+    """Of so many figures of its timelines."""
+    return np.arange(count, dtype=np.float64) * (run.step / 60.0)
 
 
 def _clocks(name: str, pooled: Pooled) -> Line:
@@ -76,11 +78,11 @@ def _clocks(name: str, pooled: Pooled) -> Line:
     return name, np.array([clocks[0], *clocks], dtype=np.float64), np.array([0.0, *share])
 
 
-def _cdf(name: str, pooled: Pooled, what: str) -> Line:
-    """Empty where nothing was served."""
-    values = pooled.all(what)
-    served, shares = values[np.isfinite(values)], np.linspace(0.0, 0.995, 200)
-    return (name, np.quantile(served, shares), shares) if len(served) else (name, served, served)
+def _cdf(name: str, pooled: Pooled, what: Literal["ttft", "e2e"]) -> Line:
+    """Of those that were served; empty where none was."""
+    values, shares = pooled.spread(what), np.linspace(0.0, 0.995, 200)
+    ranks = [int(share * (values.finite - 1)) for share in shares] if values.finite else []
+    return name, np.array([values.ranked(rank) for rank in ranks]), shares[: len(ranks)]
 
 
 def _chart(title: str, x_name: str, y_name: str, lines: Sequence[Line]) -> str:

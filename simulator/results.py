@@ -7,30 +7,26 @@ Energy is per served token; a request that was not served is a miss.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from joulegate.domain import Batch, Cuts, Objectives, Size
-from joulegate.units import MegaHertz
-from predictor.physics import PhysicsModel
+from joulegate.domain import Objectives, Size
 from simulator.histogram import Histogram
-from simulator.workload import Floats, Ints
+from simulator.score import Score, total
+from simulator.spread import Spread, together
+from simulator.workload import Floats
 
 ATTAINMENT_LOSS = 0.5  # points
 P99_GRACE = 1.2
 ITL_GRACE = 1.5
-FIVE = 5.0  # the "5x" objectives: times the same request alone at maximum clock
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """One policy on one load. Per request: seconds and tokens; inf where it was not served."""
+    """One policy on one load."""
 
-    input: Ints
-    output: Ints
-    ttft: Floats
-    tpot: Floats
-    e2e: Floats
+    score: Score
     gaps: Histogram  # seconds between two tokens of a request
     joules_released: float
     joules_owned: float
@@ -38,9 +34,9 @@ class Run:
     gpus_avg: float
     clock_changes: int
     residency: dict[int, float]  # MHz -> seconds of instance-time
-    watts: Floats  # mean board power of the fleet in each ten seconds
-    instances: Floats  # instances on, in each ten seconds
-    fives: Floats | None = None  # 1.0 where the request was within 5x
+    step: float  # seconds from one figure of the next two to the next
+    watts: Floats  # mean board power of the fleet
+    instances: Floats  # instances on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,56 +44,45 @@ class Pooled:
     """Runs of one policy over seeds, as one."""
 
     runs: tuple[Run, ...]
-    objectives: Objectives
-    cuts: Cuts = field(default_factory=Cuts)
+    score: Score = field(init=False)
 
-    def all(self, name: str) -> Floats:
-        return np.concatenate([np.asarray(getattr(run, name), dtype=np.float64) for run in self.runs])
-
-    @property
-    def tokens(self) -> float:
-        served = np.isfinite(self.all("ttft"))
-        return float(self.all("output")[served].sum())
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score", total([run.score for run in self.runs]))
 
     @property
-    def total_tokens(self) -> float:
-        served = np.isfinite(self.all("ttft"))
-        return float((self.all("output") + self.all("input"))[served].sum())
+    def objectives(self) -> Objectives:
+        return self.score.objectives
+
+    @property
+    def tokens(self) -> int:
+        """Output tokens of requests that were served."""
+        return self.score.output_served
+
+    @property
+    def total_tokens(self) -> int:
+        return self.score.output_served + self.score.input_served
 
     def joules(self, owned: bool = False) -> float:
         return sum(run.joules_owned if owned else run.joules_released for run in self.runs)
 
-    def met(self) -> Floats:
-        """1.0 for each request that met its objectives."""
-        objectives = self.objectives
-        met = self.all("tpot") <= objectives.tpot
-        if objectives.e2e is not None:
-            met &= self.all("e2e") <= objectives.e2e
-        else:
-            met &= self.all("ttft") <= np.array(objectives.ttft)[self.classes()]
-        return met.astype(np.float64)
-
     def attainment(self) -> float:
-        return 100.0 * float(self.met().mean())
+        return 100.0 * (self.score.met / self.score.requests)
 
     def attainment_tokens(self) -> float:
-        output = self.all("output")
-        return 100.0 * float((self.met() * output).sum() / output.sum())
+        return 100.0 * (self.score.output_met / self.score.output)
 
     def attainment_5x(self) -> float | None:
-        if any(run.fives is None for run in self.runs):
-            return None
-        return 100.0 * float(self.all("fives").mean())
+        return None if self.score.fives is None else 100.0 * (self.score.fives / self.score.requests)
 
-    def classes(self) -> Ints:
-        return np.searchsorted(np.array(self.cuts.input), self.all("input"), side="right")
+    def spread(self, name: Literal["ttft", "e2e"]) -> Spread:
+        return self.score.e2e if name == "e2e" else together(self.score.ttft)
 
-    def p99(self, name: str) -> float:
-        return float(np.quantile(self.all(name), 0.99, method="higher"))
+    def p99(self, name: Literal["tpot", "e2e"]) -> float:
+        return (self.score.tpot if name == "tpot" else self.score.e2e).quantile(0.99)
 
     def ttft_p99(self, size: Size) -> float | None:
-        values = self.all("ttft")[self.classes() == int(size)]
-        return float(np.quantile(values, 0.99, method="higher")) if len(values) else None
+        values = self.score.ttft[size]
+        return values.quantile(0.99) if values.count else None
 
     def itl_p99(self) -> float:
         gaps = Histogram(self.runs[0].gaps.bounds)
@@ -106,11 +91,11 @@ class Pooled:
         return gaps.quantile(0.99)
 
     def median_e2e(self) -> float:
-        return float(np.median(self.all("e2e")))
+        return self.score.e2e.median()
 
 
 def joules_per_token(pooled: Pooled, owned: bool = False) -> float:
-    return pooled.joules(owned) / max(1.0, pooled.tokens)
+    return pooled.joules(owned) / max(1, pooled.tokens)
 
 
 def saving_pct(policy: Pooled, baseline: Pooled, owned: bool = False) -> float:
@@ -121,7 +106,7 @@ def saving_pct(policy: Pooled, baseline: Pooled, owned: bool = False) -> float:
 def saving_ci(policy: Pooled, baseline: Pooled) -> tuple[float, float] | None:
     """95 % interval of the saving, paired over seeds; None with fewer than two."""
     pairs = [
-        saving_pct(Pooled((one,), policy.objectives), Pooled((other,), policy.objectives))
+        saving_pct(Pooled((one,)), Pooled((other,)))
         for one, other in zip(policy.runs, baseline.runs, strict=True)
     ]
     if len(pairs) < 2:
@@ -175,24 +160,3 @@ def _over(what: str, value: float, limit: float) -> list[str]:
 def bucket_bounds() -> tuple[float, ...]:
     """Bounds of the histogram of gaps: 2 % apart from 1 ms to 60 s."""
     return tuple(1e-3 * 1.02**i for i in range(556))
-
-
-def fives_met(run: Run, model: PhysicsModel) -> Floats:
-    """1.0 for each request whose TTFT and TPOT are within five times its own, alone at maximum clock."""
-    top, chunk = model.clocks[-1], model.profile.engine.max_num_batched_tokens
-    alone = {int(n): _prefill(model, int(n), chunk, top) for n in np.unique(run.input)}
-    ttft = np.array([alone[int(n)] for n in run.input])
-    context = run.input + 0.5 * run.output
-    base = float(model.iteration_time(Batch(1, 0.0), top))
-    slope = float(model.iteration_time(Batch(1, 1000.0), top)) - base
-    step = base + slope * context / 1000.0
-    return ((run.ttft <= FIVE * ttft) & (run.tpot <= FIVE * step)).astype(np.float64)
-
-
-def _prefill(model: PhysicsModel, tokens: int, chunk: int, clock: MegaHertz) -> float:
-    time, done = 0.0, 0
-    while done < tokens:
-        n = min(chunk, tokens - done)
-        time += model.iteration_time(Batch(0, 0.0, n, n * (done + 0.5 * n)), clock)
-        done += n
-    return time

@@ -9,25 +9,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
-
 from joulegate.domain import Objectives
 from joulegate.errors import UserError
 from joulegate.settings.scenario import Scenario
 from joulegate.units import Seconds
-from predictor.physics import PhysicsModel
 from simulator.cluster import Setup
 from simulator.costs import EngineCosts
 from simulator.policies import Case, Terms, best_static, run_policy
-from simulator.results import Pooled, Run, fives_met
+from simulator.recipe import Recipe
+from simulator.results import Pooled, Run
+from simulator.streams import Half
 from simulator.sustain import Sustained, largest_scale, scale_for, sustainable, with_e2e
-from simulator.workload import Recipe, half
+from simulator.workload import by_input, census
 
 MIN_SEEDS = 3
 MIN_REQUESTS = 2000  # of each input size, pooled over seeds
 MAX_SEEDS = 12
 FEWEST = 20  # requests of a trace
-MOST = 50_000_000  # about 10 GB of arrivals
+MOST = 50_000_000  # more than an hour of any policy
 NO_OBJECTIVE = Seconds(3600.0)
 
 T = TypeVar("T")
@@ -111,9 +110,7 @@ def objectives_of(scenario: Scenario) -> Objectives:
 
 def enough_seeds(recipe: Recipe, factor: float, setup: Setup) -> int:
     """So many that every input size has MIN_REQUESTS in the scored half."""
-    scored = half(recipe.load(factor, 0), second=True)
-    sizes = np.searchsorted(np.array(setup.cuts.input), scored.input, side="right")
-    fewest = min(int(np.count_nonzero(sizes == size)) for size in range(3))
+    fewest = min(by_input(Half(recipe.load(factor, 0), second=True), setup.cuts))
     if not fewest:
         return MIN_SEEDS
     return min(MAX_SEEDS, max(MIN_SEEDS, -(-MIN_REQUESTS // fewest)))
@@ -121,13 +118,14 @@ def enough_seeds(recipe: Recipe, factor: float, setup: Setup) -> int:
 
 def _case(recipe: Recipe, factor: float, seed: int) -> Case:
     load = recipe.load(factor, seed)
-    if len(load) < FEWEST or load.span <= 0.0:
+    first, second = Half(load, second=False), Half(load, second=True)
+    early, late = census(first).count, census(second).count
+    if early + late < FEWEST or load.span <= 0.0:
         raise UserError(
-            f"{len(load)} requests over {load.span:g} s: too few to learn from one half and score the other",
+            f"{early + late} requests over {load.span:g} s: too few to learn from and to score",
             f"a trace of {FEWEST} requests or more, or a larger --scale",
         )
-    first, second = half(load, second=False), half(load, second=True)
-    if not len(first) or not len(second):
+    if not early or not late:
         raise UserError("one half of the trace is empty", "halves are by time: cut the trace to its load")
     return Case(seed, first, second)
 
@@ -145,15 +143,6 @@ def compare(bench: Bench, policies: Sequence[str], mapper: Mapper[Run]) -> Mappi
     work: list[tuple[object, ...]] = [
         (name, case, bench.terms, static) for name in names for case in bench.cases
     ]
-    runs = list(mapper(scored, work))
+    runs = list(mapper(run_policy, work))
     count = len(bench.cases)
-    return {
-        name: Pooled(tuple(runs[i * count : (i + 1) * count]), bench.objectives)
-        for i, name in enumerate(names)
-    }
-
-
-def scored(name: str, case: Case, terms: Terms, static_clock: float | None) -> Run:
-    """One policy on one seed, with the share of requests within five times their own latency alone."""
-    run = run_policy(name, case, terms, static_clock)
-    return replace(run, fives=fives_met(run, PhysicsModel(terms.setup.costs[0].profile)))
+    return {name: Pooled(tuple(runs[i * count : (i + 1) * count])) for i, name in enumerate(names)}

@@ -1,6 +1,7 @@
 """Shell: reads a scenario and what it names, runs it over processes with a progress bar."""
 
 import gc
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import numpy as np
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from control.fleet_solver import solution
-from joulegate.arrivals import read_trace
 from joulegate.engine_profile import EngineProfile, parse_profile
 from joulegate.errors import UserError
 from joulegate.settings.load import load
@@ -28,11 +27,12 @@ from simulator import scenario as scenarios
 from simulator.cluster import Setup
 from simulator.costs import EngineCosts
 from simulator.fleets import MOST, Fleet, fewest, fitting, fleets
+from simulator.recipe import Daily, Recipe
 from simulator.results import Run
 from simulator.scaling import Elastic
 from simulator.scenario import Bench
+from simulator.spool import spooled
 from simulator.summary import Comparison, document
-from simulator.workload import Daily, Load, Recipe
 
 SWEEP_EVERY = 200_000  # objects made before garbage in cycles is looked for; Python's own: 700
 
@@ -55,9 +55,9 @@ class Request:
 def simulate_all(request: Request) -> list[tuple[Comparison, dict[str, Any]]]:
     """The scenario on each profile, with its document. Raises UserError."""
     settings = changed(load(request.scenario, Scenario), request)
-    recipe = recipe_of(settings)
     answers = []
-    with _bar() as progress:
+    with tempfile.TemporaryDirectory(prefix="joulegate-") as folder, _bar() as progress:
+        recipe = recipe_of(settings, Path(folder))
         for fleet in fleets_of(settings, request.profiles):
             began = time.perf_counter()
             result = _compared(settings, recipe, fleet, request, progress)
@@ -87,24 +87,12 @@ def changed(settings: Scenario, request: Request) -> Scenario:
     return settings.model_copy(update=updates)
 
 
-def recipe_of(settings: Scenario) -> Recipe:
-    """The traces of a scenario, read. Raises UserError."""
+def recipe_of(settings: Scenario, folder: Path) -> Recipe:
+    """The traces of a scenario, read, and written down in `folder`. Raises UserError."""
     day = settings.day
     shape = None if day is None else Daily(day.mean_per_s, day.low, day.swing, day.peak_hour)
-    also = tuple((read_load(one.trace), one.scale) for one in settings.also)
-    return Recipe(read_load(settings.trace), also, shape)
-
-
-def read_load(path: Path) -> Load:
-    """A trace file as arrays, its first arrival at zero. Raises UserError."""
-    arrivals = read_trace(path)
-    at = np.array([arrival.at for arrival in arrivals])
-    return Load(
-        at - at[0],
-        np.array([arrival.input_tokens for arrival in arrivals], dtype=np.int64),
-        np.array([arrival.output_tokens for arrival in arrivals], dtype=np.int64),
-        Seconds(float(at[-1] - at[0])),
-    )
+    also = tuple((spooled(one.trace, folder), one.scale) for one in settings.also)
+    return Recipe(spooled(settings.trace, folder), also, shape)
 
 
 def read_profile(path: Path) -> EngineProfile:

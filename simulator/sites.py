@@ -16,11 +16,12 @@ from control.turnout import Candidate, movers, turnout
 from simulator.costs import EngineCosts
 from simulator.histogram import Histogram
 from simulator.results import Run, bucket_bounds
-from simulator.roll import Roll
+from simulator.score import Score
 from simulator.station import BIN, Station
-from simulator.workload import Load
+from simulator.workload import Floats
 
 ONE_POOL = "all"
+MOST = 16_384  # figures of a timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,48 @@ class _Place:
         return self.phase in (Phase.SERVING, Phase.STARTING)
 
 
+class Totals:
+    """What instances have come to that are gone."""
+
+    def __init__(self) -> None:
+        self.gaps = Histogram(bucket_bounds())
+        self.residency: dict[int, float] = {}  # MHz -> seconds
+        self.changes = 0
+        self.joules = 0.0
+
+    def add(self, station: Station) -> None:
+        self.gaps.add(station.engine.gaps)
+        for clock, seconds in station.residency.items():
+            self.residency[clock] = self.residency.get(clock, 0.0) + seconds
+        self.changes += station.changes
+        self.joules += station.engine.energy
+
+
+class Timeline:
+    """Energy and instances as time goes by: a figure each step, which doubles when there are MOST of them."""
+
+    def __init__(self) -> None:
+        self.step = BIN
+        self.joules: list[float] = []  # so far
+        self.instances: list[float] = []
+
+    @property
+    def due(self) -> float:
+        """When the next figures are."""
+        return self.step * len(self.joules)
+
+    @property
+    def watts(self) -> Floats:
+        return np.diff(np.array(self.joules)) / self.step
+
+    def add(self, joules: float, instances: float) -> None:
+        self.joules.append(joules)
+        self.instances.append(instances)
+        if len(self.joules) == MOST:
+            self.step *= 2.0
+            self.joules, self.instances = self.joules[::2], self.instances[::2]
+
+
 class Sites:
     """All instances of one run."""
 
@@ -66,11 +109,10 @@ class Sites:
             place.station = Station(place.name, place.pool, place.costs, 0.0) if each.up else None
             self._places.append(place)
         self.stations = [place.station for place in self._places if place.station is not None]
-        self._stopped: list[Station] = []
+        self._gone = Totals()
         self._start_joules = 0.0
         self._gpu_seconds = 0.0  # of instances that have left, and of starts
-        self._joules: list[float] = []
-        self._instances: list[float] = []
+        self._timeline = Timeline()
 
     @property
     def standing(self) -> tuple[Standing, ...]:
@@ -127,7 +169,7 @@ class Sites:
             elif station is not None and not station.law.ready and not station.jobs:
                 station.settle(now)
                 self._gpu_seconds += profile.tp * (now - station.started)
-                self._stopped.append(station)
+                self._gone.add(station)
                 left.append(station)
                 place.station = None
         if came or left:
@@ -135,48 +177,37 @@ class Sites:
         return came, left
 
     def note(self, now: float) -> None:
-        """Once a BIN: energy and instances for the timelines."""
-        while now >= BIN * len(self._joules):
-            self._joules.append(self._spent(now))
-            self._instances.append(float(sum(p.phase is not Phase.STOPPED for p in self._places)))
+        """Once a step of the timeline: energy and instances."""
+        while now >= self._timeline.due:
+            self._timeline.add(
+                self._spent(now), float(sum(p.phase is not Phase.STOPPED for p in self._places))
+            )
 
-    def result(self, load: Load, roll: Roll, owned_gpus: float | None) -> Run:
-        """The run, measured from zero to its last request. `owned_gpus` None: those it began with."""
-        end = roll.last_end
-        gaps, residency = Histogram(bucket_bounds()), dict[int, float]()
-        for station in self.stations:
-            station.settle(end)
-        everyone = [*self.stations, *self._stopped]
-        for station in everyone:
-            gaps.add(station.engine.gaps)
-            for clock, seconds in station.residency.items():
-                residency[clock] = residency.get(clock, 0.0) + seconds
-        spent = self._spent(end)
+    def result(self, score: Score, end: float, owned_gpus: float | None) -> Run:
+        """The run, measured from zero to its last request; the end of it. `owned_gpus` None: none are off."""
+        spent, whole = self._spent(end), self._gone
         on = self._gpu_seconds + sum(s.profile.tp * (end - s.started) for s in self.stations)
         off = max(0.0, (owned_gpus or 0.0) * end - on)
-        first, last, output = roll.first_token, roll.finished, roll.output
-        unserved = np.isnan(last)
-        steps = np.maximum(1, output - 1)
+        for station in self.stations:
+            station.settle(end)
+            whole.add(station)
         return Run(
-            input=load.input,
-            output=output,
-            ttft=np.where(unserved, np.inf, first - load.at),
-            tpot=np.where(unserved, np.inf, np.where(output > 1, (last - first) / steps, 0.0)),
-            e2e=np.where(unserved, np.inf, last - load.at),
-            gaps=gaps,
+            score=score,
+            gaps=whole.gaps,
             joules_released=spent,
-            joules_owned=spent + off * everyone[0].profile.power.p_off_owned_w,
+            joules_owned=spent + off * self._places[0].costs.profile.power.p_off_owned_w,
             span=end,
             gpus_avg=on / end if end > 0.0 else 0.0,
-            clock_changes=sum(station.changes for station in everyone),
-            residency=residency,
-            watts=np.diff(np.array(self._joules)) / BIN,
-            instances=np.array(self._instances),
+            clock_changes=whole.changes,
+            residency=whole.residency,
+            step=self._timeline.step,
+            watts=self._timeline.watts,
+            instances=np.array(self._timeline.instances),
         )
 
     def _spent(self, now: float) -> float:
         """Joules so far, instances that are starting included."""
-        engines = sum(float(s.engine.energy) for s in (*self.stations, *self._stopped))
+        engines = sum(float(s.engine.energy) for s in self.stations) + self._gone.joules
         starting = sum(
             p.costs.profile.tp * p.costs.profile.power.p_start_w * (now - p.ordered)
             for p in self._places

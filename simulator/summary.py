@@ -35,7 +35,7 @@ def document(result: Comparison, wall: float) -> dict[str, Any]:
         "scale": round(bench.factor, 5),
         "sustainable_per_s": None if bench.sustained is None else round(bench.sustained.rate, 4),
         "seeds": len(bench.cases),
-        "requests": len(baseline.all("ttft")),
+        "requests": baseline.score.requests,
         "wall_s": round(wall, 2),
         "baseline": "max-clock",
         "policies": [_policy(name, result) for name in result.policies],
@@ -74,7 +74,7 @@ def _policy(name: str, result: Comparison) -> dict[str, Any]:
         "gpus_avg": float(np.mean([run.gpus_avg for run in policy.runs])),
         "clock_changes_per_min": 60.0 * _total(policy, "clock_changes") / _total(policy, "span"),
         "j_per_output_token": joules_per_token(policy),
-        "j_per_total_token": policy.joules() / max(1.0, policy.total_tokens),
+        "j_per_total_token": policy.joules() / max(1, policy.total_tokens),
         "worst_seed_saving_pct": min(_by_seed(policy, baseline)),
         "counts": not reasons,
         "why_not": reasons,
@@ -95,7 +95,7 @@ def _swapped(name: str, halves: Mapping[str, Pooled]) -> dict[str, Any]:
 
 def _by_seed(policy: Pooled, baseline: Pooled) -> list[float]:
     return [
-        saving_pct(Pooled((one,), policy.objectives), Pooled((other,), policy.objectives))
+        saving_pct(Pooled((one,)), Pooled((other,)))
         for one, other in zip(policy.runs, baseline.runs, strict=True)
     ]
 

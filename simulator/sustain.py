@@ -14,8 +14,11 @@ from joulegate.domain import Objectives
 from joulegate.errors import UserError
 from joulegate.units import Seconds
 from simulator.cluster import Setup, run_fixed
+from simulator.recipe import scale
 from simulator.results import Pooled
-from simulator.workload import Load, constant, peak_minute, scale
+from simulator.score import Ended, Everyone, Scorer
+from simulator.streams import constant
+from simulator.workload import Floats, Stream, census
 
 SPAN = Seconds(1200.0)
 SEEDS = (0, 1)
@@ -32,39 +35,52 @@ class Sustained:
     e2e_p99: float
 
 
-def sustainable(load: Load, setup: Setup, threshold_pct: float | None) -> Sustained:
+def sustainable(load: Stream, setup: Setup, threshold_pct: float | None) -> Sustained:
     """The largest constant rate at maximum clock. `threshold_pct` None: by T's rule."""
+    count = census(load).count
 
-    def at(rate: float) -> Pooled:
-        top = setup.costs[0].profile.max_clock
-        runs = [run_fixed(constant(load, rate, SPAN, seed), setup, top) for seed in SEEDS]
-        return Pooled(tuple(runs), setup.objectives)
+    def at(rate: float) -> tuple[Pooled, Ended]:
+        top, everyone = setup.costs[0].profile.max_clock, Everyone()
+        runs = [
+            run_fixed(
+                constant(load, count, rate, SPAN, seed),
+                setup,
+                top,
+                Scorer(setup.objectives, setup.cuts, hear=everyone.hear),
+            )
+            for seed in SEEDS
+        ]
+        return Pooled(tuple(runs)), everyone.all()
 
     def holds(rate: float) -> bool:
-        pooled = at(rate)
+        pooled, all_of_them = at(rate)
         if threshold_pct is not None:
             return pooled.attainment() >= threshold_pct
-        within = float(np.mean(pooled.all("tpot") <= setup.objectives.tpot))
-        return within >= T_SHARE and pooled.p99("ttft") <= T_TTFT
+        within = float(np.mean(all_of_them.tpot <= setup.objectives.tpot))
+        return within >= T_SHARE and _p99(all_of_them.ttft) <= T_TTFT
 
     rate = _largest(holds, 0.1, FEWEST / SPAN, "requests/s")
-    return Sustained(rate, at(rate).p99("e2e"))
+    return Sustained(rate, _p99(at(rate)[1].e2e))
 
 
-def largest_scale(load: Load, setup: Setup, threshold_pct: float) -> float:
+def _p99(values: Floats) -> float:
+    return float(np.quantile(values, 0.99, method="higher"))
+
+
+def largest_scale(load: Stream, setup: Setup, threshold_pct: float) -> float:
     """The largest scale at which the trace itself reaches the threshold at maximum clock."""
     top = setup.costs[0].profile.max_clock
 
     def holds(factor: float) -> bool:
         runs = [run_fixed(scale(load, factor, seed), setup, top) for seed in SEEDS]
-        return Pooled(tuple(runs), setup.objectives).attainment() >= threshold_pct
+        return Pooled(tuple(runs)).attainment() >= threshold_pct
 
-    return _largest(holds, 0.05, FEWEST / len(load), "of the trace")
+    return _largest(holds, 0.05, FEWEST / census(load).count, "of the trace")
 
 
-def scale_for(load: Load, rate: float, peak_ratio: float) -> float:
+def scale_for(load: Stream, rate: float, peak_ratio: float) -> float:
     """The scale at which the busiest minute is `peak_ratio` of a rate."""
-    return peak_ratio * rate / peak_minute(load)
+    return peak_ratio * rate / census(load).peak
 
 
 def with_e2e(objectives: Objectives, e2e: float) -> Objectives:

@@ -1,42 +1,178 @@
-"""Pure: arrivals for a simulation: traces scaled and cut, and constant-rate load made from them."""
+"""Pure: arrivals for a simulation: what a stream of them is, and what can be said of one.
 
+Theory of operation. A stream is walked through from its start as often as is asked, and makes its rows as it
+goes, part by part, in order of time; nobody holds all of them. `Load` is the stream that is held whole, for
+what is short. `simulator.streams` makes streams of others: scaled, cut, merged, repeated.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import ceil
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control.floor import Demand
+from joulegate.domain import Cuts
 from joulegate.units import Seconds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-DAY = Seconds(86_400.0)
+Bools = NDArray[np.bool_]
+PART = 16_384  # rows that are made or read at once
 LOOKED_AT = 10.0  # seconds
-SPREAD = 30.0  # seconds around the original at which further copies of a row arrive
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Requests in order of arrival; seconds from the start, tokens."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Some requests in order of arrival; seconds from the start of the stream, tokens."""
 
     at: Floats
     input: Ints
     output: Ints
-    span: Seconds  # of the whole trace, idle ends included
     cached: Ints | None = None  # of the input, what the engine has in its prefix cache; None: nothing
 
     def __len__(self) -> int:
         return len(self.at)
 
+    def taken(self, rows: slice | Bools | Ints, at: Floats | None = None) -> "Rows":
+        """Some of them; at other times where given."""
+        cached = None if self.cached is None else self.cached[rows]
+        return Rows(self.at[rows] if at is None else at, self.input[rows], self.output[rows], cached)
+
+
+NO_ROWS = Rows(np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """One after the other. What is in the prefix cache is kept where all of them know it."""
+    parts = [part for part in parts if len(part)] or [NO_ROWS]
+    if len(parts) == 1:
+        return parts[0]
+    known = [part.cached for part in parts if part.cached is not None]
+    return Rows(
+        np.concatenate([part.at for part in parts]),
+        np.concatenate([part.input for part in parts]),
+        np.concatenate([part.output for part in parts]),
+        np.concatenate(known) if len(known) == len(parts) else None,
+    )
+
+
+class Stream(Protocol):
+    """Requests in order of arrival, from zero on."""
+
+    @property
+    def span(self) -> Seconds:
+        """Of the whole stream, idle ends included."""
+        ...
+
+    def parts(self) -> Iterator[Rows]:
+        """All rows from the first on, none of the parts empty."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Load:
+    """A stream that is held whole."""
+
+    at: Floats
+    input: Ints
+    output: Ints
+    span: Seconds
+    cached: Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def parts(self) -> Iterator[Rows]:
+        yield from pieces(Rows(self.at, self.input, self.output, self.cached), PART)
+
+
+def pieces(rows: Rows, size: int) -> Iterator[Rows]:
+    """The rows in parts of that size."""
+    for first in range(0, len(rows), size):
+        yield rows.taken(slice(first, first + size))
+
+
+def held(stream: Stream) -> Load:
+    """The whole stream, for who needs all of it at hand."""
+    rows = joined(list(stream.parts()))
+    return Load(rows.at, rows.input, rows.output, stream.span, rows.cached)
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What a stream brings in all. `peak`: requests a second in the busiest minute of its clock."""
+
+    count: int
+    input: int
+    output: int
+    peak: float
+
+    def demand(self, rate: float) -> Demand:
+        """So many requests a second of the mean lengths."""
+        tokens = self.input / self.count
+        return Demand(rate, tokens, tokens, self.output / self.count)
+
+
+def census(stream: Stream) -> Census:
+    count = total_in = total_out = most = 0
+    last, before = -1, 0  # the minute that the last part ended in, and what it has had so far
+    for part in stream.parts():
+        count += len(part)
+        total_in += int(part.input.sum())
+        total_out += int(part.output.sum())
+        minutes, came = np.unique((part.at // 60.0).astype(np.int64), return_counts=True)
+        came[0] += before if minutes[0] == last else 0
+        most = max(most, int(came.max()))
+        last, before = int(minutes[-1]), int(came[-1])
+    return Census(count, total_in, total_out, most / 60.0)
+
+
+def by_type(rows: Rows, cuts: Cuts) -> tuple[Ints, Ints]:
+    """Input size and output size of each row."""
+    inputs = np.searchsorted(np.array(cuts.input), rows.input, side="right")
+    return inputs, np.searchsorted(np.array(cuts.output), rows.output, side="right")
+
+
+def by_input(stream: Stream, cuts: Cuts) -> list[int]:
+    """How many requests of each input size it has."""
+    counts = np.zeros(3, dtype=np.int64)
+    for part in stream.parts():
+        counts += np.bincount(by_type(part, cuts)[0], minlength=3)
+    return [int(count) for count in counts]
+
+
+def busiest(stream: Stream, span: float) -> float:
+    """When the so many seconds with the most requests begin."""
+    most, start, at = 0, 0.0, np.zeros(0)
+    for times in chain((part.at for part in stream.parts()), [np.array([np.inf])]):
+        at = np.concatenate([at, times])
+        done = int(np.searchsorted(at + span, times[-1], side="right"))  # whose seconds are over
+        if done:
+            counts = np.searchsorted(at, at[:done] + span, side="left") - np.arange(done)
+            first = int(np.argmax(counts))
+            if counts[first] > most:
+                most, start = int(counts[first]), float(at[first])
+            at = at[done:]
+    return start
+
 
 class Foresight:
-    """What a load will bring, which only an oracle knows."""
+    """What a load will bring, which only an oracle knows: three figures for each ten seconds."""
 
-    def __init__(self, load: Load) -> None:
-        bins = (load.at // LOOKED_AT).astype(np.int64)
-        weights = (np.ones(len(load)), load.input, load.output)
-        self._rates = np.array([np.bincount(bins, each) for each in weights]) / LOOKED_AT
+    def __init__(self, load: Stream) -> None:
+        found: list[tuple[int, Floats]] = []  # first bin, and what came in it and the next ones
+        for part in load.parts():
+            bins = (part.at // LOOKED_AT).astype(np.int64)
+            weights = (np.ones(len(part)), part.input, part.output)
+            found.append((int(bins[0]), np.array([np.bincount(bins - bins[0], each) for each in weights])))
+        self._rates = np.zeros((3, found[-1][0] + found[-1][1].shape[1]))
+        for first, each in found:
+            self._rates[:, first : first + each.shape[1]] += each
+        self._rates /= LOOKED_AT
 
     def mean(self, now: float, within: float) -> Demand:
         """Of what arrives from `now` on."""
@@ -52,138 +188,3 @@ class Foresight:
     def _seen(self, now: float, within: float) -> Floats:
         first = min(int(now // LOOKED_AT), self._rates.shape[1] - 1)
         return self._rates[:, first : first + ceil(within / LOOKED_AT)]
-
-
-def scale(load: Load, factor: float, seed: int) -> Load:
-    """`factor` times the load: each row floor(factor) + Bernoulli(rest) times.
-
-    The first copy keeps its time, further ones are U(-30, 30) s away, reflected at the ends.
-    """
-    rng = np.random.default_rng(seed)
-    copies = np.floor(factor) + (rng.random(len(load)) < factor % 1.0)
-    picked, times = [], []
-    for copy in range(int(copies.max(initial=0))):
-        rows = np.flatnonzero(copies > copy)
-        moved = load.at[rows] + (rng.uniform(-SPREAD, SPREAD, len(rows)) if copy else 0.0)
-        moved = np.abs(moved)
-        times.append(np.where(moved > load.span, 2.0 * load.span - moved, moved))
-        picked.append(rows)
-    if not picked:
-        return Load(load.at[:0], load.input[:0], load.output[:0], load.span)
-    at, rows = np.concatenate(times), np.concatenate(picked)
-    order = np.argsort(at, kind="stable")
-    return Load(at[order], load.input[rows[order]], load.output[rows[order]], load.span)
-
-
-def half(load: Load, second: bool) -> Load:
-    """One half of the time of a load, from its own zero."""
-    middle = 0.5 * load.span
-    rows = load.at >= middle if second else load.at < middle
-    start = middle if second else 0.0
-    return Load(load.at[rows] - start, load.input[rows], load.output[rows], Seconds(middle))
-
-
-def constant(load: Load, rate: float, span: Seconds, seed: int) -> Load:
-    """`rate` requests a second at uniformly random times, lengths drawn from the rows of `load`."""
-    rng = np.random.default_rng(seed)
-    count = round(rate * span)
-    at = np.sort(rng.uniform(0.0, span, count))
-    rows = rng.integers(0, len(load), count)
-    return Load(at, load.input[rows], load.output[rows], span)
-
-
-def peak_minute(load: Load) -> float:
-    """Requests per second in the busiest minute of the clock of the trace."""
-    minutes = np.bincount((load.at // 60.0).astype(np.int64))
-    return float(minutes.max(initial=0)) / 60.0
-
-
-def merged(loads: list[Load]) -> Load:
-    """Several loads at the same time."""
-    at = np.concatenate([load.at for load in loads])
-    order = np.argsort(at, kind="stable")
-    tokens_in = np.concatenate([load.input for load in loads])
-    tokens_out = np.concatenate([load.output for load in loads])
-    span = Seconds(max(float(load.span) for load in loads))
-    return Load(at[order], tokens_in[order], tokens_out[order], span)
-
-
-def shifted(load: Load, seconds: float) -> Load:
-    """The load begun `seconds` later, what stood before put at its end."""
-    at = (load.at - seconds) % load.span
-    order = np.argsort(at, kind="stable")
-    return Load(at[order], load.input[order], load.output[order], load.span)
-
-
-def repeated(load: Load, span: Seconds, seed: int) -> Load:
-    """Copies end to end until `span` is full, each shifted circularly by a random time."""
-    rng = np.random.default_rng(seed)
-    count = int(np.ceil(span / load.span))
-    copies = [shifted(load, float(rng.uniform(0.0, load.span))) for _ in range(count)]
-    at = np.concatenate([copy.at + n * load.span for n, copy in enumerate(copies)])
-    kept = at < span
-    tokens_in = np.concatenate([copy.input for copy in copies])
-    tokens_out = np.concatenate([copy.output for copy in copies])
-    return Load(at[kept], tokens_in[kept], tokens_out[kept], span)
-
-
-def followed(load: Load, factors: Floats, seed: int) -> Load:
-    """Each row `factors[row]` times, as in `scale`: the whole part for sure, the rest by chance."""
-    rng = np.random.default_rng(seed)
-    copies = (np.floor(factors) + (rng.random(len(load)) < factors % 1.0)).astype(np.int64)
-    rows = np.repeat(np.arange(len(load)), copies)
-    first = np.concatenate([[True], rows[1:] != rows[:-1]]) if len(rows) else np.zeros(0, dtype=bool)
-    at = np.abs(load.at[rows] + np.where(first, 0.0, rng.uniform(-SPREAD, SPREAD, len(rows))))
-    at = np.where(at > load.span, 2.0 * load.span - at, at)
-    order = np.argsort(at, kind="stable")
-    return Load(at[order], load.input[rows[order]], load.output[rows[order]], load.span)
-
-
-def daily(hours: Floats, low: float, swing: float, peak_hour: float) -> Floats:
-    """Load at hours of the day over its mean: low + swing ((1 + cos)/2)^g, g such that the mean is 1."""
-
-    def shape(h: Floats, g: float) -> Floats:
-        wave: Floats = ((1.0 + np.cos(2.0 * np.pi * (h - peak_hour) / 24.0)) / 2.0) ** g
-        return low + swing * wave
-
-    grid = np.linspace(0.0, 24.0, 2400, endpoint=False)
-    under, over = 1e-3, 1e3  # the mean falls with g
-    for _ in range(60):
-        middle = (under * over) ** 0.5
-        under, over = (middle, over) if float(shape(grid, middle).mean()) > 1.0 else (under, middle)
-    return shape(hours, under)
-
-
-@dataclass(frozen=True, slots=True)
-class Daily:
-    """A day's requests: mean per second, and its shape (see `daily`)."""
-
-    mean: float
-    low: float
-    swing: float
-    peak_hour: float
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a scenario's arrivals are made of."""
-
-    trace: Load
-    also: tuple[tuple[Load, float], ...] = ()  # at the same time, scaled so
-    day: Daily | None = None
-
-    def expected(self, factor: float) -> float:
-        """About how many requests `load` brings."""
-        others = sum(times * len(trace) for trace, times in self.also)
-        mine = len(self.trace) if self.day is None else self.day.mean * DAY
-        return factor * mine + others
-
-    def load(self, factor: float, seed: int) -> Load:
-        """The arrivals of one seed, the trace `factor` times."""
-        if self.day is None:
-            others = [scale(trace, times, seed + 1000 * n) for n, (trace, times) in enumerate(self.also, 1)]
-            mine = scale(self.trace, factor, seed)
-            return merged([mine, *others]) if others else mine
-        day, whole = self.day, repeated(self.trace, DAY, seed)
-        wanted = day.mean * daily(whole.at / 3600.0, day.low, day.swing, day.peak_hour)
-        return followed(whole, factor * wanted * whole.span / len(whole), seed)

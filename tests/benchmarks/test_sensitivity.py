@@ -12,6 +12,7 @@ from benchmarks.sensitivity import (
     LAST_TURN,
     Misjudged,
     crowded,
+    heard,
     in_sessions,
     told_minutes,
     variations,
@@ -22,15 +23,17 @@ from joulegate.engine_profile import parse_profile
 from joulegate.units import Seconds
 from simulator.cluster import Setup, run_fixed
 from simulator.costs import EngineCosts
-from simulator.workload import Load, constant
+from simulator.score import Everyone
+from simulator.streams import constant
+from simulator.workload import Load
 
 PROFILE = Path(__file__).parents[2] / "configs" / "profiles" / "h100_llama-3.1-8b_tp1.json"
 AIMS = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, None)
 
 
 def load(rate: float, span: float) -> Load:
-    lengths = np.array([100, 800, 2000])
-    return constant(Load(np.zeros(3), lengths, np.array([20, 50, 90]), Seconds(1.0)), rate, Seconds(span), 1)
+    three = Load(np.zeros(3), np.array([100, 800, 2000]), np.array([20, 50, 90]), Seconds(1.0))
+    return constant(three, len(three), rate, Seconds(span), 1)
 
 
 def test_no_two_variations_have_a_name_in_common() -> None:
@@ -77,7 +80,9 @@ def test_the_alert_stands_once_too_many_were_late_for_ten_minutes(
 ) -> None:
     setup = Setup((EngineCosts(parse_profile(json.loads(PROFILE.read_text()))),), AIMS)
     arrivals = load(1.0, 2400.0)
-    run = run_fixed(arrivals, setup, setup.costs[0].profile.max_clock)
+    everyone = Everyone()
+    run = run_fixed(arrivals, setup, setup.costs[0].profile.max_clock, heard(setup, everyone))
     late = (arrivals.at >= 300.0) & (arrivals.at < 300.0 + late_for) & (np.arange(len(arrivals)) % 10 == 0)
-    shown = told_minutes(replace(run, ttft=np.where(late, 9.0, run.ttft)), arrivals, setup)
+    found = everyone.all()
+    shown = told_minutes(replace(found, ttft=np.where(late, 9.0, found.ttft)), run.span, setup)
     assert minutes[0] <= shown <= minutes[1]

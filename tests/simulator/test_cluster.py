@@ -12,7 +12,6 @@ import pytest
 
 from control.admission import AdmissionRules
 from control.fleet_solver import solution
-from control.floor import Demand
 from control.governor import GovernorRules
 from control.planner import Kind, PlanRules, Stock
 from joulegate.domain import Cuts, Objectives
@@ -26,20 +25,10 @@ from simulator.engine import Engine
 from simulator.jobs import Job
 from simulator.results import Pooled, Run, saving_ci, saving_pct, why_not
 from simulator.scaling import Elastic, Scaling
+from simulator.score import Ended, Everyone, Scorer
 from simulator.station import limits_of
-from simulator.workload import (
-    Daily,
-    Foresight,
-    Load,
-    Recipe,
-    constant,
-    daily,
-    half,
-    merged,
-    peak_minute,
-    scale,
-    shifted,
-)
+from simulator.streams import Merged
+from simulator.workload import Load
 
 PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
 AIMS = Objectives((Seconds(0.25), Seconds(0.4), Seconds(2.0)), Seconds(0.1), None, None)
@@ -62,46 +51,70 @@ def setup(instances: int = 1, objectives: Objectives = AIMS) -> Setup:
     return Setup((costs,) * instances, objectives)
 
 
-def steered(arrivals: Load, made: Setup, governor: GovernorRules | None = None) -> Run:
+def steered(
+    arrivals: Load, made: Setup, governor: GovernorRules | None = None, everyone: Everyone | None = None
+) -> Run:
     laws = Laws(AdmissionRules(), governor or GovernorRules())
     knowledge = Knowledge(HistoryPredictor(Cuts()))
-    return Cluster(made, laws, knowledge, random.Random(1).randrange).run(arrivals)
+    scorer = Scorer(made.objectives, made.cuts, hear=None if everyone is None else everyone.hear)
+    return Cluster(made, laws, knowledge, random.Random(1).randrange).run(arrivals, scorer)
+
+
+def each_of(arrivals: Load, made: Setup) -> Ended:
+    """What became of every request under the laws."""
+    everyone = Everyone()
+    steered(arrivals, made, everyone=everyone)
+    return everyone.all()
+
+
+def each_fixed(arrivals: Load, made: Setup, clock: float) -> Ended:
+    everyone = Everyone()
+    run_fixed(arrivals, made, clock, Scorer(made.objectives, made.cuts, hear=everyone.hear))
+    return everyone.all()
 
 
 def test_everybody_is_served_and_nobody_before_arrival() -> None:
     arrivals = load()
-    run = steered(arrivals, setup())
-    assert np.isfinite(run.e2e).all()
-    assert (run.ttft > 0.0).all()
-    assert (run.e2e >= run.ttft).all()
-    assert len(run.ttft) == len(arrivals)
+    each = each_of(arrivals, setup())
+    assert np.isfinite(each.e2e).all()
+    assert (each.ttft > 0.0).all()
+    assert (each.e2e >= each.ttft).all()
+    assert np.array_equal(each.key, np.arange(len(arrivals)))
+    assert np.array_equal(each.at, arrivals.at)
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
-    one, other = steered(load(), setup()), steered(load(), setup())
-    assert np.array_equal(one.e2e, other.e2e)
-    assert one.joules_released == other.joules_released
+    one, other = Everyone(), Everyone()
+    joules = [steered(load(), setup(), everyone=each).joules_released for each in (one, other)]
+    assert np.array_equal(one.all().e2e, other.all().e2e)
+    assert joules[0] == joules[1]
 
 
 def test_tokens_counted_one_by_one_or_all_at_once_lead_to_the_same_decisions() -> None:
     never_missed = replace(AIMS, e2e=Seconds(1e9))  # an E2E objective has every request looked at
-    at_once, one_by_one = steered(load(), setup(2)), steered(load(), setup(2, never_missed))
+    one, other = Everyone(), Everyone()
+    at_once = steered(load(), setup(2), everyone=one)
+    one_by_one = steered(load(), setup(2, never_missed), everyone=other)
     assert one_by_one.clock_changes == at_once.clock_changes
-    assert np.allclose(one_by_one.e2e, at_once.e2e, rtol=1e-12, atol=0.0)
+    assert np.allclose(other.all().e2e, one.all().e2e, rtol=1e-12, atol=0.0)
 
 
 def test_a_day_and_a_year_without_a_request_are_the_same_to_who_comes_after() -> None:
     first, year = load(60), 365.0 * 86_400.0
 
-    def with_pause(seconds: float) -> Run:
+    def with_pause(seconds: float) -> tuple[Run, Ended]:
         at = np.concatenate([first.at, first.at + seconds])
-        both = (np.tile(first.input, 2), np.tile(first.output, 2))
-        return steered(Load(at, *both, Seconds(float(at[-1]))), setup())
+        both, everyone = (np.tile(first.input, 2), np.tile(first.output, 2)), Everyone()
+        run = steered(Load(at, *both, Seconds(float(at[-1]))), setup(), everyone=everyone)
+        return run, everyone.all()
 
-    day, long = with_pause(86_400.0), with_pause(year)  # with a tick every 250 ms this would take hours
-    assert np.allclose(long.e2e, day.e2e, rtol=0.0, atol=0.01)  # floats are coarser after a year
+    day, after_day = with_pause(86_400.0)
+    long, after_year = with_pause(year)  # with a tick every 250 ms this would take hours
+    assert np.allclose(after_year.e2e, after_day.e2e, rtol=0.0, atol=0.01)  # floats are coarser after a year
     idle = profile().power.p_idle_w * (year - 86_400.0)
     assert long.joules_released - day.joules_released == pytest.approx(idle, rel=1e-9)
+    assert len(long.watts) < 20_000, "a timeline of ten seconds each would have three million"
+    assert long.watts.sum() * long.step == pytest.approx(long.joules_released, rel=0.01)
 
 
 def test_without_a_gateway_the_run_is_the_engine_alone() -> None:
@@ -114,7 +127,8 @@ def test_without_a_gateway_the_run_is_the_engine_alone() -> None:
     for job, at in zip(jobs, arrivals.at.tolist(), strict=True):
         engine.submit(job, at)
     engine.advance(1000.0)
-    assert run.ttft == pytest.approx(np.array([job.first_token_at for job in jobs]) - arrivals.at)
+    each = each_fixed(arrivals, made, 1200.0)
+    assert each.ttft == pytest.approx(np.array([job.first_token_at for job in jobs]) - arrivals.at)
     end = max(job.finished_at for job in jobs)
     idle = (1000.0 - end) * made.costs[0].idle_watts
     assert run.joules_released == pytest.approx(engine.energy - idle, rel=1e-6)
@@ -131,8 +145,8 @@ def test_static_mode_at_maximum_clock_costs_what_the_engine_costs_there() -> Non
 
 def test_the_laws_save_energy_where_there_is_slack() -> None:
     arrivals, made = load(600, rate=4.0), setup()
-    policy = Pooled((steered(arrivals, made),), AIMS)
-    baseline = Pooled((run_fixed(arrivals, made, made.costs[0].profile.max_clock),), AIMS)
+    policy = Pooled((steered(arrivals, made),))
+    baseline = Pooled((run_fixed(arrivals, made, made.costs[0].profile.max_clock),))
     assert saving_pct(policy, baseline) > 15.0
 
 
@@ -143,8 +157,7 @@ def test_requests_that_go_past_the_gateway_are_served_and_never_taken_for_an_idl
         steered(arrivals, replace(made, bypass=1)),
         steered(arrivals, replace(made, bypass=3)),
     )
-    assert np.isfinite(some.e2e).all()
-    assert np.isfinite(everyone_else.e2e).all()
+    assert some.score.e2e.finite == everyone_else.score.e2e.finite == 300
     assert some.residency.get(int(top), 0.0) < 0.5 * some.span
     assert everyone_else.residency[int(top)] > 0.5 * everyone_else.span  # a load nobody knows, but for pauses
 
@@ -163,9 +176,8 @@ def test_lowerings_are_at_least_a_second_apart() -> None:
 
 def test_instances_come_and_go_with_the_load_and_a_start_takes_its_time_and_energy() -> None:
     quiet, busy = load(300, rate=4.0), load(1500, rate=25.0, seed=2)
-    both = merged(
-        [quiet, Load(busy.at + quiet.span, busy.input, busy.output, Seconds(busy.span + quiet.span))]
-    )
+    later = Load(busy.at + quiet.span, busy.input, busy.output, Seconds(busy.span + quiet.span))
+    both = Merged((quiet, later))
     here = profile()
     kind = Kind(here.name, PhysicsModel(here), limits_of(here), 1, Seconds(45.0), Watts(98.0))
     scaling = Scaling(Stock(kind, 4, 0, Watts(0.0)), PlanRules(), Seconds(60.0), at_once=1)
@@ -175,7 +187,7 @@ def test_instances_come_and_go_with_the_load_and_a_start_takes_its_time_and_ener
     assert run.instances[0] == 1
     assert 2 <= run.instances.max() <= 4
     assert (np.diff(run.instances) >= -1.0).all(), "one stops at a time"
-    assert np.isfinite(run.e2e).all()
+    assert run.score.e2e.finite == 1800
 
 
 def divided(elastic: Elastic | None) -> tuple[Run, Knowledge]:
@@ -200,129 +212,67 @@ def test_pools_that_cost_more_apart_share_their_instances_and_nobody_is_lost() -
     assert knowledge.planned.merged == {"S": "L", "M": "L"}
     assert {each.pool for each in knowledge.planned.standing} == {"L"}
     assert [each.home for each in knowledge.planned.standing] == ["S", "S", "M", "M", "L", "L"]
-    assert np.isfinite(shared.e2e).all()
+    assert shared.score.e2e.finite == 900
     assert shared.gpus_avg < apart.gpus_avg
     assert shared.joules_released < apart.joules_released
     assert apart.instances.min() >= 3, "one of each pool stays"
     again, _ = divided(elastic)
-    assert np.array_equal(again.e2e, shared.e2e)
-
-
-# -- workload
-
-
-def test_scaling_keeps_lengths_and_the_mean_count() -> None:
-    base = load(2000)
-    bigger = scale(base, 1.5, 7)
-    assert len(bigger) == pytest.approx(3000, rel=0.03)
-    assert (np.diff(bigger.at) >= 0.0).all()
-    assert bigger.at.min() >= 0.0
-    assert bigger.at.max() <= base.span
-    assert set(zip(bigger.input, bigger.output, strict=True)) <= set(
-        zip(base.input, base.output, strict=True)
-    )
-
-
-def test_halves_are_the_whole() -> None:
-    base = load(1000)
-    first, second = half(base, second=False), half(base, second=True)
-    assert len(first) + len(second) == 1000
-    assert second.at.min() >= 0.0
-    assert first.span == second.span == pytest.approx(base.span / 2)
-
-
-def test_a_constant_rate_has_its_rate() -> None:
-    made = constant(load(), 8.0, Seconds(500.0), 3)
-    assert len(made) == 4000
-    assert peak_minute(made) == pytest.approx(8.0, rel=0.2)
-
-
-def test_a_day_has_its_mean_its_peak_and_its_valley() -> None:
-    hours = np.arange(0.0, 24.0, 0.01)
-    shape = daily(hours, 0.5, 1.2, 14.0)
-    assert shape.mean() == pytest.approx(1.0, abs=1e-3)
-    assert (shape.max(), hours[shape.argmax()]) == pytest.approx((1.7, 14.0), abs=1e-2)
-    assert shape.min() == pytest.approx(0.5, abs=1e-3)
-    made = Recipe(load(2000), day=Daily(1.0, 0.5, 1.2, 14.0)).load(1.0, 3)
-    assert len(made) == pytest.approx(86_400, rel=0.03)
-    assert (np.diff(made.at) >= 0.0).all()
-    assert 0.0 <= made.at.min() <= made.at.max() <= 86_400.0
-    by_hour = np.bincount((made.at // 3600).astype(int), minlength=24) / 3600.0
-    assert by_hour[14] == pytest.approx(1.7, rel=0.15)
-
-
-def test_a_shifted_load_has_the_same_requests_and_two_traces_are_served_together() -> None:
-    base = load(500)
-    moved = shifted(base, 20.0)
-    assert sorted(zip(base.input, base.output, strict=True)) == sorted(
-        zip(moved.input, moved.output, strict=True)
-    )
-    assert (np.diff(moved.at) >= 0.0).all()
-    both = Recipe(base, also=((load(300, seed=9), 2.0),)).load(1.0, 0)
-    assert len(both) == 1100
+    assert (again.joules_released, again.span) == (shared.joules_released, shared.span)
 
 
 # -- counting
 
 
-def results() -> Run:
-    return run_fixed(load(200), setup(), 1980.0)
+def results() -> Ended:
+    return each_fixed(load(200), setup(), 1980.0)
 
 
-def _changed(run: Run, changes: dict[str, object]) -> Run:
-    return replace(run, **changes)  # type: ignore[arg-type]
+def pooled(each: Ended) -> Pooled:
+    """A run in which this became of the requests, at the joules of maximum clock."""
+    scorer = Scorer(AIMS, Cuts())
+    scorer.add(each)
+    return Pooled((replace(run_fixed(load(200), setup(), 1980.0), score=scorer.score),))
 
 
 def test_a_run_counts_against_itself() -> None:
-    pooled = Pooled((results(),), AIMS)
-    assert why_not(pooled, pooled) == []
+    once = pooled(results())
+    assert why_not(once, once) == []
 
 
 def test_late_first_tokens_a_lost_request_and_long_gaps_each_keep_a_saving_from_counting() -> None:
-    run = results()
-    baseline = Pooled((run,), AIMS)
-    lost = run.ttft.copy()
+    each = results()
+    baseline = pooled(each)
+    lost = each.ttft.copy()
     lost[: len(lost) // 50] = np.inf
-    late = Pooled((_changed(run, {"ttft": lost, "tpot": np.where(np.isinf(lost), np.inf, run.tpot)}),), AIMS)
+    late = pooled(replace(each, ttft=lost, tpot=np.where(np.isinf(lost), np.inf, each.tpot)))
     assert any(reason.startswith("attainment") for reason in why_not(late, baseline))
-    slow = Pooled((_changed(run, {"ttft": run.ttft + 0.5}),), AIMS)
+    slow = pooled(replace(each, ttft=each.ttft + 0.5))
     assert any("P99 TTFT of S" in reason for reason in why_not(slow, baseline))
 
 
 def test_energy_is_per_served_token() -> None:
-    run = results()
-    baseline, lost = Pooled((run,), AIMS), run.ttft.copy()
+    each = results()
+    lost = each.ttft.copy()
     lost[: len(lost) // 2] = np.inf
-    half_served = Pooled((_changed(run, {"ttft": lost}),), AIMS)
-    assert saving_pct(half_served, baseline) < -50.0
+    assert saving_pct(pooled(replace(each, ttft=lost)), pooled(each)) < -50.0
 
 
 def test_the_interval_of_equal_savings_is_narrow_and_holds_them() -> None:
     runs = [run_fixed(load(200, seed=s), setup(), 1980.0) for s in range(3)]
-    cheaper = [_changed(run, {"joules_released": 0.7 * run.joules_released}) for run in runs]
-    interval = saving_ci(Pooled(tuple(cheaper), AIMS), Pooled(tuple(runs), AIMS))
+    cheaper = [replace(run, joules_released=0.7 * run.joules_released) for run in runs]
+    interval = saving_ci(Pooled(tuple(cheaper)), Pooled(tuple(runs)))
     assert interval is not None
     assert interval == pytest.approx((30.0, 30.0), abs=1e-6)
-
-
-def test_foresight_sees_the_work_of_the_busiest_ten_seconds_to_come() -> None:
-    at = np.concatenate([np.arange(0.0, 60.0, 0.5), np.arange(30.25, 40.0, 0.5)])
-    order = np.argsort(at)
-    tokens = np.where((at >= 50.0), 300, 100)[order]
-    load = Load(at[order], tokens, np.full(len(at), 20), Seconds(60.0))
-    like, foresight = Demand(2.0, 100.0, 100.0, 20.0), Foresight(load)
-    assert [foresight.most(now, 20.0, like) for now in (0.0, 20.0, 40.0)] == pytest.approx([2.0, 4.0, 6.0])
-    assert foresight.mean(0.0, 30.0) == Demand(2.0, 100.0, 100.0, 20.0)
-    assert foresight.most(1000.0, 20.0, like) == foresight.most(50.0, 10.0, like), "the end goes on"
 
 
 def test_what_is_in_the_prefix_cache_is_not_read_again() -> None:
     whole = load(120, rate=2.0)
     arrivals = replace(whole, cached=np.maximum(0, whole.input - 64))
-    plain, cached = run_fixed(whole, setup(), 1980.0), run_fixed(arrivals, setup(), 1980.0)
+    plain, cached = each_fixed(whole, setup(), 1980.0), each_fixed(arrivals, setup(), 1980.0)
     long = whole.input > 1000
     assert np.all(cached.ttft[long] < plain.ttft[long])
-    assert cached.joules_released < plain.joules_released
-    told, untold = (steered(arrivals, replace(setup(), cache_seen=seen)) for seen in (True, False))
+    joules = [run_fixed(each, setup(), 1980.0).joules_released for each in (arrivals, whole)]
+    assert joules[0] < joules[1]
+    told, untold = (each_of(arrivals, replace(setup(), cache_seen=seen)) for seen in (True, False))
     assert np.isfinite(told.e2e).all()
     assert not np.array_equal(told.e2e, untold.e2e), "the laws go by what they take for cached"

@@ -14,6 +14,7 @@ from joulegate.units import Seconds
 from predictor.length import HistoryPredictor
 from simulator.cluster import Cluster, Knowledge, Laws, Setup
 from simulator.costs import EngineCosts
+from simulator.score import Ended, Everyone, Scorer
 from simulator.station import Station
 from simulator.workload import Load
 
@@ -49,9 +50,15 @@ def steady() -> Load:
     return Load(at, np.full(len(at), 150), np.full(len(at), 60), Seconds(float(at[-1])))
 
 
+def served(fleet: Stalling) -> Ended:
+    everyone = Everyone()
+    fleet.run(steady(), Scorer(AIMS, Cuts(), hear=everyone.hear))
+    return everyone.all()
+
+
 def test_what_stood_before_an_engine_that_stands_still_is_served_by_the_other() -> None:
-    load, left, rescuing = steady(), Stalling(rescues=False), Stalling(rescues=True)
-    late, saved = left.run(load), rescuing.run(load)
+    rescuing = Stalling(rescues=True)
+    late, saved = served(Stalling(rescues=False)), served(rescuing)
     assert np.isfinite(saved.e2e).all(), "nobody is lost"
     assert rescuing.moved > 0
     assert np.mean(late.ttft <= 1.0) < 0.7

@@ -9,7 +9,7 @@ import pytest
 from joulegate.domain import Objectives, Size
 from joulegate.engine_profile import parse_profile
 from joulegate.units import Seconds
-from simulator.cluster import Setup, Unsteered, run_fixed
+from simulator.cluster import Setup, run_fixed
 from simulator.costs import EngineCosts
 from simulator.fleets import fewest, promises
 from simulator.results import Pooled
@@ -37,9 +37,9 @@ def setup(count: int, aims: Objectives = D) -> Setup:
 def test_a_promise_is_broken_where_the_p99_of_all_is_over_its_limit() -> None:
     load = burst(6.0)
     for count in (1, 2):
-        *_, roll = Unsteered(setup(count), TOP).play(load)
-        pooled = Pooled((run_fixed(load, setup(count), TOP),), D)
-        broken = {str(promise) for promise in promises(load, D) if promise.is_broken(roll)}
+        scorer, made = promises(load, setup(count))
+        pooled = Pooled((run_fixed(load, setup(count), TOP, scorer),))
+        broken = {str(promise) for promise in made if promise.is_broken}
         for size in Size:
             p99 = pooled.ttft_p99(size)
             assert p99 is not None
@@ -50,11 +50,11 @@ def test_a_promise_is_broken_where_the_p99_of_all_is_over_its_limit() -> None:
 @pytest.mark.parametrize(("rate", "aims"), [(2.0, D), (10.0, D), (25.0, D), (20.0, T)])
 def test_the_fewest_keep_every_promise_and_one_less_does_not(rate: float, aims: Objectives) -> None:
     load = burst(rate)
-    made = promises(load, aims)
 
     def keeps(count: int) -> bool:
-        *_, roll = Unsteered(setup(count, aims), TOP).play(load)
-        return not any(promise.is_broken(roll) for promise in made)
+        scorer, made = promises(load, setup(count, aims))
+        run_fixed(load, setup(count, aims), TOP, scorer)
+        return not any(promise.is_broken for promise in made)
 
     count, less = fewest(load, setup(1, aims), 32)
     assert count == next(n for n in range(1, 33) if keeps(n))

@@ -35,9 +35,9 @@ class HeldBack(Cluster):
         self.meter = HoldbackMeter("i0", rules)
         self._done = self._told_of = self._joules = 0.0
 
-    def _arrive(self, key: int, now: float) -> None:
-        self.meter.did(float(self._roll.load.input[key]), 0.0)
-        super()._arrive(key, now)
+    def _arrive(self, job: Job, now: float) -> None:
+        self.meter.did(float(job.prompt_tokens), 0.0)
+        super()._arrive(job, now)
 
     def _learn(self, job: Job) -> None:
         self._done += job.output_tokens
