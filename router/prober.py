@@ -18,6 +18,7 @@ BAD = (Health.SUSPECT, Health.DOWN)
 MODELS = "/v1/models"
 LOOK_AGAIN = 30.0  # seconds until an engine is asked again what it serves
 SOONEST = 0.1  # seconds between two probes, however many requests doubt the instance
+Standing = tuple[Health, bool, str]  # whether it sleeps; why it does not fit
 
 
 class Prober:
@@ -57,15 +58,24 @@ class Prober:
 
     async def tick(self) -> None:
         """Ask once. Never raises for what the network or the engine does."""
-        status, now = self._status, Seconds(self._clock())
-        before = (status.health, status.asleep, status.misfit)
+        now, before = Seconds(self._clock()), self._standing()
         try:
             await self._health(now)
-            if status.endpoint.engine is not Engine.OPENAI:
+            before = self._told(before)  # before the gauges, which may take their time
+            if self._status.endpoint.engine is not Engine.OPENAI:
                 await self._gauges()
         except Unreachable as error:
             self._failed(now, str(error))
-        if before != (status.health, status.asleep, status.misfit):
+        self._told(before)
+
+    def _standing(self) -> Standing:
+        status = self._status
+        return status.health, status.asleep, status.misfit
+
+    def _told(self, before: Standing) -> Standing:
+        """How it stands; whoever sends requests is told if that is another than `before`."""
+        status, standing = self._status, self._standing()
+        if standing != before:
             misfit_now = status.misfit if status.health is not Health.DOWN else ""
             log.log(
                 logging.WARNING if _is_bad(status) else logging.INFO,
@@ -78,6 +88,7 @@ class Prober:
                 },
             )
             self._on_change()
+        return standing
 
     async def _health(self, now: Seconds) -> None:
         reply = await self._client.get(self._path, self._timeout)

@@ -42,6 +42,8 @@ class Site:
     health: bytes = b"200 OK"
     started: float = 1.0
     asked: list[bytes] = field(default_factory=list)
+    told: Callable[[], int] = lambda: 0
+    known_at_gauges: int = 0  # what `told` said when they were asked for
 
     async def script(self, line: Line, received: Received) -> None:
         path = received.head.split(b" ")[1]
@@ -49,6 +51,7 @@ class Site:
         if path == MODELS:
             await line.send(answer(self.models, self.status))
         elif path == b"/metrics":
+            self.known_at_gauges = self.told()
             await line.send(answer(b"process_start_time_seconds %f\n" % self.started))
         else:
             await line.send(answer(b"", self.health))
@@ -216,6 +219,14 @@ async def test_it_is_asked_after_a_request_whose_model_it_did_not_know() -> None
         assert await it.probe() == "serves other, not m"
 
 
+async def test_that_it_serves_another_model_is_told_before_its_gauges_are_read() -> None:
+    site = Site(page("other"))
+    async with watched(site) as it:
+        site.told = lambda: it.changes
+        assert await it.probe() == "serves other, not m"
+        assert site.known_at_gauges == 1
+
+
 async def test_it_is_asked_at_once_when_it_is_doubted() -> None:
     site = Site(page("m"))
     async with watched(site) as it:
@@ -244,9 +255,7 @@ async def test_the_gateway_sends_requests_to_the_instance_that_serves_the_model_
         await runtime.start()
         try:
             members = {member.law.name: member for _, _, member in runtime.fleet.members()}
-            await until(
-                lambda: members["good"].status.health is Health.UP and members["wrong"].status.misfit != ""
-            )
+            await until(lambda: members["good"].status.health is Health.UP and not members["wrong"].law.ready)
             for _ in range(20):
                 async with runtime.gate.admit(request()) as slot:
                     assert slot.endpoint.name == "good"
