@@ -58,6 +58,10 @@ class Growth:
             *before, since = self._windows(2)
             self._grown.append(max(since) / max(LITTLE, *before[0]))
 
+    def restart(self) -> None:
+        """Loads from now on are not held against those before; what growth was like is still known."""
+        self._loads.clear()
+
     @property
     def ratio(self) -> float:
         seen = sorted([*self._grown, *[FIRST] * max(0, SEEN - len(self._grown))], reverse=True)
@@ -179,6 +183,7 @@ class Sizing:
         self._began: Seconds | None = None
         self._asked: int | None = None
         self._look_at = float("-inf")
+        self._known_at = float("-inf")  # from when on the rate of what comes to it now is believed
 
     def due(self, now: Seconds) -> bool:
         """Whether it is time for another look."""
@@ -197,7 +202,7 @@ class Sizing:
         if one <= 0.0:
             self._asked, self.sentence = None, "not one such request is carried within its objectives"
             return
-        known = seen.age >= KNOWN
+        known = seen.age >= KNOWN and now >= self._known_at
         if known:
             self.growth.see(demand.rate / one, stock[0].kind.start)
         expected = max(demand.rate, self.growth.expected * one if seen.ahead is None else seen.ahead)
@@ -207,6 +212,11 @@ class Sizing:
             self.sentence += f"; {up} go on: {'stopping would not pay' if known else 'seen for too short'}"
             asked = up
         self._asked = asked
+
+    def restart(self, now: Seconds) -> None:
+        """Requests of other types come to this pool from now on, or no longer: that is no growth."""
+        self.growth.restart()
+        self._known_at = now + KNOWN
 
     def unknown(self, now: Seconds) -> None:
         """What an instance carries is not known: what runs goes on."""

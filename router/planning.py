@@ -169,11 +169,15 @@ class Planning:
     def _arrange(self, model: Model, plan: Provision) -> None:
         """Pools as the plan has them. What runs in each by then counts as asked for: none stops at once."""
         now = Seconds(self._clock())
+        before = {pool.name: pool.rules.types for pool in model.pools.values()}
         if arrange(model, plan, self._gate, now):
             log.info("pools", extra={"model": model.name, "merged": dict(plan.merged)})
             for pool in model.pools.values():
                 up = sum(member.law.ready for member in pool.members)
-                self.sizing(model, pool).count(up, up, now)
+                sizing = self.sizing(model, pool)
+                if pool.rules.types != before[pool.name]:
+                    sizing.restart(now)
+                sizing.count(up, up, now)
 
     def _aim(self, model: Model, pool: Pool) -> None:
         """How many should run now; the scaler is told, where there is one."""

@@ -155,10 +155,13 @@ class Planning:
             return False
         self._planned.merged = dict(plan.merged)
         self._sites.move(wanted)
+        before = {name: state.queue.rules for name, state in self._steering.pools.items()}
         self._steering.relabel(served(self._homes, plan.merged))
         for guest, host in plan.merged.items():
             self._rehome(guest, host)
         for name, sizing in self._sizes.items():
+            if self._steering.pools[name].queue.rules.types != before[name].types:
+                sizing.restart(now)
             up = self._sites.count(name)
             sizing.count(up, up, now)
         return True

@@ -204,6 +204,22 @@ def test_never_less_than_there_is_now_is_expected(loads: list[float], start: flo
         assert growth.expected >= load
 
 
+def test_types_that_come_to_a_pool_from_another_are_no_growth() -> None:
+    told, untold = Sizing(CALM), Sizing(CALM)
+    for sizing in (told, untold):
+        counts(sizing, [2.0 * ONE] * 60)
+    now = 60 * LOOK
+    told.restart(Seconds(now))
+    for sizing in (told, untold):
+        for look in range(60):
+            rate = (2.0 if look < 2 else 6.0) * ONE  # a rate is a mean: the others come into sight bit by bit
+            seen, at = Seen(demand(rate), Seconds(1000.0), 1.0), Seconds(now + look * LOOK)
+            sizing.look((STOCKS[4],), seen, 8, TERMS, at)
+    assert untold.growth.ratio == pytest.approx(3.0, rel=0.05)
+    assert told.growth.ratio < 1.6
+    assert told.growth.expected >= 6.0
+
+
 def test_lengths_that_came_out_longer_weigh_on_the_load() -> None:
     assert length_bias([(300.0, 200.0), (100.0, 200.0)]) == pytest.approx(1.0)
     assert length_bias([(900.0, 100.0)]) == pytest.approx(3.0), "within bounds"
