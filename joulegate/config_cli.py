@@ -13,7 +13,6 @@ from joulegate.settings.base import File
 from joulegate.settings.load import (
     Loaded,
     SettingsError,
-    doubts,
     formatted,
     open_secrets,
     read_document,
@@ -85,7 +84,7 @@ def _checked(file: Path, kind: str | None) -> tuple[str, dict[str, object]]:
         place = loaded.document.place(path)
         where = f"{file}:{place.line}:{place.column}: {'.'.join(map(str, path))}"
         sys.stderr.write(f"warning: {where}: every user can read {secret}\n  help: chmod o-rwx {secret}\n")
-    for doubt in doubts(loaded.settings, loaded.document):
+    for doubt in loaded.doubts:
         sys.stderr.write(f"warning: {formatted(loaded.document, doubt)}\n")
     return f"{file}: ok ({found})", {"file": name, "ok": True, "kind": found, "problems": []}
 

@@ -18,6 +18,7 @@ class Fault:
     path: Route  # from the section that reports it
     message: str
     help: str = ""
+    doubt: bool = False  # probably not meant, and no problem
 
 
 class Section(BaseModel):
@@ -40,10 +41,6 @@ class File(Section):
 
     def misfits(self, read: Callable[[Path], bytes]) -> Iterator[Fault]:
         """What the files that it names say against it. Asked for last."""
-        return iter(())
-
-    def doubts(self, read: Callable[[Path], bytes]) -> Iterator[Fault]:
-        """What is probably not meant, in a file without faults."""
         return iter(())
 
 

@@ -339,9 +339,6 @@ class Gateway(File):
     def misfits(self, read: Read) -> Iterator[Fault]:
         return profiles.misfits(self._profiled(), read)
 
-    def doubts(self, read: Read) -> Iterator[Fault]:
-        return profiles.unreachable(self._profiled(), read)
-
     def _profiled(self) -> Iterator[Named]:
         for at, found in self.instances():
             pool = self.models[int(at[1])].pools[int(at[3])]

@@ -44,6 +44,7 @@ class Loaded(Generic[M]):
 
     settings: M
     document: Document
+    doubts: tuple[Problem, ...] = ()  # what is probably not meant
 
 
 def load(path: Path, model: type[M]) -> M:
@@ -75,6 +76,7 @@ def read_document(path: Path, environment: Mapping[str, str]) -> Document:
 def validate(document: Document, model: type[M], folder: Path) -> Loaded[M]:
     """Types first, then what the sections say about themselves. Raises SettingsError."""
     problems = list(document.problems)
+    doubts: list[Problem] = []
     settings: M | None = None
     if document.value is not None:
         try:
@@ -88,21 +90,17 @@ def validate(document: Document, model: type[M], folder: Path) -> Loaded[M]:
             found = [_placed(document, path, fault) for path, fault in faults(settings, ())]
             problems += [problem for problem in found if problem.path not in known]
             if not problems and isinstance(settings, File):
-                problems += [_placed(document, (), fault) for fault in settings.misfits(Path.read_bytes)]
+                for fault in settings.misfits(Path.read_bytes):
+                    (doubts if fault.doubt else problems).append(_placed(document, (), fault))
     if problems or settings is None:
         raise SettingsError(document, sorted(problems, key=lambda p: (p.place.line, p.place.column)))
-    return Loaded(settings, document)
+    return Loaded(settings, document, tuple(doubts))
 
 
 def faults(settings: Section, path: Route) -> Iterator[tuple[Route, Fault]]:
     """What every section of `settings` finds wrong with itself, with the section's own path."""
     for at, section in sections_in(settings, path):
         yield from ((at, fault) for fault in section.faults())
-
-
-def doubts(settings: File, document: Document) -> list[Problem]:
-    """What is probably not meant, in a file without problems."""
-    return [_placed(document, (), fault) for fault in settings.doubts(Path.read_bytes)]
 
 
 def open_secrets(settings: Section) -> Iterator[tuple[Route, Path]]:

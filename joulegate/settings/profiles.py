@@ -25,35 +25,29 @@ class Named:
 
 
 def misfits(named: Iterable[Named], read: Read) -> Iterator[Fault]:
-    """Profiles that are none, and those of engines on another number of GPUs."""
+    """Profiles that are none, or of another number of GPUs; by those that fit, objectives no clock meets."""
     for one in named:
         try:
-            profile = _profile(one.profile, read)
-        except (OSError, ValueError) as error:
+            content = read(one.profile)
+            profile = None if content.startswith(ARCHIVE) else parse_profile(json.loads(content))
+        except (OSError, ValueError, RecursionError) as error:
             yield Fault((*one.at, "profile"), f"no engine profile: {error}", MADE_BY)
             continue
-        if profile is not None and profile.tp != one.tensor_parallel:
-            yield Fault(
-                (*one.at, "profile"),
-                f"is of {profile.model} on {profile.tp} GPUs, and tensor_parallel is {one.tensor_parallel}",
-                "name the profile of this engine, or set tensor_parallel and list its GPUs",
-            )
+        if profile is not None:
+            yield from _misfit(one, profile)
 
 
-def unreachable(named: Iterable[Named], read: Read) -> Iterator[Fault]:
-    """Objectives that no clock meets, by profiles that fit: the model may be wrong, so nothing is refused."""
-    for one in named:
-        profile = _profile(one.profile, read)
-        if profile is None:
-            continue
-        # one sequence at the highest clock: what is left of the formula in `predictor.physics`, and no more
-        least = profile.latency.h0_s + max(profile.latency.m0_s, profile.latency.c0_s)
-        if one.tpot < least:
-            said = f"no clock meets it: {profile.name} takes {least * 1e3:.1f} ms a token at its highest"
-            yield Fault(one.tpot_at, said, "every request would count as missed")
-
-
-def _profile(path: Path, read: Read) -> EngineProfile | None:
-    """None: a learned model. Raises OSError, ValueError."""
-    content = read(path)
-    return None if content.startswith(ARCHIVE) else parse_profile(json.loads(content))
+def _misfit(one: Named, profile: EngineProfile) -> Iterator[Fault]:
+    if profile.tp != one.tensor_parallel:
+        yield Fault(
+            (*one.at, "profile"),
+            f"is of {profile.model} on {profile.tp} GPUs, and tensor_parallel is {one.tensor_parallel}",
+            "name the profile of this engine, or set tensor_parallel and list its GPUs",
+        )
+        return
+    # one sequence at the highest clock: what is left of the formula in `predictor.physics`, and no more
+    least = profile.latency.h0_s + max(profile.latency.m0_s, profile.latency.c0_s)
+    if one.tpot < least:
+        said = f"no clock meets it: {profile.name} takes {least * 1e3:.1f} ms a token at its highest"
+        # the model may be wrong: nothing is refused
+        yield Fault(one.tpot_at, said, "every request would count as missed", doubt=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from joulegate.settings.gateway import Gateway
-from joulegate.settings.load import SettingsError, doubts, load_with_places
+from joulegate.settings.load import SettingsError, load_with_places
 from joulegate.shipped import shipped
 
 SMALL = shipped("profiles/h100_llama-3.1-8b_tp1.json")
@@ -64,7 +64,7 @@ def test_what_train_latency_wrote_is_left_to_who_reads_it(tmp_path: Path) -> Non
     learned = tmp_path / "model.npz"
     learned.write_bytes(b"PK\x03\x04")
     loaded = load_with_places(written(tmp_path, learned), Gateway, {})
-    assert doubts(loaded.settings, loaded.document) == []
+    assert loaded.doubts == ()
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,6 @@ def test_an_objective_that_no_clock_meets_is_told_where_it_is_written(
     tmp_path: Path, top: str, pool: str, at: tuple[int, str] | None
 ) -> None:
     loaded = load_with_places(written(tmp_path, SMALL, top=top, pool=pool), Gateway, {})
-    found = doubts(loaded.settings, loaded.document)
+    found = loaded.doubts
     assert [(p.place.line, ".".join(map(str, p.path))) for p in found] == ([] if at is None else [at])
     assert all("no clock meets it" in problem.message for problem in found)
