@@ -1,6 +1,8 @@
 """The scripts of the tree: what they say to a wrong call, and that they are quick when nothing is to do."""
 
+import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,13 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
+def run(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(ROOT / argv[0]), *argv[1:]],
         capture_output=True,
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
+        env=env,
     )
 
 
@@ -33,6 +36,11 @@ def test_a_script_says_how_it_is_called(script: str) -> None:
     done = run(f"scripts/{script}", "--help")
     assert done.returncode == 0
     assert f"scripts/{script}" in done.stdout
+
+
+def test_a_service_without_a_home_can_install() -> None:
+    done = run("scripts/install", "--help", env={"PATH": os.environ["PATH"]})
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_bench_names_what_there_is() -> None:
