@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -27,7 +28,7 @@ from simulator.results import Pooled, Run, saving_ci, saving_pct, why_not
 from simulator.scaling import Elastic, Scaling
 from simulator.score import Ended, Everyone, Scorer
 from simulator.station import limits_of
-from simulator.streams import Merged
+from simulator.streams import Merged, Repeated
 from simulator.workload import Load
 
 PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
@@ -132,6 +133,20 @@ def test_without_a_gateway_the_run_is_the_engine_alone() -> None:
     end = max(job.finished_at for job in jobs)
     idle = (1000.0 - end) * made.costs[0].idle_watts
     assert run.joules_released == pytest.approx(engine.energy - idle, rel=1e-6)
+
+
+def peak(seconds: float) -> int:
+    """Bytes that a load of so many seconds takes at most, made as it is served."""
+    hour, made = load(500, rate=10.0), setup()
+    tracemalloc.start()
+    run_fixed(Repeated(hour, Seconds(seconds), 1), made, 1980.0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+def test_a_longer_load_takes_no_more_memory() -> None:
+    assert peak(2000.0) - peak(1000.0) < 10_000 * 20, "20 bytes a request; they were 70 when all were held"
 
 
 def test_static_mode_at_maximum_clock_costs_what_the_engine_costs_there() -> None:
