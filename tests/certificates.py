@@ -10,7 +10,10 @@ def certificate(folder: Path, name: str, issuer: str | None) -> None:
     made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
     into = ["-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}"]
     signed = ["-CA", f"{issuer}.crt", "-CAkey", f"{issuer}.key"] if issuer else []
-    usage = ["-addext", "subjectAltName=IP:127.0.0.1"] if issuer else []
+    # Python 3.13 asks each certificate that says it is an authority what it may sign
+    usage = ["-addext", "keyUsage=critical,keyCertSign"]
+    if issuer:
+        usage = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
     subprocess.run(
         ["openssl", "req", "-x509", *made, *into, *signed, *usage],
         cwd=folder,
