@@ -267,17 +267,23 @@ def place(flight: Flight, tiers: Sequence[Tier], rng: Rng, now: Seconds, share: 
         if held_back(flight, tier):
             continue
         chosen = _chosen(flight, tier.instances, rng, now, share)
-        if chosen is not None and not _too_soon(flight, chosen.instance, tier, now):
-            chosen.instance.book.send(flight, now)
-            return Grant(flight, chosen.instance, chosen.reason)
+        if chosen is None:
+            continue
+        if tier.queue is queue and _too_soon(flight, chosen.instance, tier, now):
+            return None
+        chosen.instance.book.send(flight, now)
+        return Grant(flight, chosen.instance, chosen.reason)
     return None
 
 
-def _too_soon(flight: Flight, instance: Instance, tier: Tier, now: Seconds) -> bool:
-    """Whether it had better wait for a higher clock; it may be queued already or not."""
-    queue = tier.queue
+def _too_soon(flight: Flight, instance: Instance, home: Tier, now: Seconds) -> bool:
+    """Whether it had better wait for a higher clock; it may be queued already or not.
+
+    Only at home: no other pool raises its clocks for what waits here.
+    """
+    queue = home.queue
     tokens = queue.tokens + (0 if flight.id in queue else flight.uncached_tokens)
-    return waits_for_clock(flight, tokens / len(tier.instances), instance, now)
+    return waits_for_clock(flight, tokens / len(home.instances), instance, now)
 
 
 def _chosen(

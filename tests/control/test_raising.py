@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from control.admission import AdmissionRules
+from control.admission import AdmissionRules, PoolQueue, layout, place
 from control.governor import GovernorRules
 from control.raising import GAIN, PATIENCE, waits_for_clock
 from control.state import Flight, Instance, Limits, LoadBook, PoolRules, Room
@@ -38,11 +38,11 @@ def flight(tokens: int = 1000, arrived: float = 10.0, ttft: float = 0.4, name: s
     )
 
 
-def idle(clock: MegaHertz | None = LOW, room: float = 100.0) -> Instance:
+def idle(clock: MegaHertz | None = LOW, room: float = 100.0, pool: str = "all") -> Instance:
     """Decided on a second before the flight comes, with room for so many prompt tokens."""
     return Instance(
         name="i0",
-        pool="all",
+        pool=pool,
         book=LoadBook(),
         limits=Limits(max_num_seqs=256, kv_capacity=150_000),
         model=MODEL,
@@ -104,6 +104,26 @@ def test_waiting_pays_by_what_reading_takes_at_the_clock_in_force_and_at_the_hig
         batch = Batch(0, 0.0, tokens, 0.5 * tokens * tokens)
         gain = MODEL.iteration_time(batch, LOW) - MODEL.iteration_time(batch, MAX)
         assert waits(flight(tokens), idle(), 10.0) == (tokens > 100 and gain > GAIN * SWITCH)
+
+
+@pytest.mark.parametrize(
+    ("slots", "clock", "now", "where"),
+    [
+        pytest.param(256, MAX, 10.0, None, id="at home it waits, though another is fast"),
+        pytest.param(256, MAX, 10.0 + SWITCH + PATIENCE + 0.001, "small", id="and then goes there"),
+        pytest.param(0, LOW, 10.0, "large", id="elsewhere nobody raises a clock for it: it goes at once"),
+    ],
+)
+def test_who_waits_for_a_clock_at_home_does_not_go_to_a_larger_pool(
+    slots: int, clock: MegaHertz, now: float, where: str | None
+) -> None:
+    small = PoolRules("small", AIMS, frozenset({RequestType(Size.M, Size.M)}))
+    large = PoolRules("large", AIMS, frozenset({RequestType(Size.L, Size.L)}))
+    home, other = replace(idle(pool="small"), slots=slots), replace(idle(clock, pool="large"), name="i1")
+    queues = {rules.name: PoolQueue(rules) for rules in (small, large)}
+    tiers = layout(queues, [home, other])["small"]
+    grant = place(flight(), tiers, lambda n: 0, Seconds(now), share=1.0)
+    assert (grant.instance.pool if grant is not None else None) == where
 
 
 def test_steering_queues_it_raises_and_lets_it_in_when_the_clock_is_in_force() -> None:
