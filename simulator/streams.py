@@ -47,20 +47,26 @@ def _reflected(at: Floats, span: float) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class _Made:
+    """Made of another stream; as long, where it does not say otherwise."""
+
+    source: Stream
+
+    @property
+    def span(self) -> Seconds:
+        return self.source.span
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled(_Made):
     """`factor` times a source: each row floor(factor) + Bernoulli(rest) times.
 
     The first copy keeps its time, further ones are U(-30, 30) s away, reflected at the ends.
     """
 
-    source: Stream
     count: int  # rows of the source
     factor: float
     seed: int
-
-    @property
-    def span(self) -> Seconds:
-        return self.source.span
 
     def parts(self) -> Iterator[Rows]:
         return _in_order(self._copies())
@@ -86,10 +92,9 @@ def _small_parts(source: Stream, factor: float) -> Iterator[Rows]:
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
+class Half(_Made):
     """One half of the time of a source, from its own zero."""
 
-    source: Stream
     second: bool
 
     @property
@@ -109,15 +114,10 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(_Made):
     """The rows of a source that a rule keeps."""
 
-    source: Stream
     rule: Callable[[Rows], Bools]
-
-    @property
-    def span(self) -> Seconds:
-        return self.source.span
 
     def parts(self) -> Iterator[Rows]:
         for part in self.source.parts():
@@ -152,15 +152,10 @@ class Merged:
 
 
 @dataclass(frozen=True, slots=True)
-class Turned:
+class Turned(_Made):
     """A source begun `seconds` later, what stood before put at its end."""
 
-    source: Stream
     seconds: float
-
-    @property
-    def span(self) -> Seconds:
-        return self.source.span
 
     def parts(self) -> Iterator[Rows]:
         before = Kept(self.source, lambda rows: rows.at < self.seconds)
@@ -169,15 +164,10 @@ class Turned:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moved:
+class _Moved(_Made):
     """Every row so many seconds earlier; round the ends."""
 
-    source: Stream
     seconds: float
-
-    @property
-    def span(self) -> Seconds:
-        return self.source.span
 
     def parts(self) -> Iterator[Rows]:
         for part in self.source.parts():
@@ -203,18 +193,13 @@ class Repeated:
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
+class Followed(_Made):
     """Each row of a source `factors(at)` times, as in `Scaled`: the whole part surely, the rest by chance."""
 
-    source: Stream
     count: int  # rows of the source
     factors: Callable[[Floats], Floats]
     most: float  # of the factors
     seed: int
-
-    @property
-    def span(self) -> Seconds:
-        return self.source.span
 
     def parts(self) -> Iterator[Rows]:
         return _in_order(self._copies())
