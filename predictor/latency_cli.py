@@ -128,6 +128,8 @@ def evaluate(
         raise UserError(
             "one of --data and --emulated is needed", "joulegate evaluate latency --data sweep.csv"
         )
+    if plot is not None:
+        file_for(plot)  # before what may take minutes
     _one_thread()
     from predictor.latency_report import report
 

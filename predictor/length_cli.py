@@ -104,6 +104,8 @@ def evaluate(
         raise UserError(f"--split {split}", "one of: all, test")
     if bool(data) == bool(trace):
         raise UserError("give either --data or --trace", "joulegate evaluate length --data FILE.jsonl.gz")
+    if plot is not None:
+        file_for(plot)  # before what may take minutes
     if data:
         rows = [row for row in read_prompts(data, tenant_key) if split == "all" or row.held_out]
         found = streams(rows)

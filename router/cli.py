@@ -3,6 +3,8 @@
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,32 +40,32 @@ def serve(
 
 def status(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
     """Show pools, instances, clocks and the latest decision of each."""
-    picture = _ask(url, "/admin/fleet", None, admin_key_file, "models")
-    if json:
-        print_json(picture)
-        return
-    from rich.console import Console
+    with _asked(url, "/admin/fleet", None, admin_key_file, "models") as picture:
+        if json:
+            print_json(picture)
+            return
+        from rich.console import Console
 
-    from router.status_view import view
+        from router.status_view import view
 
-    # a pipe has no width: rich would take 80 columns and cut names short
-    console = Console() if sys.stdout.isatty() else Console(width=PIPED_COLUMNS)
-    console.print(view(picture))
+        # a pipe has no width: rich would take 80 columns and cut names short
+        console = Console() if sys.stdout.isatty() else Console(width=PIPED_COLUMNS)
+        console.print(view(picture))
 
 
 def reload(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
     """Read gateway.yaml again: says what changed, what needs a restart, what was refused."""
-    report = _ask(url, "/admin/reload", {}, admin_key_file, "refused", accept=(200, 422))
-    if report["refused"]:
-        raise UserError(f"the file was refused, the old settings stay\n{report['refused']}", status=1)
-    if json:
-        print_json(report)
-        return
-    for word, keys in (("applied", report["applied"]), ("needs a restart", report["needs_restart"])):
-        for key in keys:
-            sys.stdout.write(f"{word}: {key}\n")
-    if not report["applied"] and not report["needs_restart"]:
-        sys.stdout.write("nothing changed\n")
+    with _asked(url, "/admin/reload", {}, admin_key_file, "refused", accept=(200, 422)) as report:
+        if report["refused"]:
+            raise UserError(f"the file was refused, the old settings stay\n{report['refused']}", status=1)
+        if json:
+            print_json(report)
+            return
+        for word, keys in (("applied", report["applied"]), ("needs a restart", report["needs_restart"])):
+            for key in keys:
+                sys.stdout.write(f"{word}: {key}\n")
+        if not report["applied"] and not report["needs_restart"]:
+            sys.stdout.write("nothing changed\n")
 
 
 def pause(
@@ -75,20 +77,21 @@ def pause(
 ) -> None:
     """Let clocks go back to default; requests go on. `--resume` takes it back."""
     body = {"pool": pool, "node": node, "resume": resume}
-    for entry in _ask(url, "/admin/pause", body, admin_key_file, "pools")["pools"]:
-        sys.stdout.write(f"{entry['pool']}: {'paused' if entry['paused'] else 'under control'}\n")
+    with _asked(url, "/admin/pause", body, admin_key_file, "pools") as answer:
+        for entry in answer["pools"]:
+            sys.stdout.write(f"{entry['pool']}: {'paused' if entry['paused'] else 'under control'}\n")
 
 
 def uncap(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, json: AsJson = False) -> None:
     """Give back the power caps that an earlier budget has left, where none is enforced now."""
-    answer = _ask(url, "/admin/uncap", {}, admin_key_file, "lifting")
-    if json:
-        print_json(answer)
-        return
-    for gpu, watts in answer["lifting"].items():
-        sys.stdout.write(f"{gpu}: {watts:.0f} W, being lifted\n")
-    if not answer["lifting"]:
-        sys.stdout.write("no cap of a budget stands\n")
+    with _asked(url, "/admin/uncap", {}, admin_key_file, "lifting") as answer:
+        if json:
+            print_json(answer)
+            return
+        for gpu, watts in answer["lifting"].items():
+            sys.stdout.write(f"{gpu}: {watts:.0f} W, being lifted\n")
+        if not answer["lifting"]:
+            sys.stdout.write("no cap of a budget stands\n")
 
 
 def drain(
@@ -99,9 +102,9 @@ def drain(
 ) -> None:
     """Send an instance no new requests; those it has go on."""
     body = {"instance": instance, "resume": resume}
-    answer = _ask(url, "/admin/drain", body, admin_key_file, "draining")
-    state = "draining" if answer["draining"] else "in rotation"
-    sys.stdout.write(f"{answer['instance']}: {state}, {answer['running']} requests running\n")
+    with _asked(url, "/admin/drain", body, admin_key_file, "draining") as answer:
+        state = "draining" if answer["draining"] else "in rotation"
+        sys.stdout.write(f"{answer['instance']}: {state}, {answer['running']} requests running\n")
 
 
 def recheck(
@@ -134,18 +137,30 @@ def recheck(
     raise typer.Exit(1 if different else 0)
 
 
-def _ask(
+@contextmanager
+def _asked(
     url: str,
     path: str,
     body: Json | None,
     key_file: Path | None,
     part: str,
     accept: tuple[int, ...] = (200,),
-) -> Json:
+) -> Iterator[Json]:
     """One call of the admin API, a GET where there is no `body`; every answer to it has a `part`.
 
-    Raises UserError.
+    An answer in which something is missed while it is read is not a gateway's. Raises UserError.
     """
+    answer = _ask(url, path, body, key_file, accept)
+    try:
+        if part not in answer:
+            raise LookupError(part)
+        yield answer
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{url}{path} is not a gateway's answer", "is it the gateway's port?") from error
+
+
+def _ask(url: str, path: str, body: Json | None, key_file: Path | None, accept: tuple[int, ...]) -> Json:
+    """Empty where the answer is no JSON object. Raises UserError."""
     from joulegate.settings.load import read_secret
     from router.http_client import HttpClient, Reply, Unreachable
 
@@ -172,10 +187,7 @@ def _ask(
     if reply.status not in accept:
         said = reply.body[:300].decode(errors="replace")
         raise UserError(_detail(reply.body) or f"{url}{path} answered {reply.status}: {said}", status=1)
-    answer = _object(reply.body)
-    if part not in answer:
-        raise UserError(f"{url}{path} is not a gateway's answer", "is it the gateway's port?")
-    return answer
+    return _object(reply.body)
 
 
 def _detail(body: bytes) -> str:

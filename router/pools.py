@@ -205,6 +205,11 @@ class Model:
         self.members = {member.law.name: member for member in every}
         self.rules = tuple(pool.rules for pool in self.pools.values())
 
+    def hear_contexts(self) -> None:
+        """An engine says another context than before."""
+        said = [member.status.context for member in self.members.values()]
+        self.longest = max((tokens for tokens in said if tokens is not None), default=None)
+
 
 @dataclass(slots=True)
 class RequestRecord:

@@ -18,11 +18,12 @@ BAD = (Health.SUSPECT, Health.DOWN)
 MODELS = "/v1/models"
 LOOK_AGAIN = 30.0  # seconds until an engine is asked again what it serves
 SOONEST = 0.1  # seconds between two probes, however many requests doubt the instance
-Standing = tuple[Health, bool, str]  # whether it sleeps; why it does not fit
+Standing = tuple[Health, bool, str, int | None]  # whether it sleeps; why it does not fit; its context
 
 
 class Prober:
-    """One instance's probe. `on_change` is called when the instance becomes usable or stops being so."""
+    """One instance's probe. `on_change` is called when the instance becomes usable, stops being so, or takes
+    longer contexts or shorter ones."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Prober:
 
     def _standing(self) -> Standing:
         status = self._status
-        return status.health, status.asleep, status.misfit
+        return status.health, status.asleep, status.misfit, status.context
 
     def _told(self, before: Standing) -> Standing:
         """How it stands; whoever sends requests is told if that is another than `before`."""

@@ -170,6 +170,8 @@ class Runtime:
         self.replicas.push()
 
     def _changed(self) -> None:
+        for model in self.fleet.unique():
+            model.hear_contexts()
         self.gate.changed(Seconds(time.monotonic()))
 
     def _share(self, replicas: int) -> None:

@@ -86,8 +86,6 @@ class ControlTick:
             self._observe(member, node, Seconds(self._clock()))
             self._choose(model, pool, member, Seconds(self._clock()))
             await self._breathe()
-        for model in self._fleet.unique():
-            model.longest = longest(model)
         self._aim()
         self._gate.changed(Seconds(self._clock()))
         self._rescue.tick(Seconds(self._clock()))
@@ -197,12 +195,6 @@ def lower(one: MegaHertz | None, other: MegaHertz | None) -> MegaHertz | None:
     if one is None or other is None:
         return other if one is None else one
     return min(one, other)
-
-
-def longest(model: Model) -> int | None:
-    """The longest context that an engine of it says it takes, in tokens."""
-    said = [member.status.context for member in model.members.values()]
-    return max((tokens for tokens in said if tokens is not None), default=None)
 
 
 def _dearer_at_max(member: Member) -> float:

@@ -5,7 +5,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ from benchmarks import overload
 from benchmarks.gateway import COMMAND
 from benchmarks.processes import running, wait_until_ready
 from simulator.children import free_ports
+from tests.threads import beside
 
 Until = Callable[[Callable[[], object]], None]
 PAGE = Path("docs/scaling.md")
@@ -47,10 +48,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
 
 
-@contextmanager
-def held(url: str, requests: int) -> Iterator[None]:
+def hold(url: str, requests: int, ends: threading.Event) -> None:
     """So many requests that do not end."""
-    ends = threading.Event()
 
     async def one(client: httpx.AsyncClient) -> None:
         body = {"model": MODEL, "stream": True, "max_tokens": 16_000, "prompt": "x", "ignore_eos": True}
@@ -69,13 +68,7 @@ def held(url: str, requests: int) -> Iterator[None]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    thread = threading.Thread(target=lambda: asyncio.run(all_()))
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
+    asyncio.run(all_())
 
 
 def samples(url: str) -> dict[str, float]:
@@ -114,7 +107,7 @@ def test_a_known_load_is_seen_as_it_is(
         names = "joulegate_queue_requests", "joulegate_capacity_used_ratio", "joulegate_desired_replicas"
         return tuple(found[name] for name in names)  # type: ignore[return-value]
 
-    with held(gateway, requests):
+    with beside(partial(hold, gateway, requests)):
         until(lambda: seen() == pytest.approx((queued, used, wanted)))
         assert replicas(gateway) == wanted
     until(lambda: seen() == (0, 0.0, 1))

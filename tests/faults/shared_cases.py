@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.fakes.engine import DONE, LAST_CHUNK, ROLE, STREAM_HEAD, Line, Received, chunk, event
 from tests.faults.cases import CHAT, HELD, Seen
 from tests.faults.rig import PATIENCE, Answer, Gateway, Pending, Site, until
 from tests.redis_server import RedisServer
+from tests.threads import beside
 
 LEASE_TTL = 2.0
 TTFT, TPOT = 0.25, 0.1  # seconds: the objectives of what is asked here
@@ -128,28 +130,16 @@ def redis_stopped(site: Site, redis: RedisServer) -> Seen:
     return without_redis(site, lambda: redis.signal(signal.SIGSTOP), lambda: redis.signal(signal.SIGCONT))
 
 
-@contextlib.contextmanager
-def slowed(redis: RedisServer) -> Iterator[None]:
+def slow(redis: RedisServer, ends: threading.Event) -> None:
     """It answers in short moments only; the gateways wait for a quarter of a second."""
-    ends = threading.Event()
-
-    def run() -> None:
-        while not ends.wait(0.02):
-            redis.signal(signal.SIGSTOP)
-            ends.wait(0.2)
-            redis.signal(signal.SIGCONT)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
+    while not ends.wait(0.02):
+        redis.signal(signal.SIGSTOP)
+        ends.wait(0.2)
+        redis.signal(signal.SIGCONT)
 
 
 def redis_slow(site: Site, redis: RedisServer) -> Seen:
-    with burst(site.gateways) as load, slowed(redis):
+    with burst(site.gateways) as load, beside(partial(slow, redis)):
         until(lambda: all(len(answers) >= ENOUGH for answers in load.answers.values()))
     failed = [one for gateway in site.gateways for one in load.failures(gateway)]
     assert not failed, failed[:3]
@@ -199,20 +189,10 @@ class Standstill:
 
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> "Standstill":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ends.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
+    def watch(self, ends: threading.Event) -> None:
         start = time.monotonic()
-        while not self._ends.wait(self.STEP):
+        while not ends.wait(self.STEP):
             end = time.monotonic()
             if end - start > self.LONG:
                 self._spans.append((start + self.STEP, end))
@@ -258,7 +238,8 @@ def killed(site: Site, chosen: Callable[[Site], Gateway]) -> Seen:
 def bereft(site: Site, gone: Gateway, others: Sequence[Gateway]) -> tuple[list[bool], float, float]:
     """Which answers of the survivors are in time once `gone` is killed; seconds until they have the clocks,
     and until they forget its load."""
-    with Standstill() as stood, burst(site.gateways) as load:
+    stood = Standstill()
+    with beside(stood.watch), burst(site.gateways) as load:
         theirs = [load.answers[name_of(gateway)] for gateway in others]
         before = [len(answers) for answers in theirs]
         start = time.monotonic()
@@ -277,7 +258,8 @@ def bereft(site: Site, gone: Gateway, others: Sequence[Gateway]) -> tuple[list[b
 
 def undisturbed(gateways: Sequence[Gateway]) -> list[bool]:
     """Which answers are in time where these replicas have the same load, and nothing happens."""
-    with Standstill() as stood, burst(gateways) as load:
+    stood = Standstill()
+    with beside(stood.watch), burst(gateways) as load:
         until(lambda: all(len(answers) >= ENOUGH for answers in load.answers.values()))
     return [stood.in_time(one) for answers in load.answers.values() for one in answers]
 

@@ -188,6 +188,15 @@ def test_the_picture_is_well_formed_and_shows_every_row(
         assert 0.0 <= float(dot.getAttribute("cy")) <= 300.0
 
 
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("latency", "length"):
+        words = ["evaluate", kind, "--data", str(tmp_path / "absent"), "--plot", str(tmp_path)]
+        assert run(words, COMMANDS) == 2
+        assert f"cannot write {tmp_path}: it is a folder" in capsys.readouterr().err
+
+
 def test_one_clock_and_no_power_are_learned_as_far_as_they_go(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

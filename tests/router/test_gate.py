@@ -262,11 +262,23 @@ async def test_a_prompt_that_no_engine_takes_keeps_nobody_waiting_for_an_empty_c
     house = House(instances=1, slots=8)
     [member] = house.members
     member.law.limits = Limits(kv_capacity=1000)
-    house.fleet.models["m"].longest = 500
+    member.status.context = 500
+    house.fleet.models["m"].hear_contexts()
     async with house.gate.admit(house.request()), house.gate.admit(house.request(input_chars=10**7)) as slot:
         assert slot.endpoint.name == "i0"
         [_, flight] = member.law.book.flights.values()
         assert flight.input_tokens == 500
+
+
+def test_the_longest_context_of_a_model_is_that_of_any_engine_that_says_one() -> None:
+    house = House(instances=3)
+    model, heard = house.fleet.models["m"], list[int | None]()
+    for contexts in ((None, None, None), (4096, None, 8192), (4096, None, None)):
+        for member, context in zip(house.members, contexts, strict=True):
+            member.status.context = context
+        model.hear_contexts()
+        heard.append(model.longest)
+    assert heard == [None, 8192, 4096]
 
 
 async def test_a_draining_gateway_takes_nobody_new() -> None:

@@ -180,6 +180,19 @@ async def test_the_context_of_its_model_is_read_where_it_says_it(said: object, c
         assert it.status.context == context
 
 
+async def test_whoever_sends_requests_is_told_of_another_context_and_of_nothing_else() -> None:
+    def said(tokens: int) -> bytes:
+        return orjson.dumps({"data": [{"id": "m", "max_model_len": tokens}]})
+
+    site = Site(said(4096))
+    async with watched(site) as it:
+        await it.probe()
+        site.models = said(8192)
+        await it.probe(after=LOOK_AGAIN)
+        await it.probe(after=LOOK_AGAIN)
+        assert (it.status.context, it.changes) == (8192, 2)
+
+
 async def test_it_is_asked_now_and_then_not_with_each_probe() -> None:
     site = Site(page("m"))
     async with watched(site) as it:
