@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from joulegate.domain import Objectives, Size
+from joulegate.student import student
 from simulator.histogram import Histogram
 from simulator.score import Score, total
 from simulator.spread import Spread, together
@@ -74,11 +75,13 @@ class Pooled:
     def attainment_5x(self) -> float | None:
         return None if self.score.fives is None else 100.0 * (self.score.fives / self.score.requests)
 
-    def spread(self, name: Literal["ttft", "e2e"]) -> Spread:
-        return self.score.e2e if name == "e2e" else together(self.score.ttft)
+    def spread(self, name: Literal["ttft", "tpot", "e2e"]) -> Spread:
+        if name == "ttft":
+            return together(self.score.ttft)
+        return self.score.tpot if name == "tpot" else self.score.e2e
 
     def p99(self, name: Literal["tpot", "e2e"]) -> float:
-        return (self.score.tpot if name == "tpot" else self.score.e2e).quantile(0.99)
+        return self.spread(name).quantile(0.99)
 
     def ttft_p99(self, size: Size) -> float | None:
         values = self.score.ttft[size]
@@ -112,14 +115,8 @@ def saving_ci(policy: Pooled, baseline: Pooled) -> tuple[float, float] | None:
     if len(pairs) < 2:
         return None
     mean, deviation = float(np.mean(pairs)), float(np.std(pairs, ddof=1))
-    reach = _student(len(pairs) - 1) * deviation / len(pairs) ** 0.5
+    reach = student(len(pairs) - 1) * deviation / len(pairs) ** 0.5
     return mean - reach, mean + reach
-
-
-def _student(freedom: int) -> float:
-    """97.5 % point of Student's t."""
-    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.4 / freedom
 
 
 def why_not(policy: Pooled, baseline: Pooled) -> list[str]:

@@ -35,6 +35,7 @@ def document(result: Comparison, wall: float) -> dict[str, Any]:
         "scale": round(bench.factor, 5),
         "sustainable_per_s": None if bench.sustained is None else round(bench.sustained.rate, 4),
         "seeds": len(bench.cases),
+        "seeds_asked": bench.asked,
         "requests": baseline.score.requests,
         "wall_s": round(wall, 2),
         "baseline": "max-clock",
@@ -108,6 +109,8 @@ HEAD = (
     "policy",
     "saved %",
     "95 %",
+    "worst seed",
+    "swapped",
     "counts",
     "slowdown",
     "attained %",
@@ -124,24 +127,52 @@ def table(made: Mapping[str, Any]) -> str:
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    title = (
-        f"{made['scenario']} on {made['profile']}: {made['requests']} requests, {made['seeds']} seeds, "
-        f"{made['scale']} x trace, simulated"
-    )
-    notes = [f"{policy['name']}: {reason}" for policy in made["policies"] for reason in policy["why_not"]]
-    return "\n".join([title, *lines, *notes])
+    return "\n".join([f"{made['scenario']} on {made['profile']}: {terms(made)}", *lines, *notes(made)])
+
+
+def terms(made: Mapping[str, Any]) -> str:
+    """What was compared."""
+    few = f" (the rule asks for {made['seeds_asked']})" if made["seeds"] < made["seeds_asked"] else ""
+    seeds = f"{made['seeds']} seed{'s' if made['seeds'] > 1 else ''}{few}"
+    return f"{made['requests']} requests, {seeds}, {made['scale']} x trace, simulated"
+
+
+def notes(made: Mapping[str, Any]) -> list[str]:
+    """Why a saving does not count."""
+    found = []
+    for policy in made["policies"]:
+        found += [f"{policy['name']}: {reason}" for reason in policy["why_not"]]
+        halves = policy["swapped"] or {"why_not": ()}
+        found += [f"{policy['name']}, halves swapped: {reason}" for reason in halves["why_not"]]
+    return found
 
 
 def _row(policy: Mapping[str, Any]) -> tuple[str, ...]:
-    interval, ttft = policy["saving_ci_pct"], policy["ttft_p99_s"]
+    interval = policy["saving_ci_pct"]
     return (
         policy["name"],
         f"{policy['saving_pct_released']:.1f}",
         "" if interval is None else f"{interval[0]:.1f}..{interval[1]:.1f}",
+        f"{policy['worst_seed_saving_pct']:.1f}",
+        other_half(policy),
         "yes" if policy["counts"] else "no",
         f"{policy['slowdown_p50_e2e']:.2f}",
         f"{policy['attainment_pct']:.2f}",
-        "/".join("-" if ttft[size.name] is None else f"{ttft[size.name] * 1e3:.0f}" for size in Size),
+        first_tokens(policy),
         f"{policy['tpot_p99_s'] * 1e3:.0f} ms",
         f"{policy['clock_changes_per_min']:.0f}",
     )
+
+
+def other_half(policy: Mapping[str, Any]) -> str:
+    """What is saved with the halves swapped; empty: not run."""
+    halves = policy["swapped"]
+    if halves is None:
+        return ""
+    return f"{halves['saving_pct_released']:.1f}" + ("" if halves["counts"] else " (no)")
+
+
+def first_tokens(policy: Mapping[str, Any]) -> str:
+    """P99 of TTFT by input size, ms."""
+    ttft = policy["ttft_p99_s"]
+    return "/".join("-" if ttft[size.name] is None else f"{ttft[size.name] * 1e3:.0f}" for size in Size)

@@ -24,7 +24,7 @@ from simulator.cluster import Cluster, Knowledge, Laws, Setup, run_fixed
 from simulator.costs import EngineCosts
 from simulator.engine import Engine
 from simulator.jobs import Job
-from simulator.results import Pooled, Run, saving_ci, saving_pct, why_not
+from simulator.results import Pooled, Run, saving_pct
 from simulator.scaling import Elastic, Scaling
 from simulator.score import Ended, Everyone, Scorer
 from simulator.station import limits_of
@@ -232,51 +232,6 @@ def test_pools_that_cost_more_apart_share_their_instances_and_nobody_is_lost() -
     assert shared.instances[-1] < 3
     again, _ = divided(elastic)
     assert (again.joules_released, again.span) == (shared.joules_released, shared.span)
-
-
-# -- counting
-
-
-def results() -> Ended:
-    return each_fixed(load(200), setup(), 1980.0)
-
-
-def pooled(each: Ended) -> Pooled:
-    """A run in which this became of the requests, at the joules of maximum clock."""
-    scorer = Scorer(AIMS, Cuts())
-    scorer.add(each)
-    return Pooled((replace(run_fixed(load(200), setup(), 1980.0), score=scorer.score),))
-
-
-def test_a_run_counts_against_itself() -> None:
-    once = pooled(results())
-    assert why_not(once, once) == []
-
-
-def test_late_first_tokens_a_lost_request_and_long_gaps_each_keep_a_saving_from_counting() -> None:
-    each = results()
-    baseline = pooled(each)
-    lost = each.ttft.copy()
-    lost[: len(lost) // 50] = np.inf
-    late = pooled(replace(each, ttft=lost, tpot=np.where(np.isinf(lost), np.inf, each.tpot)))
-    assert any(reason.startswith("attainment") for reason in why_not(late, baseline))
-    slow = pooled(replace(each, ttft=each.ttft + 0.5))
-    assert any("P99 TTFT of S" in reason for reason in why_not(slow, baseline))
-
-
-def test_energy_is_per_served_token() -> None:
-    each = results()
-    lost = each.ttft.copy()
-    lost[: len(lost) // 2] = np.inf
-    assert saving_pct(pooled(replace(each, ttft=lost)), pooled(each)) < -50.0
-
-
-def test_the_interval_of_equal_savings_is_narrow_and_holds_them() -> None:
-    runs = [run_fixed(load(200, seed=s), setup(), 1980.0) for s in range(3)]
-    cheaper = [replace(run, joules_released=0.7 * run.joules_released) for run in runs]
-    interval = saving_ci(Pooled(tuple(cheaper)), Pooled(tuple(runs)))
-    assert interval is not None
-    assert interval == pytest.approx((30.0, 30.0), abs=1e-6)
 
 
 def test_what_is_in_the_prefix_cache_is_not_read_again() -> None:

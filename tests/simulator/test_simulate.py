@@ -2,21 +2,24 @@
 
 import json
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from joulegate.cli import COMMANDS, run
+from joulegate.domain import Cuts
 from joulegate.errors import UserError
 from joulegate.settings.load import load
 from joulegate.settings.scenario import POLICIES, Scenario
 from simulator.cluster import Setup
 from simulator.costs import EngineCosts
-from simulator.scenario import objectives_of
-from simulator.simulate import Request, changed, read_profile, simulate_all
+from simulator.scenario import MAX_SEEDS, MIN_SEEDS, objectives_of, prepare
+from simulator.simulate import Request, changed, read_profile, recipe_of, simulate_all
 from simulator.spool import read_load
 from simulator.sustain import sustainable
+from simulator.workload import by_input
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KEYS = set(
@@ -74,24 +77,86 @@ def test_a_scenario_gives_every_figure_of_every_policy(scenario: Path) -> None:
     assert slowed["slowdown_p50_e2e"] <= max(1.2, joulegate["slowdown_p50_e2e"])
 
 
+class Report(HTMLParser):
+    """What a reader of an HTML report sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.pictures = dict[str, list[tuple[float, float]]]()  # points by title
+        self.elements = set[str]()
+        self.cells = list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.elements.add(tag)
+        if tag == "svg":
+            self._points = self.pictures[str(given["aria-label"])] = []
+            *_, self._width, self._height = map(float, str(given["viewbox"]).split())
+        numbers = (
+            [f"{given['cx']},{given['cy']}"] if tag == "circle" else str(given.get("points", "")).split()
+        )
+        for x, _, y in (pair.partition(",") for pair in numbers):
+            assert 0.0 <= float(x) <= self._width, "inside the picture"
+            assert 0.0 <= float(y) <= self._height, "inside the picture"
+            self._points.append((float(x), float(y)))
+
+    def handle_data(self, data: str) -> None:
+        self.cells.append(data)
+
+
 def test_the_command_prints_json_and_writes_a_report_without_links_or_scripts(
     scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    words = ["simulate", str(scenario), "--policy", "joulegate", "--seeds", "1", "--json", "--out", str(out)]
-    assert run(words, COMMANDS) == 0
+    words = ["simulate", str(scenario), "--policy", "joulegate", "--policy", "multi-pool", "--seeds", "1"]
+    assert run([*words, "--json", "--out", str(out)], COMMANDS) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["policies"][1]["swapped"].keys() >= {"saving_pct_released", "counts"}
-    [report] = out.glob("*.html")
-    text = report.read_text()
-    assert "simulated" in text
-    assert "<svg" in text
-    for picture in ("Power", "Instances on", "Time at or below a clock", "TTFT", "End to end", "slowdown"):
-        assert picture in text
-    assert "<script" not in text
+    [path] = out.glob("*.html")
+    text = path.read_text()
     assert "http" not in text
+    report = Report(text)
+    assert not report.elements & {"script", "link", "img", "iframe"}
+    assert [*report.pictures] == [
+        "Power, first seed",
+        "Instances on, first seed",
+        "Time at or below a clock",
+        "Attainment by requests (dot) and output tokens (ring)",
+        "TTFT",
+        "TPOT",
+        "End to end",
+        "Saving against slowdown",
+    ]
+    assert all(len(points) >= 2 for points in report.pictures.values())
+    for policy in made["policies"]:
+        assert policy["name"] in report.cells
+        figures = (
+            policy["saving_pct_released"],
+            policy["attainment_tokens_pct"],
+            policy["worst_seed_saving_pct"],
+        )
+        assert {f"{figures[0]:.1f}", f"{figures[1]:.2f}", f"{figures[2]:.1f}"} <= set(report.cells)
+    far = made["policies"][2]
+    assert far["saving_pct_released"] < -100.0, "nine pools for what one instance serves"
+    assert any("multi-pool" in cell and cell.endswith("(below)") for cell in report.cells)
     [saved] = out.glob("*.json")
     assert json.loads(saved.read_text()) == made
+
+
+def test_too_few_seeds_are_said_and_as_many_as_the_rule_asks_for_are_used_unless_that_is_too_many(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", str(scenario), "--policy", "max-clock", "--seeds", "1"], COMMANDS) == 0
+    assert "1 seed (the rule asks for " in capsys.readouterr().out
+    scenario.write_text(scenario.read_text().replace("seeds: 2\n", ""))
+    for scale, seeds in ((1.0, MAX_SEEDS), (30.0, None), (200.0, MIN_SEEDS)):
+        settings = changed(load(scenario, Scenario), Request(scenario, scale=scale))
+        recipe, profile = recipe_of(settings, tmp_path), read_profile(settings.profile)
+        bench = prepare(settings, recipe, Setup((EngineCosts(profile),), objectives_of(settings)), (), None)
+        fewest = min(by_input(bench.cases[0].score, Cuts()))
+        assert len(bench.cases) == (seeds or bench.asked)
+        assert bench.asked == MIN_SEEDS or (bench.asked - 1) * fewest < 2000 <= bench.asked * fewest
 
 
 def test_every_policy_runs_on_a_fleet_and_gives_every_figure(tmp_path: Path) -> None:
