@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
-from control.projection import Crowd, Dues, Load, Pace, Stretch, crowd, drain, dues, ends_met, peak_kv
+from control.projection import Crowd, Dues, Load, Pace, Stretch, crowd, dues, ends_met, peak_kv, within_reach
 from control.state import NO_ROOM, Flight, Instance, Room
 from joulegate.domain import EngineModel, Objectives
 from joulegate.units import MegaHertz, Seconds
@@ -210,7 +210,8 @@ def _case(
         started += 0.5 * current.step  # the iteration that is under way, half of it on average
     elif due.tokens > chunk:
         started = max(started, now - current.full)
-    stretches = drain(book) if objectives.e2e is not None else ()
+    share = min(0.8, outlook.prompt_share)
+    stretches = within_reach(book, fastest, started, share) if objectives.e2e is not None else ()
     return _Case(
         instance=instance,
         model=model,
@@ -222,7 +223,7 @@ def _case(
         guard=1.0 + instance.model_error,
         switch=rules.switch if instance.switch is None else instance.switch,
         full_chunks=outlook.full_chunks,
-        share=min(0.8, outlook.prompt_share),
+        share=share,
         step_limit=_step_limit(objectives, fastest),
         fastest=fastest,
         now=now,
@@ -318,11 +319,7 @@ def _short_in_time(case: _Case, clock: MegaHertz) -> bool:
 
 
 def _ends_in_time(case: _Case, clock: MegaHertz) -> bool:
-    if not case.stretches:
-        return True
-    pace = case.pace(clock)
-    start = Seconds(case.start + pace.prompts(case.load.prompt_tokens))
-    return ends_met(case.stretches, pace, case.fastest, start, case.guard, case.share)
+    return ends_met(case.stretches, case.pace(clock), case.start, case.guard, case.share)
 
 
 _TESTS = {

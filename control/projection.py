@@ -11,15 +11,16 @@ iterations and the earliest deadline in each matter (`Dues`).
 
 Missing input: a length that has been outrun is guessed anew (`Flight.remaining`), capacity goes by q90 and
 then by the request's own cap; requests of others are not in the scoreboard, and the governor scales the
-batch up by the engine's own gauge. Beside the simulated engine, lengths known: batch 0.00 %, peak of KV
-0.08 %, time to drain 0.09 % off, or 5 % too long in SEGMENTS stretches (throttLL'eM: 0.19 % and 2.26 %).
+batch up by the engine's own gauge. Beside the simulated engine (`scripts/bench projection`), lengths known:
+batch 0.00 %, peak of KV 0.09 %, time to drain 0.32 % off, or 4 % too long in SEGMENTS stretches; lengths
+predicted: 17, 2.8 and 17 % (throttLL'eM, lengths known: batch 0.19 %, KV 2.26 %).
 
 Two KV figures (reference: control laws): the contexts *read* per step decide latency (`LoadBook.context`),
 the tokens *held* decide capacity (`peak_kv`).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from control.state import Flight, LoadBook, PeerPrompts
 from joulegate.domain import Batch, EngineModel
@@ -68,6 +69,11 @@ class Pace:
     def of(self, decoding: float, context: float) -> float:
         """One decode step of another batch at this clock."""
         return self._model.iteration_time(Batch(int(decoding + 0.999), context), self._clock) * self._factor
+
+    @property
+    def queued(self) -> float:
+        """Until all prompts of the load are prefilled."""
+        return self.prompts(self._load.prompt_tokens)
 
     def prompts(self, tokens: float) -> float:
         """Until the last of so many queued prompt tokens is prefilled."""
@@ -146,49 +152,70 @@ class Stretch:
     steps: float
     decoding: int
     context: float
-    due: float  # earliest E2E deadline of the requests that end with it; inf: none
+    ends: tuple[tuple[float, float], ...]  # (steps of the stretch until a request ends, when that is due)
 
 
 def drain(book: LoadBook, segments: int = SEGMENTS) -> tuple[Stretch, ...]:
     """How the sequences in flight will end, in at most `segments` stretches of constant batch.
 
-    Every sequence of a stretch is taken to end at its end, so the batch is never under-stated.
+    The batch of a stretch is as large to its end as at its start, so it is never under-stated.
     """
-    flights = sorted(book.flights.values(), key=lambda f: f.remaining)
+    flights = sorted(((f.remaining, f) for f in book.flights.values()), key=lambda one: one[0])
     alive = len(flights)
     if not alive:
         return ()
-    context = sum(f.input_tokens + f.tokens_out for f in flights)
+    context = sum(f.input_tokens + f.tokens_out for _, f in flights)
     size = -(-alive // segments)
     stretches: list[Stretch] = []
     done = 0.0
     for first in range(0, alive, size):
         group = flights[first : first + size]
-        end = group[-1].remaining
-        due = min((f.arrived + f.e2e for f in group if f.e2e is not None), default=float("inf"))
+        end = group[-1][0]
+        ends = tuple((left - done, f.arrived + f.e2e) for left, f in group if f.e2e is not None)
         left = alive - first
         steps = end - done
-        stretches.append(Stretch(steps, left, context + 0.5 * left * steps, due))
-        context += left * steps - sum(f.input_tokens + f.tokens_out + end for f in group)
+        stretches.append(Stretch(steps, left, context + 0.5 * left * steps, ends))
+        context += left * steps - sum(f.input_tokens + f.tokens_out + end for _, f in group)
         done = end
     return tuple(stretches)
 
 
-def ends_met(
-    stretches: tuple[Stretch, ...], pace: Pace, fastest: Pace, start: Seconds, guard: float, share: float
-) -> bool:
-    """Every E2E deadline kept that `fastest` keeps: what is late at any clock is not worth a higher one.
+def within_reach(book: LoadBook, fastest: Pace, start: float, share: float) -> tuple[Stretch, ...]:
+    """How they will end, less what is late at any clock: a higher one is not worth it for that.
 
-    Decoding begins at `start`; `share` of the time goes to prompts of others.
+    Of the other ends those that bind: one that is due no sooner than a later one is kept with it. Queued
+    prompts are read from `start` on, then decoding begins; `share` of the time goes to prompts of others.
     """
-    at = best = float(start)
+    kept: list[Stretch] = []
+    at = start + fastest.queued
+    for stretch in drain(book):
+        step = _step(stretch, fastest, share)
+        soonest, ends = float("inf"), list[tuple[float, float]]()
+        for steps, due in reversed(stretch.ends):
+            if at + steps * step <= due < soonest:
+                soonest = due
+                ends.append((steps, due))
+        kept.append(replace(stretch, ends=tuple(ends)))
+        at += stretch.steps * step
+    return tuple(kept)
+
+
+def ends_met(stretches: tuple[Stretch, ...], pace: Pace, start: float, guard: float, share: float) -> bool:
+    """Whether all those ends are in time at this pace. guard: 1 + model error."""
+    if not stretches:
+        return True
+    at = start + pace.queued
     for stretch in stretches:
-        steps, context = stretch.steps / (1.0 - share), max(0.0, stretch.context)
-        at += steps * pace.of(stretch.decoding, context) * guard
-        best += steps * fastest.of(stretch.decoding, context)
-        if at > stretch.due >= best:
-            return False
+        step = _step(stretch, pace, share) * guard
+        for steps, due in stretch.ends:
+            if at + steps * step > due:
+                return False
+        at += stretch.steps * step
     return True
+
+
+def _step(stretch: Stretch, pace: Pace, share: float) -> float:
+    return pace.of(stretch.decoding, max(0.0, stretch.context)) / (1.0 - share)
 
 
 @dataclass(frozen=True, slots=True)

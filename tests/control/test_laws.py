@@ -15,7 +15,7 @@ from control.classify import classify, output_size, pool_for
 from control.floor import Demand, cheapest, going_price, settle
 from control.pick import pick
 from control.prices import PriceRules, Prices
-from control.projection import Load, Pace, crowd, drain, dues, ends_met, peak_kv
+from control.projection import Load, Pace, crowd, drain, dues, ends_met, peak_kv, within_reach
 from control.state import Flight, Instance, Limits, LoadBook, PoolRules, Room
 from control.twin import Twin, Twinned
 from control.verify import Action, VerifyRules, judge
@@ -133,7 +133,20 @@ def test_an_e2e_objective_asks_for_the_clock_that_keeps_it_if_there_is_one(times
     load = Load(10, 5_500.0, 0, 2048)
     slow, fast = Pace(MODEL, load, MODEL.clocks[0]), Pace(MODEL, load, MAX)
     flights = [flight(n, 500, 100, e2e=times * 99.0 * fast.step) for n in range(10)]
-    assert ends_met(drain(booked(*flights)), slow, fast, Seconds(0.0), 1.05, 0.0) is kept
+    assert in_time(flights, slow, fast) is kept
+
+
+def test_an_answer_that_is_due_first_is_not_given_up_for_longer_ones_beside_it() -> None:
+    load = Load(40, 22_000.0, 0, 2048)
+    slow, fast = Pace(MODEL, load, MODEL.clocks[0]), Pace(MODEL, load, MAX)
+    long = [flight(n, 500, 500, e2e=1000.0) for n in range(39)]
+    assert in_time(long, slow, fast)
+    assert not in_time([flight(39, 500, 395, e2e=1.1 * 394.0 * fast.step), *long], slow, fast)
+
+
+def in_time(flights: list[Flight], slow: Pace, fast: Pace) -> bool:
+    """Whether `slow` keeps every end that `fast` keeps."""
+    return ends_met(within_reach(booked(*flights), fast, 0.0, 0.0), slow, 0.0, 1.05, 0.0)
 
 
 @given(st.floats(0.0, 200_000.0), st.floats(0.0, 100.0), st.floats(0.0, 30.0))
