@@ -26,6 +26,9 @@ completion, cancel, tick.
 Fairness needs no quota (`control.tenants`): a tenant that asks for much more than the mean goes after the
 others and leaves them room; of other requests due within the same `fairness` seconds, the tenant with less in
 flight goes first.
+
+Missing input: where no instance has a model nobody is lost before the deadline has passed, and `Retry-After`
+goes by the pace of late; an engine whose clock was never decided gets 2,048 tokens of prompts at a time.
 """
 
 from bisect import bisect_left, insort

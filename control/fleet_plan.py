@@ -17,6 +17,7 @@ program stays small enough for 1,000 GPUs. `greedy` needs no solver: it covers e
 configuration per request and then replaces the last instance by a smaller one; where that takes too many
 GPUs, a price per GPU is raised until it does not. It is the first answer, the fallback and the check.
 Solving is the caller's business (`control.fleet_solver`, in a child process).
+Missing input: where a type has demand and no configuration, or the GPUs are too few, there is no plan (None).
 """
 
 from collections.abc import Mapping, Sequence

@@ -13,6 +13,9 @@ no other has room.
 
 A session stays where its prefix is cached while that instance keeps its objectives: a lost prefix costs
 more energy than a better-fitting batch saves (reference: control laws).
+
+Missing input: limits that are not known do not bind. An instance on which nothing was decided yet has no
+`Room`, so it gets a request only where no other has any, the least loaded first.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,6 +4,7 @@ Theory of operation (papers §1.4, §2.7). A kind of instance (one engine profil
 parallelism) is *enough* for a load if at maximum clock its prompts take at most `prompt_share` of its time
 (above that, first tokens queue), its KV cache is at most `kv_share` full, a decode step is within TPOT, and
 the batch fits. How many of them run is `control.sizing`; which pools share them is `control.provision`.
+Missing input: limits that are not known do not bind; a kind without a model is left out by who asks.
 """
 
 from collections.abc import Callable, Mapping
