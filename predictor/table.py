@@ -27,6 +27,7 @@ from joulegate.units import MegaHertz, Seconds, Watts
 from predictor.physics import padding
 
 Corner: TypeAlias = "tuple[int, float]"  # where a row of a table (a value per column) begins, and its weight
+Work: TypeAlias = "tuple[int, float, int]"  # of a batch: sequences decoding, context, prompt tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,10 @@ class TableModel:
         self._clocks = tuple(MegaHertz(clock) for clock in tables.clocks)
         self._at = {float(clock): self._place(clock) for clock in tables.clocks}
         self._pads = padding(tables.graphs)
-        # A governor asks about one batch at many clocks: where that batch lies is worked out once.
-        self._time_of: tuple[Batch | None, list[Corner]] = (None, [])
-        self._power_of: tuple[Batch | None, list[Corner]] = (None, [])
+        # A governor asks about one batch at many clocks: where that batch lies is worked out once. By its
+        # figures, not the object: whoever asks makes one and changes it between two questions.
+        self._time_of: tuple[Work | None, list[Corner]] = (None, [])
+        self._power_of: tuple[Work | None, list[Corner]] = (None, [])
 
     @property
     def clocks(self) -> tuple[MegaHertz, ...]:
@@ -91,9 +93,10 @@ class TableModel:
     def iteration_time(self, batch: Batch, clock: float) -> Seconds:
         """Seconds one iteration takes when `clock` MHz is asked for; linear between supported clocks."""
         known, corners = self._time_of
-        if known is not batch:
+        work = (batch.decoding, batch.context_tokens, batch.prefill_tokens)
+        if known != work:
             corners = self._corners(batch, self._padded(batch.decoding), grow=True)
-            self._time_of = (batch, corners)
+            self._time_of = (work, corners)
         tables = self.tables
         seconds = _weigh(tables.times, corners, self._at.get(clock) or self._place(clock))
         return Seconds(seconds + tables.per_sequence * batch.decoding + self._attention(batch, clock))
@@ -101,9 +104,10 @@ class TableModel:
     def watts(self, batch: Batch, clock: float) -> Watts:
         """Watts per GPU while that iteration runs."""
         known, corners = self._power_of
-        if known is not batch:
+        work = (batch.decoding, batch.context_tokens, batch.prefill_tokens)
+        if known != work:
             corners = self._corners(batch, float(batch.decoding), grow=False)
-            self._power_of = (batch, corners)
+            self._power_of = (work, corners)
         return Watts(_weigh(self.tables.watts, corners, self._at.get(clock) or self._place(clock)))
 
     def curve(self, batch: Batch) -> tuple[list[float], list[float]]:

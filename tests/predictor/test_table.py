@@ -149,6 +149,16 @@ def test_another_batch_at_the_same_clock_is_not_mistaken_for_the_last_one() -> N
     assert model.watts(Batch(1, 100.0), 800) == 80.0
 
 
+def test_a_batch_that_was_changed_since_the_last_question_is_looked_up_anew() -> None:
+    times, watts, batch = random_table(11), random_table(12), Batch(2, 3000.0)
+    model, fresh = model_of(times, watts), model_of(times, watts)
+    model.iteration_time(batch, 800)
+    model.watts(batch, 800)
+    batch.decoding, batch.context_tokens, batch.prefill_tokens = 7, 6000.0, 1500
+    assert model.iteration_time(batch, 800) == fresh.iteration_time(replace(batch), 800)
+    assert model.watts(batch, 800) == fresh.watts(replace(batch), 800)
+
+
 def test_a_model_of_one_clock_says_the_same_at_every_clock() -> None:
     tables = Tables((1,), (1,), (0.0, 4.0), (0.0,), (0.0,), array("f", [0.1, 0.2]), array("f", [0.0, 0.0]),
                     0.0, 0.0, (), 0.0)  # fmt: skip
