@@ -31,6 +31,7 @@ from joulegate.units import MegaHertz, Seconds
 STALL = 2.0
 STALL_SHARE = 0.008  # of iterations
 SHORT_PROMPT = 256.0  # tokens of a prompt that may come while others are read and is due the soonest
+NEAR_BEST = 1.2  # times an iteration at maximum clock: so long a prompt may be read while others wait
 KV_SHARE = 0.95  # of the cache that a projection may fill: block rounding, and lengths beyond q90
 
 
@@ -76,7 +77,7 @@ class Outlook:
     prompt_share: float = 0.0  # share of engine time that prompts take, at the floor of the load
     queued: tuple[Flight, ...] = ()  # in the gateway, bound for this instance, in order
     short: float = 0.0  # output tokens that nearly every answer exceeds; 0: not known
-    near: float = 1.0  # times an iteration at maximum clock: a prompt being read may take so long for others
+    credit: bool = False  # fewer requests missed than may, of every objective
 
 
 @dataclass(slots=True)  # not frozen, like all that is made for every decision: that costs a third of one
@@ -161,7 +162,7 @@ class _Case:
     now: Seconds
     paces: dict[MegaHertz, Pace]  # worked out so far
     crowd: Crowd | None
-    near: float
+    credit: bool
 
     def pace(self, clock: MegaHertz) -> Pace:
         found = self.paces.get(clock)
@@ -229,7 +230,7 @@ def _case(
         now=now,
         paces={model.clocks[-1]: fastest, clock: current},
         crowd=crowd(load, outlook.short, crowded, current, now),
-        near=outlook.near,
+        credit=outlook.credit,
     )
 
 
@@ -251,9 +252,7 @@ def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHe
     if _overflows(case.instance):
         return clocks[-1], Reason.KV
     best = (clocks[0], Reason.IDLE)
-    floor = outlook.floor if outlook.floor is not None else clocks[-1]
-    if not rules.floor:
-        floor = clocks[0]
+    floor = (outlook.floor or clocks[-1]) if rules.floor else clocks[0]
     if case.instance.book.flights or case.load.decoding or case.due.tokens or outlook.floor is not None:
         best = (floor, Reason.LOAD)
     for reason, test in _TESTS.items():
@@ -293,14 +292,17 @@ def _prompts_in_time(case: _Case, clock: MegaHertz) -> bool:
 def _leaves_room(case: _Case, clock: MegaHertz) -> bool:
     """An iteration cannot be interrupted: whoever comes while it reads prompts waits for its end.
 
-    So it leaves a short prompt time to be read at maximum clock, or is `near` what maximum clock leaves.
+    So it leaves a short prompt time to be read at maximum clock, or takes NEAR_BEST times as long as there at
+    most. Without credit all that the engine has to read leaves that time, or is read as at maximum clock.
     """
     if not case.due.tokens:
         return True
-    read = min(case.due.tokens, case.load.chunk)
+    read, near = min(case.due.tokens, case.load.chunk), NEAR_BEST
+    if not case.credit:
+        read, near = max(read, case.instance.book.queued_tokens), 1.0
     limit = min(case.objectives.ttft) - case.fastest.iteration(min(SHORT_PROMPT, case.load.chunk))
-    limit = max(limit, case.near * case.guard * case.fastest.iteration(read))
-    return case.pace(clock).iteration(read) * case.guard <= limit
+    limit = max(limit, near * case.guard * case.fastest.prompts(read))
+    return case.pace(clock).prompts(read) * case.guard <= limit
 
 
 def _pauses_short(case: _Case, clock: MegaHertz) -> bool:

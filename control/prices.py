@@ -17,14 +17,14 @@ cost less than a jump after each burst and a long way back. So steps are small, 
 `credit`: misses allowed and not made, over the last `memory` requests. With credit a price falls faster;
 without, it falls only as fast as one that rests. At the start all of it is there, so the first descent is
 quick and the first burst ends it. Where more requests missed than may, a price is slow to help: hundreds more
-must end until it has risen. So without credit for attainment `control.steering` also has prompts read as
-fast as maximum clock would, where somebody who comes meanwhile would be late at any lower clock.
+must end until it has risen. So while any objective is without credit `control.steering` also has prompts read
+as fast as maximum clock would, where somebody who comes meanwhile would be late at any lower clock.
 
-What maximum clock would have missed too is not our doing. A late first token counts beyond the twin's own
-99th percentile, and only if the twin was not as late; where the twin uses up part of the 1 % itself, that
-much less is allowed: next to nothing where its 99th percentile is beyond the objective. Attainment counts
-the difference. Counting all misses would drive the clock to its maximum exactly when that does not help
-(reference: control laws).
+What maximum clock would have missed too is not our doing. Where the twin's own 99th percentile is over the
+objective, ours may be over it by as much again, a tenth (`LEEWAY`) at most; what is later counts, and only if
+the twin was not as late. Where the twin uses up part of the 1 % itself, that much less is allowed: next to
+nothing where its 99th percentile is just within the objective. Attainment counts the difference. Counting all
+misses would drive the clock to its maximum exactly when that does not help (reference: control laws).
 
 Missing input: a request without first token or twin teaches nothing; with nothing learned the price stays at
 `start`, and before a start is known there is no price and `control.governor` keeps maximum clock.
@@ -45,6 +45,7 @@ LATELY = 300  # requests over which a slowdown is noticed soon
 GRACE = 1.1  # times the slowdown allowed over these
 SHORT = 0.05  # share of answers that are shorter than `short_output`
 TAIL = 0.01  # share of requests that a P99 leaves out
+LEEWAY = 0.1  # of the twin's P99: how much later ours may be where maximum clock misses the objective
 LEAST_SHARE = 0.1  # of all requests: rarer kinds are weighed as if they were this frequent
 LEAST_BUDGET = 0.1  # of `late`: what is left where the twin uses up the whole tail
 
@@ -166,7 +167,8 @@ class _Late(_Share):
         rules = self._rules
         self.seen += 1
         self.twin.add(there)
-        limit = max(1.0, self.twin.at(1.0 - TAIL))
+        best = self.twin.at(1.0 - TAIL)
+        limit = max(1.0, best + min(best - 1.0, LEEWAY * best))
         self.allowed = max(LEAST_BUDGET, 1.0 - self.twin.beyond(limit) / TAIL)
         more = float(here > limit) - float(there > limit)
         if more:
@@ -213,8 +215,11 @@ class Prices:
 
     @property
     def credit(self) -> float:
-        """Requests that may miss beyond the twin's and did not, of those that may; below 0: more did."""
-        return self._attainment.credit
+        """Requests that may miss beyond the twin's and did not, of those that may; below 0: more did.
+
+        Of the objective where that is least.
+        """
+        return min(share.credit for share in self._shares())
 
     @property
     def slowdown(self) -> float:

@@ -46,7 +46,6 @@ ENDS_BY = 2.0  # E2E objectives, if longer: whoever misses one must have ended t
 FIRST_STRETCH = 1.1  # time in system over that at maximum clock, until the price has been learned
 LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
 LEAST_PRICE = 0.1  # of a busy GPU's watts, where slow clocks save next to nothing: it is bound to its start
-NEAR_BEST = 1.2  # times an iteration at maximum clock: prompts are read no closer while misses are in credit
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
 LEARN_EVERY = 1.0  # seconds between two lessons from requests that ended
 RANKED_FOR = 0.25  # seconds until the instances in rotation are counted anew where they are MANY
@@ -272,7 +271,7 @@ class Steering:
             prompt_share=floor.prompts if floor is not None else 0.0,
             queued=state.queue.every(peers, rank),
             short=state.prices.short_output,
-            near=NEAR_BEST if state.prices.credit >= 0.0 else 1.0,
+            credit=state.prices.credit >= 0.0,
         )
 
     def _ranks(self, state: PoolState, now: Seconds) -> Mapping[str, int]:

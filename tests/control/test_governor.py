@@ -259,18 +259,39 @@ def test_the_sentence_tells_tpot_expected_and_allowed() -> None:
     assert "of 100 expected with 14 running" in decision.sentence
 
 
+def reading(made: Instance, tokens: int, at: MegaHertz) -> float:
+    """Seconds until so many prompt tokens are read beside what is decoded."""
+    chunk = made.limits.chunk_budget
+    parts = [chunk] * (tokens // chunk) + [tokens % chunk]
+    beside = made.book.decoding, made.book.context
+    batches = (Batch(*beside, part, 0.5 * part * part) for part in parts if part)
+    return sum(MODEL.iteration_time(batch, at) for batch in batches)
+
+
 @settings(deadline=None)
-@given(contexts, st.lists(st.integers(1, 9000), min_size=1, max_size=6), st.sampled_from([1.0, 1.2, 1.5]))
-def test_an_iteration_leaves_room_for_a_short_prompt_or_is_close_to_the_best(
-    decoding: list[int], waiting: list[int], near: float
+@given(contexts, st.lists(st.integers(1, 9000), min_size=1, max_size=6), st.sampled_from([512, 2048, 8192]))
+def test_what_is_read_leaves_room_for_a_short_prompt_or_is_read_close_to_the_best(
+    decoding: list[int], waiting: list[int], chunk: int
+) -> None:
+    """With credit one iteration is looked at, without all that the engine has."""
+    made = instance(decoding, waiting)
+    made.limits = Limits(256, chunk, 440_000)
+    left = min(PLAIN.ttft) - reading(made, 256, MAX)
+    for credit, tokens, near in ((True, min(sum(waiting), chunk), 1.2), (False, sum(waiting), 1.0)):
+        chosen = clock(made, outlook=Outlook(floor=LOW, credit=credit))
+        limit = max(left, near * reading(made, tokens, MAX)) + 1e-3
+        assert chosen == MAX or reading(made, tokens, chosen) <= limit
+
+
+@settings(deadline=None)
+@given(contexts, prompts, st.sampled_from([512, 2048, 8192]))
+def test_without_credit_no_clock_is_lower_than_with_it(
+    decoding: list[int], waiting: list[int], chunk: int
 ) -> None:
     made = instance(decoding, waiting)
-    made.limits = Limits(256, 8192, 440_000)
-    chosen, read = clock(made, outlook=Outlook(floor=LOW, near=near)), min(sum(waiting), 8192)
-    batch = Batch(len(decoding), made.book.context, read, 0.5 * read * read)
-    left = min(PLAIN.ttft) - MODEL.iteration_time(Batch(len(decoding), made.book.context, 256), MAX)
-    best = MODEL.iteration_time(batch, MAX)
-    assert chosen == MAX or MODEL.iteration_time(batch, chosen) <= max(left, near * best) + 1e-3
+    made.limits = Limits(256, chunk, 440_000)
+    low, high = (clock(made, outlook=Outlook(floor=LOW, credit=credit)) for credit in (True, False))
+    assert low <= high
 
 
 @settings(deadline=None)

@@ -380,6 +380,42 @@ def test_where_the_twin_uses_up_the_tail_less_is_allowed() -> None:
     assert beside.level > made.level + 0.1
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.floats(1.02, 4.0), st.floats(0.1, 0.95))
+def test_where_maximum_clock_misses_an_objective_ours_may_be_as_much_later_again_a_tenth_at_most(
+    best: float, share: float
+) -> None:
+    """`best`: P99 at maximum clock; attainment allows whatever it misses itself."""
+    within, beyond = prices(), prices()
+    leeway = min(best - 1.0, 0.1 * best)
+    for _ in range(200):
+        within.observe(twinned(best + share * leeway, twin_late=best))
+        beyond.observe(twinned(best + leeway / share, twin_late=best))
+    assert within.price < 10.0 < beyond.price
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(0.1, 1.0), st.floats(1.001, 1.1))
+def test_where_maximum_clock_meets_an_objective_nobody_may_miss_it(best: float, late: float) -> None:
+    made = prices()
+    for _ in range(100):
+        made.observe(twinned(late, twin_late=best))
+    assert made.price > 10.0
+
+
+def test_credit_is_that_of_the_objective_that_has_least() -> None:
+    """Maximum clock misses more in all, ours one size of prompts."""
+    made = prices()
+    for n in range(400):
+        one = twinned(0.5, twin_late=1.5 if n % 40 == 0 else 0.1)
+        one.flight.type = RequestType(Size.L, Size.M)
+        made.observe(one)
+    assert made.credit >= 1.0
+    for n in range(100):
+        made.observe(twinned(1.5 if n % 20 == 0 else 0.5))
+    assert made.credit < 0.0
+
+
 def test_slowdown_beyond_the_limit_raises_the_price_and_within_it_lowers_it() -> None:
     slow, quick = prices(SLOWED), prices(SLOWED)
     for _ in range(300):
