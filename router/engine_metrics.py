@@ -20,8 +20,6 @@ class Gauges:
     kv_usage: float | None = None  # share of KV tokens in use, 0-1
     kv_capacity_tokens: int | None = None
     asleep: bool = False
-    drafted: float | None = None  # speculative decoding: tokens drafted and accepted so far
-    accepted: float | None = None
     started: float | None = None  # unix time at which its process began
 
 
@@ -40,8 +38,6 @@ def _vllm(page: bytes) -> Gauges:
         _samples(page, b"vllm:num_requests_waiting"),
     )
     kv = _samples(page, b"vllm:kv_cache_usage_perc")
-    drafted = _samples(page, b"vllm:spec_decode_num_draft_tokens_total")
-    accepted = _samples(page, b"vllm:spec_decode_num_accepted_tokens_total")
     awake = _samples(page, b"vllm:engine_sleep_state", b'sleep_state="awake"')
     started = _samples(page, b"process_start_time_seconds")
     return Gauges(
@@ -50,8 +46,6 @@ def _vllm(page: bytes) -> Gauges:
         kv_usage=max(kv) if kv else None,
         kv_capacity_tokens=_kv_tokens(page),
         asleep=bool(awake) and max(awake) == 0.0,
-        drafted=sum(drafted) if drafted else None,
-        accepted=sum(accepted) if accepted else None,
         started=max(started) if started else None,
     )
 
