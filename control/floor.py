@@ -11,6 +11,10 @@ n prompt tokens a request, the batch settles where it produces tokens as fast as
     watts(f) = lambda t(B, K, n) P(B, K, n) + (rho - lambda t(B, K, n)) P(B, K, 0) + (1 - rho) P_idle
 
 Prompts queue for the engine as in an M/M/1 of load w = lambda t(B, K, n), w / (1 - w) of them on average.
+Prompts so small that SMALL of them fit one iteration do not wait for one each: those that came during one
+share the next, g = lambda t(B, K, g n) of them, and g / (1 - r) queue, where r is the share of the time that
+they take by themselves. One iteration each would be more than there is time for where an engine serves many
+short prompts with ease, and the answer maximum clock.
 By Little's law B + w / (1 - w) requests in the system are lambda times the mean E2E: adding `price * B`
 (watts per request in the system) trades energy against delay at the same rate at every load. That is how a
 limit on slowdown is kept where it costs least: slow clocks at low load, where few requests wait, fast ones
@@ -29,6 +33,7 @@ from joulegate.domain import Batch, EngineModel
 from joulegate.units import MegaHertz
 
 ROUNDS = 4  # of the fixed point; it contracts by lambda o dt/dB, under 0.5 below saturation
+SMALL = 4  # prompts that fit one iteration
 STRIDE = 6  # coarse search over every sixth clock, then the neighbours of the best
 STEP = 45.0  # MHz from one clock to the next that is tried around the last floor, if there are so many
 SPAN = 105.0  # MHz over which the watts that a clock saves are taken
@@ -50,7 +55,7 @@ class Steady:
 
     in_system: float
     watts: float
-    prompts: float  # share of the time that iterations with prompts take
+    prompts: float  # share of the time that iterations with prompts take; if they are SMALL, prompts alone
 
 
 def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, factor: float = 1.0) -> Steady:
@@ -58,6 +63,8 @@ def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, fac
     unstable = Steady(float("inf"), float("inf"), 1.0)
     prompt_tokens, iterations = _prompt_batch(demand, chunk)
     each = demand.context_tokens + 0.5 * demand.output_tokens
+    small = SMALL * prompt_tokens <= chunk
+    most, together = chunk / prompt_tokens if small else 1.0, 1.0  # prompts in one iteration
     prompts_per_s, tokens_per_s = demand.rate * iterations, demand.rate * demand.output_tokens
     plain = Batch()
     with_prompt = Batch(0, 0.0, prompt_tokens, 0.5 * prompt_tokens * prompt_tokens)
@@ -65,20 +72,25 @@ def settle(model: EngineModel, demand: Demand, clock: MegaHertz, chunk: int, fac
     for _ in range(ROUNDS):
         _fill(max(1.0, batch / busy), each, plain, with_prompt)
         step = model.iteration_time(plain, clock) * factor
-        extra = prompts_per_s * (model.iteration_time(with_prompt, clock) * factor - step)
+        extra = prompts_per_s / together * (model.iteration_time(with_prompt, clock) * factor - step)
         if extra >= 0.95:
             return unstable
+        if small:
+            together = min(most, max(1.0, prompts_per_s * step / (1.0 - extra)))
+            _read(with_prompt, prompt_tokens * together)
         batch = min(4096.0, tokens_per_s * step / (1.0 - extra))
         busy = max(1e-6, 1.0 - exp(-batch))
     if batch >= 4096.0:
         return unstable
     _fill(max(1.0, batch / busy), each, plain, with_prompt)
     work = prompts_per_s * model.iteration_time(with_prompt, clock) * factor
-    if work >= 0.95:
+    if work >= 0.95 * most:
         return unstable
-    prompts = min(busy, work)
+    prompts = min(busy, work / together)
     watts = prompts * model.watts(with_prompt, clock) + (busy - prompts) * model.watts(plain, clock)
-    return Steady(batch + work / (1.0 - work), watts + (1.0 - busy) * model.idle_watts, prompts)
+    watts += (1.0 - busy) * model.idle_watts
+    load, share = (extra, extra) if small else (work, prompts)
+    return Steady(batch + work / (1.0 - load), watts, share)
 
 
 def cheapest(
@@ -142,6 +154,11 @@ def _prompt_batch(demand: Demand, chunk: int) -> tuple[int, float]:
     """(tokens of one prompt iteration, such iterations per request)."""
     n = max(1.0, demand.input_tokens)
     return (int(n), 1.0) if n <= chunk else (chunk, n / chunk)
+
+
+def _read(with_prompt: Batch, tokens: float) -> None:
+    with_prompt.prefill_tokens = int(tokens)
+    with_prompt.prefill_attention = 0.5 * tokens * tokens
 
 
 def _fill(running: float, each: float, plain: Batch, with_prompt: Batch) -> None:
