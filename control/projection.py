@@ -12,7 +12,7 @@ iterations and the earliest deadline in each matter (`Dues`).
 Missing input: a length that has been outrun is guessed anew (`Flight.remaining`), capacity goes by q90 and
 then by the request's own cap; requests of others are not in the scoreboard, and the governor scales the
 batch up by the engine's own gauge. Beside the simulated engine (`scripts/bench projection`), lengths known:
-batch 0.00 %, peak of KV 0.09 %, time to drain 0.32 % off, or 4 % too long in SEGMENTS stretches; lengths
+batch 0.00 %, peak of KV 0.09 %, time to drain 0.30 % off, or 4 % too long in SEGMENTS stretches; lengths
 predicted: 17, 2.8 and 17 % (throttLL'eM, lengths known: batch 0.19 %, KV 2.26 %).
 
 Two KV figures (reference: control laws): the contexts *read* per step decide latency (`LoadBook.context`),
