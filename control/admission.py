@@ -101,6 +101,7 @@ class PoolQueue:
     granted_at: float | None = None  # the last grant, if some have waited since
     caution: float = 1.0
     first_after: float = 0.0  # seconds from a grant to the first token, where the last one went
+    apart: bool = False  # long answers are kept from where long prompts are read (`control.pick`)
     _serial: int = 0
     _places: dict[str, Entry] = field(default_factory=dict)  # by flight
     _light: list[Entry] = field(default_factory=list)  # of `waiting`, those of tenants that are not heavy
@@ -269,12 +270,12 @@ def place(flight: Flight, tiers: Sequence[Tier], rng: Rng, now: Seconds, share: 
             continue  # it has its own to serve first
         if held_back(flight, tier):
             continue
-        chosen = _chosen(flight, tier.instances, rng, now, share)
+        chosen = _chosen(flight, tier, rng, now, share)
         if chosen is None:
             continue
         if tier.queue is queue and _too_soon(flight, chosen.instance, tier, now):
             return None
-        chosen.instance.book.send(flight, now)
+        chosen.instance.send(flight, now)
         return Grant(flight, chosen.instance, chosen.reason)
     return None
 
@@ -289,16 +290,15 @@ def _too_soon(flight: Flight, instance: Instance, home: Tier, now: Seconds) -> b
     return waits_for_clock(flight, tokens / len(home.instances), instance, now)
 
 
-def _chosen(
-    flight: Flight, instances: Sequence[Instance], rng: Rng, now: Seconds, share: float
-) -> Pick | None:
+def _chosen(flight: Flight, tier: Tier, rng: Rng, now: Seconds, share: float) -> Pick | None:
     """Of those that take prompts now."""
+    instances, apart = tier.instances, tier.queue.apart
     if len(instances) > MANY and not flight.session:
         lucky = drawn(flight, instances, rng, share)
         if lucky is not None and takes_prompts(lucky, now):
             return Pick(lucky, "no rise")
     open_ = [i for i in instances if i.book.queued_tokens < i.prompt_window or takes_prompts(i, now)]
-    return pick(flight, open_, rng, share) if open_ else None
+    return pick(flight, open_, rng, share, apart) if open_ else None
 
 
 def held_back(flight: Flight, tier: Tier) -> bool:

@@ -8,6 +8,12 @@ candidate costs a few comparisons and no model call. Of the candidates two are d
 taken: several gateways with the same snapshot then do not all choose the same instance. `share` is 1/R of
 the headroom for one of R gateways.
 
+Where prompts often fill whole iterations and sequences are few (`apart`, `control.steering` says when), those
+that meet all without a rise are looked at one by one, and the one where the request makes the fewest pauses
+takes it (`pauses`); of equal ones the fullest. A full iteration is a pause of every stream that decodes
+beside it, and what keeps pauses short is a higher clock. So long answers gather where long prompts seldom
+come, and an instance left to long prompts has nobody to stop and reads them at the slowest clock.
+
 An instance that failed its last request, or whose GPUs are near a thermal or power limit, gets one only if
 no other has room.
 
@@ -21,7 +27,7 @@ Missing input: limits that are not known do not bind. An instance on which nothi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from control.state import Flight, Instance, Room
+from control.state import FILLED_MEMORY, Flight, Instance, Room
 
 Rng = Callable[[int], int]  # n -> integer in [0, n)
 
@@ -32,9 +38,14 @@ class Pick:
     reason: str
 
 
-def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float = 1.0) -> Pick | None:
-    """One of `candidates` (already able to serve the model); None: no free slot anywhere."""
-    if not flight.session and (lucky := drawn(flight, candidates, rng, share)) is not None:
+def pick(
+    flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float = 1.0, apart: bool = False
+) -> Pick | None:
+    """One of `candidates` (already able to serve the model); None: no free slot anywhere.
+
+    apart: long answers are kept from where long prompts are read.
+    """
+    if not apart and not flight.session and (lucky := drawn(flight, candidates, rng, share)) is not None:
         return Pick(lucky, "no rise")
     able = _able(flight, candidates)
     calm: list[Instance] = []
@@ -49,6 +60,8 @@ def pick(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float 
         return None
     if flight.session and (home := _home(flight.session, (*calm, *fast))) is not None:
         return Pick(home, "session")
+    if calm and apart:
+        return Pick(min(calm, key=lambda instance: pauses(flight, instance)), "no rise")
     if calm:
         return Pick(_of_two(calm, rng, fullest=True), "no rise")
     if fast:
@@ -108,6 +121,17 @@ def drawn(flight: Flight, candidates: Sequence[Instance], rng: Rng, share: float
         if not within(instance, instance.at_clock, tokens, share):
             return None
     return _better(*pair, fullest=True)
+
+
+def pauses(flight: Flight, instance: Instance) -> tuple[float, float]:
+    """Pauses of a whole iteration, in sequences, that sending it there makes; of equal ones the fullest.
+
+    It stops whoever decodes there while its own prompt fills iterations, and is stopped by prompts that come
+    while it stays, as often as they have been coming: it stays no longer than its TPOT objective allows.
+    """
+    own = flight.uncached_tokens // instance.limits.chunk_budget * len(instance.book.flights)
+    stay = flight.output_q50 * flight.tpot
+    return own + stay * instance.filled.total(flight.arrived) / FILLED_MEMORY, -_load(instance)
 
 
 def _of_two(candidates: Sequence[Instance], rng: Rng, fullest: bool) -> Instance:

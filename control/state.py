@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from control.arrivals import Fading
 from control.tenants import Tenants
 from joulegate.domain import EngineModel, Objectives, RequestType
 from joulegate.units import MegaHertz, Seconds
@@ -207,6 +208,9 @@ class Bands:
         return self.factors[bisect_right(self.borders, clock)]
 
 
+FILLED_MEMORY = Seconds(30.0)  # over which full iterations of prompts are counted; a few long answers
+
+
 @dataclass(slots=True, eq=False)
 class Instance:
     """One engine as the laws see it. The shell replaces fields as news comes in; the laws only read."""
@@ -238,6 +242,13 @@ class Instance:
     at_max: Room = NO_ROOM  # headroom at maximum clock
     tp: int = 1  # GPUs
     sessions: Mapping[str, int] = field(default_factory=dict)  # session -> tokens of it in the prefix cache
+    filled: Fading = field(default_factory=lambda: Fading(FILLED_MEMORY))  # full iterations sent
+
+    def send(self, flight: Flight, now: Seconds) -> None:
+        """`flight` was dispatched to it."""
+        self.book.send(flight, now)
+        if full := flight.uncached_tokens // self.limits.chunk_budget:
+            self.filled.add(full, now)
 
     def factor(self, clock: float) -> float:
         """What the model's seconds are multiplied by at `clock`."""

@@ -33,7 +33,7 @@ from control.admission import (
 )
 from control.arrivals import Arrivals
 from control.floor import Demand, cheapest, going_price, settle
-from control.governor import KV_SHARE, Decision, GovernorRules, Memory, Outlook, choose
+from control.governor import KV_SHARE, STALL_SHARE, Decision, GovernorRules, Memory, Outlook, choose
 from control.pick import Rng, fits, pick
 from control.prices import PriceRules, Prices
 from control.state import Flight, Instance, PoolRules
@@ -46,6 +46,7 @@ ENDS_BY = 2.0  # E2E objectives, if longer: whoever misses one must have ended t
 FIRST_STRETCH = 1.1  # time in system over that at maximum clock, until the price has been learned
 LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
 LEAST_PRICE = 0.1  # of a busy GPU's watts, where slow clocks save next to nothing: it is bound to its start
+FEW = 16  # requests in flight for each instance: with more, long answers are held by most of them anyway
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
 LEARN_EVERY = 1.0  # seconds between two lessons from requests that ended
 RANKED_FOR = 0.25  # seconds until the instances in rotation are counted anew where they are MANY
@@ -191,7 +192,7 @@ class Steering:
         self._arrived(flight, pool, now)
         if not fits(flight, instance):
             return Outcome()
-        instance.book.send(flight, now)
+        instance.send(flight, now)
         return Outcome(grants=(Grant(flight, instance, "no other can"),))
 
     def _at_home(self, flight: Flight, now: Seconds) -> Grant | None:
@@ -203,7 +204,7 @@ class Steering:
         found = pick(flight, able, self._rng, self.share)
         if found is None or found.reason != "session":
             return None
-        found.instance.book.send(flight, now)
+        found.instance.send(flight, now)
         return Grant(flight, found.instance, found.reason)
 
     def assign(self, now: Seconds) -> Outcome:
@@ -264,15 +265,23 @@ class Steering:
         peers, rank = max(1, len(ranks)), ranks.get(steered.instance.name, 0)
         if steered.floor is None or now - steered.floor.at >= FLOOR_EVERY:
             self._look_at_load(steered, state, peers, now)
-        floor = steered.floor
+        floor, full_chunks = steered.floor, state.arrivals.full_chunks(now) / peers
+        state.queue.apart = self._keeps_apart(state, full_chunks, peers)
         return Outlook(
             floor=floor.clock if floor is not None else None,
-            full_chunks=state.arrivals.full_chunks(now) / peers,
+            full_chunks=full_chunks,
             prompt_share=floor.prompts if floor is not None else 0.0,
             queued=state.queue.every(peers, rank),
             short=state.prices.short_output,
             credit=state.prices.credit >= 0.0,
         )
+
+    def _keeps_apart(self, state: PoolState, full_chunks: float, peers: int) -> bool:
+        """Whether prompts may make streams pause too often, and some could be spared."""
+        queue = state.queue
+        frequent = full_chunks * queue.rules.objectives.tpot >= STALL_SHARE  # a step takes no longer
+        few = queue.tenants.total < FEW * peers
+        return frequent and few and peers <= MANY and self.share >= 1.0
 
     def _ranks(self, state: PoolState, now: Seconds) -> Mapping[str, int]:
         """The pool's instances in rotation, numbered; looked up once for all decisions of a moment."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from control.admission import AdmissionRules
+from control.admission import MANY, AdmissionRules
 from control.floor import Demand, cheapest, settle
 from control.governor import GovernorRules
 from control.prices import PriceRules
 from control.state import NO_ROOM, Flight, Instance, Limits, LoadBook, PoolRules, Room
-from control.steering import Steering
+from control.steering import FEW, Steering
 from control.twin import Twin, Twinned
 from joulegate.domain import Objectives, RequestType, Size
 from joulegate.engine_profile import parse_profile
@@ -174,3 +174,35 @@ def test_of_many_instances_one_that_takes_prompts_and_has_room_gets_the_request(
         each.prompt_window = 0.0
     assert not steering.arrive(flight(count, 1.0), "all", Seconds(1.0)).grants
     assert steering.queued == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count", "each", "share", "apart"),
+    [
+        pytest.param(3000, 4, FEW - 1, 1.0, True, id="long prompts, few sequences"),
+        pytest.param(300, 4, FEW - 1, 1.0, False, id="no prompt fills an iteration"),
+        pytest.param(3000, 4, FEW, 1.0, False, id="sequences everywhere"),
+        pytest.param(3000, MANY + 1, FEW - 1, 1.0, False, id="more instances than are looked at"),
+        pytest.param(3000, 4, FEW - 1, 0.5, False, id="others with the same snapshot would choose the same"),
+    ],
+)
+def test_long_answers_are_kept_from_long_prompts_where_that_spares_somebody(
+    tokens: int, count: int, each: int, share: float, apart: bool
+) -> None:
+    model, now = a100(0.3), Seconds(20.0)
+    engines = [
+        Instance(str(n), "all", LoadBook(), Limits(256, CHUNK), model, slots=256, clock=model.clocks[-1])
+        for n in range(count)
+    ]
+    rules, rng = [PoolRules("all", AIMS, EVERY)], random.Random(1).randrange
+    steering = Steering(rules, engines, AdmissionRules(), GovernorRules(), rng, share)
+    for n in range(20 * count):
+        steering.arrive(flight(n, n / count, tokens), "all", Seconds(n / count))
+    for engine in engines:
+        for held in list(engine.book.flights.values()):
+            engine.book.close(held)
+        for n in range(each):
+            engine.book.send(flight(10_000 + n, now, 100), now)
+        engine.telemetry_at = now
+    steering.tick(engines[0], now)
+    assert steering.pools["all"].queue.apart == apart
