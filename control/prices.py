@@ -20,11 +20,13 @@ quick and the first burst ends it. Where more requests missed than may, a price 
 must end until it has risen. So while any objective is without credit `control.steering` also has prompts read
 as fast as maximum clock would, where somebody who comes meanwhile would be late at any lower clock.
 
-What maximum clock would have missed too is not our doing. Where the twin's own 99th percentile is over the
-objective, ours may be over it by as much again, a tenth (`LEEWAY`) at most; what is later counts, and only if
-the twin was not as late. Where the twin uses up part of the 1 % itself, that much less is allowed: next to
-nothing where its 99th percentile is just within the objective. Attainment counts the difference. Counting all
-misses would drive the clock to its maximum exactly when that does not help (reference: control laws).
+What maximum clock would have missed too is not our doing. Where the twin's own 99th percentile of late is
+over the objective, ours may be over it by as much again, a tenth (`LEEWAY`) at most; what is later counts,
+and only if the twin was not as late. Where the twin uses up part of the 1 % itself, that much less is
+allowed: next to nothing where its 99th percentile is just within the objective. Attainment counts the
+difference. What the twin misses and we do not lowers a price, but is no credit for later: an hour's crowd
+would excuse the calm after it. Counting all misses would drive the clock to its maximum exactly when that
+does not help (reference: control laws).
 
 Missing input: a request without first token or twin teaches nothing; with nothing learned the price stays at
 `start`, and before a start is known there is no price and `control.governor` keeps maximum clock.
@@ -40,7 +42,8 @@ from control.state import Flight
 from control.twin import Twinned
 from joulegate.domain import Objectives
 
-WINDOW = 1000  # requests over which percentiles of the twin are taken
+WINDOW = 1000  # requests over which medians and lengths are taken
+RECENT = 150  # requests judged together over which the twin's P99 is taken: what cannot be helped now
 LATELY = 300  # requests over which a slowdown is noticed soon
 GRACE = 1.1  # times the slowdown allowed over these
 SHORT = 0.05  # share of answers that are shorter than `short_output`
@@ -131,7 +134,7 @@ class _Share:
 
     def miss(self, more: float, step: float, budget: float) -> None:
         """`more` misses than the twin; `step` of the logarithm each, `budget` of all requests allowed."""
-        self.credit -= more / (self._rules.memory * budget)
+        self.credit = min(1.0, self.credit - more / (self._rules.memory * budget))
         self._set(self.level + step * more)
 
     @property
@@ -158,7 +161,7 @@ class _Late(_Share):
 
     def __init__(self, rules: PriceRules) -> None:
         super().__init__(rules)
-        self.twin = Percentile()
+        self.twin = Percentile(RECENT)
         self.seen = 0
         self.allowed = 1.0  # share of the budget that the twin leaves
 

@@ -403,6 +403,31 @@ def test_where_maximum_clock_meets_an_objective_nobody_may_miss_it(best: float, 
     assert made.price > 10.0
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(0.01, 5.0), st.floats(0.01, 5.0)), max_size=200))
+def test_no_history_gives_more_credit_than_there_is(history: list[tuple[float, float]]) -> None:
+    made = prices()
+    for here, there in history:
+        made.observe(twinned(here, twin_late=there))
+        assert made.credit <= 1.0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(1.5, 5.0), st.floats(1.0, 1.4))
+def test_a_crowd_that_is_over_excuses_no_miss(crowd: float, late: float) -> None:
+    """Misses within what maximum clock's were in the crowd, after as many in time as are judged together."""
+    made = prices()
+    for _ in range(300):
+        made.observe(twinned(0.5, twin_late=crowd))
+    for _ in range(150):
+        made.observe(twinned(0.5))
+    calm = made.price
+    for _ in range(10):
+        made.observe(twinned(late + 0.01))
+    assert made.price > calm
+    assert made.credit < 0.0
+
+
 def test_credit_is_that_of_the_objective_that_has_least() -> None:
     """Maximum clock misses more in all, ours one size of prompts."""
     made = prices()
