@@ -80,6 +80,10 @@ class Recipe:
         mine = census(self.trace).count if self.day is None else self.day.mean * DAY
         return factor * mine + others
 
+    def same(self, factor: float) -> bool:
+        """Whether every seed brings the same arrivals: nothing is copied or left out."""
+        return self.day is None and all(times == 1.0 for times in (factor, *(each for _, each in self.also)))
+
     def load(self, factor: float, seed: int) -> Stream:
         """The arrivals of one seed, the trace `factor` times."""
         if self.day is None:

@@ -132,6 +132,8 @@ def _compared(
     setup = Setup((EngineCosts(fleet.baseline),) * settings.instances, scenarios.objectives_of(settings))
     builds = tuple(EngineCosts(profile) for profile in fleet.builds)
     bench = _divided(settings, scenarios.prepare(settings, recipe, setup, builds, request.seeds))
+    if len(bench.cases) > 1 and recipe.same(bench.factor):
+        say("at scale 1 every seed has the same arrivals: an interval over them says nothing")
     if fleet.given:
         bench = _sized(settings, fleet, bench, recipe, say)
     mapper = _mapper(request.jobs, progress, f"{settings.name} {fleet.name}")

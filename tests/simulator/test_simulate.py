@@ -159,6 +159,14 @@ def test_too_few_seeds_are_said_and_as_many_as_the_rule_asks_for_are_used_unless
         assert bench.asked == MIN_SEEDS or (bench.asked - 1) * fewest < 2000 <= bench.asked * fewest
 
 
+@pytest.mark.parametrize(("scale", "said"), [("1", True), ("1.5", False)])
+def test_seeds_that_bring_the_same_arrivals_are_told(
+    scenario: Path, scale: str, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", str(scenario), "--policy", "max-clock", "--scale", scale], COMMANDS) == 0
+    assert ("every seed has the same arrivals" in capsys.readouterr().err) is said
+
+
 def test_every_policy_runs_on_a_fleet_and_gives_every_figure(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     at = np.cumsum(draw.exponential(0.15, 600))
