@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
-from control.projection import Crowd, Dues, Load, Pace, Stretch, crowd, dues, ends_met, peak_kv, within_reach
+from control.projection import Load, Pace, crowd, dues, ends_met, peak_kv, within_reach
 from control.state import NO_ROOM, Flight, Instance, Room
 from joulegate.domain import EngineModel, Objectives
 from joulegate.units import MegaHertz, Seconds
@@ -133,7 +133,7 @@ def choose(
         return unknown, Memory(clock=None, lowered_at=memory.lowered_at)
     model = instance.model
     assert model is not None
-    case = _case(instance, model, outlook, objectives, rules, memory.crowded, now)
+    case = _Case(instance, model, outlook, objectives, rules, memory.crowded, now)
     wanted, reason = _wanted(case, outlook, rules)
     clock, memory = _paced(wanted, memory, rules, now)
     memory.crowded = case.crowd.since if case.crowd is not None else None
@@ -142,32 +142,49 @@ def choose(
     return _decision(case, clock, reason), memory
 
 
-@dataclass(slots=True)
 class _Case:
     """One instance at one moment, as the tests below need it."""
 
-    instance: Instance
-    model: EngineModel
-    objectives: Objectives
-    load: Load
-    due: Dues
-    stretches: tuple[Stretch, ...]
-    start: float  # when the iteration that takes the first queued prompt begins, at the clock in force
-    guard: float
-    switch: float
-    full_chunks: float
-    share: float
-    step_limit: float
-    fastest: Pace
-    now: Seconds
-    paces: dict[MegaHertz, Pace]  # worked out so far
-    crowd: Crowd | None
-    credit: bool
+    def __init__(
+        self,
+        instance: Instance,
+        model: EngineModel,
+        outlook: Outlook,
+        objectives: Objectives,
+        rules: GovernorRules,
+        crowded: Seconds | None,
+        now: Seconds,
+    ) -> None:
+        book, chunk, top = instance.book, instance.limits.chunk_budget, model.clocks[-1]
+        running = max(book.decoding, instance.gauges.running - len(book.prompts) if instance.gauges else 0)
+        context = book.context * (running / book.decoding) if book.decoding else 0.0
+        peers = (instance.peer_prompts,) if instance.peer_prompts is not None else ()
+        self.instance, self.model, self.objectives, self.now = instance, model, objectives, now
+        self.due = due = dues((*peers, *book.prompts.values(), *outlook.queued), chunk)
+        self.load = load = Load(running, context, due.tokens, chunk)
+        self.fastest = fastest = Pace(model, load, top, instance.factor(top))
+        clock = instance.clock if instance.clock is not None else top
+        current = fastest if clock == top else Pace(model, load, clock, instance.factor(clock))
+        self._paces = {top: fastest, clock: current}  # worked out so far
+        started = min(now, book.served_at) if book.prompts else now
+        if not book.prompts:
+            started += 0.5 * current.step  # the iteration that is under way, half of it on average
+        elif due.tokens > chunk:
+            started = max(started, now - current.full)
+        self.start = started  # of the iteration that takes the first queued prompt, at the clock in force
+        self.guard = 1.0 + instance.model_error
+        self.switch = rules.switch if instance.switch is None else instance.switch
+        self.full_chunks, self.credit = outlook.full_chunks, outlook.credit
+        self.share = share = min(0.8, outlook.prompt_share)
+        timed = objectives.e2e is not None
+        self.stretches = within_reach(book, fastest, started, share) if timed else ()
+        self.step_limit = _step_limit(objectives, fastest)
+        self.crowd = crowd(load, outlook.short, crowded, current, now)
 
     def pace(self, clock: MegaHertz) -> Pace:
-        found = self.paces.get(clock)
+        found = self._paces.get(clock)
         if found is None:
-            found = self.paces[clock] = Pace(self.model, self.load, clock, self.instance.factor(clock))
+            found = self._paces[clock] = Pace(self.model, self.load, clock, self.instance.factor(clock))
         return found
 
 
@@ -186,52 +203,6 @@ def _unknown(instance: Instance, rules: GovernorRules, now: Seconds) -> Decision
 
 def _default(instance: Instance, reason: Reason, why: str, now: Seconds) -> Decision:
     return Decision(None, reason, instance.name, None, NO_ROOM, NO_ROOM, now, unknown=why)
-
-
-def _case(
-    instance: Instance,
-    model: EngineModel,
-    outlook: Outlook,
-    objectives: Objectives,
-    rules: GovernorRules,
-    crowded: Seconds | None,
-    now: Seconds,
-) -> _Case:
-    book, chunk = instance.book, instance.limits.chunk_budget
-    running = max(book.decoding, instance.gauges.running - len(book.prompts) if instance.gauges else 0)
-    context = book.context * (running / book.decoding) if book.decoding else 0.0
-    peers = (instance.peer_prompts,) if instance.peer_prompts is not None else ()
-    due = dues((*peers, *book.prompts.values(), *outlook.queued), chunk)
-    load = Load(running, context, due.tokens, chunk)
-    fastest = Pace(model, load, model.clocks[-1], instance.factor(model.clocks[-1]))
-    clock = instance.clock if instance.clock is not None else model.clocks[-1]
-    started = min(now, book.served_at) if book.prompts else now
-    current = fastest if clock == model.clocks[-1] else Pace(model, load, clock, instance.factor(clock))
-    if not book.prompts:
-        started += 0.5 * current.step  # the iteration that is under way, half of it on average
-    elif due.tokens > chunk:
-        started = max(started, now - current.full)
-    share = min(0.8, outlook.prompt_share)
-    stretches = within_reach(book, fastest, started, share) if objectives.e2e is not None else ()
-    return _Case(
-        instance=instance,
-        model=model,
-        objectives=objectives,
-        load=load,
-        due=due,
-        stretches=stretches,
-        start=started,
-        guard=1.0 + instance.model_error,
-        switch=rules.switch if instance.switch is None else instance.switch,
-        full_chunks=outlook.full_chunks,
-        share=share,
-        step_limit=_step_limit(objectives, fastest),
-        fastest=fastest,
-        now=now,
-        paces={model.clocks[-1]: fastest, clock: current},
-        crowd=crowd(load, outlook.short, crowded, current, now),
-        credit=outlook.credit,
-    )
 
 
 def _step_limit(objectives: Objectives, fastest: Pace) -> float:
@@ -345,25 +316,16 @@ def _paced(wanted: MegaHertz, memory: Memory, rules: GovernorRules, now: Seconds
         return level, Memory(level, memory.lowered_at, kept)
     if level == memory.clock or now - memory.lowered_at < rules.lowering_interval:
         return memory.clock, Memory(memory.clock, memory.lowered_at, kept)
-    return level, Memory(clock=level, lowered_at=now, peaks=kept)
+    return level, Memory(level, now, kept)
 
 
 def _decision(case: _Case, clock: MegaHertz, reason: Reason) -> Decision:
     pace = case.pace(clock)
     at_clock = _room(case, pace)
-    return Decision(
-        clock=clock,
-        reason=reason,
-        instance=case.instance.name,
-        tpot=Seconds(pace.step),
-        at_clock=at_clock,
-        at_max=at_clock if pace is case.fastest else _room(case, case.fastest),
-        at=case.now,
-        prompt_rate=case.load.chunk / pace.full,
-        running=int(case.load.decoding),
-        waiting=int(case.due.tokens),
-        tpot_objective=case.objectives.tpot,
-    )
+    at_max = at_clock if pace is case.fastest else _room(case, case.fastest)
+    rate, running, waiting = case.load.chunk / pace.full, int(case.load.decoding), int(case.due.tokens)
+    name, expected, aim = case.instance.name, Seconds(pace.step), case.objectives.tpot
+    return Decision(clock, reason, name, expected, at_clock, at_max, case.now, rate, running, waiting, aim)
 
 
 def _room(case: _Case, pace: Pace) -> Room:
@@ -378,7 +340,7 @@ def _room(case: _Case, pace: Pace) -> Room:
         decoding = int(load.decoding + more)
     left = min(case.objectives.ttft) / case.guard - pace.step
     tokens = load.chunk * left / max(1e-9, pace.full)
-    return Room(decoding=decoding, prompt_tokens=max(0.0, tokens), at=case.now)
+    return Room(decoding, max(0.0, tokens), case.now)
 
 
 _BECAUSE = {

@@ -181,7 +181,7 @@ class Steering:
             grant = self._at_home(flight, now) if flight.session else None
             grant = grant or place(flight, self.places[pool], self._rng, now, self.share)
             if grant is not None:
-                return Outcome(grants=(grant,))
+                return Outcome((grant,))
         if why := state.queue.refusal(flight, self.admission):
             return Outcome(rejects=(Reject(flight, why, backlog(state.queue, self._of(pool))),))
         state.queue.push(flight, self.admission)
@@ -326,7 +326,7 @@ class Steering:
         for flight in book.ended:
             heappush(steered.unordered, (flight.arrived, next(steered.ends), flight))
         book.ended.clear()
-        oldest = min((f.arrived for f in book.flights.values()), default=now)
+        oldest = min([f.arrived for f in book.flights.values()], default=now)
         e2e = state.queue.rules.objectives.e2e
         until = max(oldest, now - (TWIN_PATIENCE if e2e is None else max(TWIN_PATIENCE, ENDS_BY * e2e)))
         while steered.unordered and steered.unordered[0][0] < until:

@@ -191,7 +191,7 @@ class Cluster:
 
     def _arrive(self, job: Job, now: float) -> None:
         key = job.key
-        query = LengthQuery(model="m", key="", input_tokens=job.prompt_tokens)
+        query = LengthQuery("m", "", job.prompt_tokens)
         if self._setup.bypass and key % self._setup.bypass == 0:
             self._told[key] = query, None
             station = self._sites.stations[key % len(self._sites.stations)]
@@ -231,18 +231,9 @@ class Cluster:
         else:
             q50, q90 = prediction.q50, prediction.q90
             kind = classify(job.prompt_tokens, prediction, cuts)
-        return Flight(
-            id=str(job.key),
-            type=kind,
-            input_tokens=job.prompt_tokens,
-            uncached_tokens=job.prompt_tokens - (job.prefilled if self._setup.cache_seen else 0),
-            output_q50=q50,
-            output_q90=q90,
-            arrived=Seconds(now),
-            ttft=objectives.ttft[kind.input],
-            tpot=objectives.tpot,
-            e2e=objectives.e2e,
-        )
+        tokens, cached = job.prompt_tokens, job.prefilled if self._setup.cache_seen else 0
+        ttft, tpot, e2e = objectives.ttft[kind.input], objectives.tpot, objectives.e2e
+        return Flight(str(job.key), kind, tokens, tokens - cached, q50, q90, Seconds(now), ttft, tpot, e2e)
 
     def _assign(self, outcome: Outcome, now: float) -> None:
         """Send what was granted."""
