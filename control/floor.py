@@ -49,7 +49,7 @@ class Demand:
     output_tokens: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every clock that is tried
 class Steady:
     """Where a load settles at one clock. `in_system` and `watts` are inf where it never does."""
 

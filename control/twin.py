@@ -15,7 +15,6 @@ known capacity its cache holds everything. It pre-empts nobody.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import ceil, inf
@@ -25,7 +24,7 @@ from joulegate.domain import Batch, EngineModel
 from joulegate.units import Seconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every request
 class Twinned:
     """One request in the twin; seconds from its arrival."""
 
@@ -128,14 +127,10 @@ class Twin:
     def _count(self, steps: int) -> None:
         self._step += steps
         self._context += steps * len(self._decoding)
-        for flight, first in self._done():
-            self._context -= flight.input_tokens + max(1, round(flight.tokens_out))
-            self._end(flight, first)
-
-    def _done(self) -> Iterator[tuple[Flight, float]]:
         while self._decoding and self._decoding[0][0] <= self._step:
             _, _, first, flight = heappop(self._decoding)
-            yield flight, first
+            self._context -= flight.input_tokens + max(1, round(flight.tokens_out))
+            self._end(flight, first)
 
     def _end(self, flight: Flight, first: float) -> None:
         ttft, e2e = Seconds(first - flight.arrived), Seconds(self._time - flight.arrived)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from joulegate.domain import Batch
 from joulegate.engine_profile import EngineProfile
-from joulegate.units import MegaHertz, Seconds, Watts
+from joulegate.units import Seconds, Watts
 
 TDP_STEP = 0.0075  # share of f_max by which a power-capped GPU lowers its clock (engine-profile/1)
 
@@ -31,19 +31,13 @@ class PhysicsModel:
 
     def __init__(self, profile: EngineProfile) -> None:
         self.profile = profile
+        self.clocks = profile.clocks
+        self.idle_watts = Watts(profile.power.p_idle_w)
         self._pads = padding(profile.graph_batches)
         c = profile.latency
         self._memory, self._p, self._root = c.m0_s**c.p, c.p, 1.0 / c.p
         self._linear = c.m1_s_per_ctx_token, c.h0_s, c.h1_s_per_seq, c.h2_s_per_token
         self._clocked: dict[float, tuple[float, float, float, float]] = {}
-
-    @property
-    def clocks(self) -> tuple[MegaHertz, ...]:
-        return self.profile.clocks
-
-    @property
-    def idle_watts(self) -> Watts:
-        return Watts(self.profile.power.p_idle_w)
 
     def iteration_time(self, batch: Batch, clock: float) -> Seconds:
         """Seconds one iteration takes at `clock` MHz, the board's power limit ignored."""
@@ -52,9 +46,10 @@ class PhysicsModel:
         b, n = batch.decoding, batch.prefill_tokens
         pads = self._pads
         compute = floor + each * (pads[b] if b < len(pads) else b) + token * n
-        gemm: float = (self._memory + compute**self._p) ** self._root
+        gemm = (self._memory + compute**self._p) ** self._root
         rest = reads * batch.context_tokens + attention * batch.prefill_attention
-        return Seconds(gemm + rest + host + sequence * b + any_token * (b + n))
+        seconds: Seconds = gemm + rest + host + sequence * b + any_token * (b + n)
+        return seconds
 
     def _at(self, clock: float) -> tuple[float, float, float, float]:
         """c0, c1, pc1 and pc2 at a clock."""
