@@ -47,6 +47,7 @@ FIRST_STRETCH = 1.1  # time in system over that at maximum clock, until the pric
 LOAD_KNOWN = 10.0  # seconds of arrivals before the load is believed
 LEAST_PRICE = 0.1  # of a busy GPU's watts, where slow clocks save next to nothing: it is bound to its start
 FEW = 16  # requests in flight for each instance: with more, long answers are held by most of them anyway
+SPARED = 8  # instances from which on some can be left to long prompts
 FLOOR_EVERY = 2.0  # seconds between two searches for the floor of the load
 LEARN_EVERY = 1.0  # seconds between two lessons from requests that ended
 RANKED_FOR = 0.25  # seconds until the instances in rotation are counted anew where they are MANY
@@ -281,7 +282,7 @@ class Steering:
         queue = state.queue
         frequent = full_chunks * queue.rules.objectives.tpot >= STALL_SHARE  # a step takes no longer
         few = queue.tenants.total < FEW * peers
-        return frequent and few and peers <= MANY and self.share >= 1.0
+        return frequent and few and SPARED <= peers <= MANY and self.share >= 1.0
 
     def _ranks(self, state: PoolState, now: Seconds) -> Mapping[str, int]:
         """The pool's instances in rotation, numbered; looked up once for all decisions of a moment."""

@@ -12,7 +12,7 @@ from control.floor import Demand, cheapest, settle
 from control.governor import GovernorRules
 from control.prices import PriceRules
 from control.state import NO_ROOM, Flight, Instance, Limits, LoadBook, PoolRules, Room
-from control.steering import FEW, Steering
+from control.steering import FEW, SPARED, Steering
 from control.twin import Twin, Twinned
 from joulegate.domain import Objectives, RequestType, Size
 from joulegate.engine_profile import parse_profile
@@ -179,11 +179,12 @@ def test_of_many_instances_one_that_takes_prompts_and_has_room_gets_the_request(
 @pytest.mark.parametrize(
     ("tokens", "count", "each", "share", "apart"),
     [
-        pytest.param(3000, 4, FEW - 1, 1.0, True, id="long prompts, few sequences"),
-        pytest.param(300, 4, FEW - 1, 1.0, False, id="no prompt fills an iteration"),
-        pytest.param(3000, 4, FEW, 1.0, False, id="sequences everywhere"),
+        pytest.param(3000, SPARED, FEW - 1, 1.0, True, id="long prompts, few sequences"),
+        pytest.param(300, SPARED, FEW - 1, 1.0, False, id="no prompt fills an iteration"),
+        pytest.param(3000, SPARED, FEW, 1.0, False, id="sequences everywhere"),
+        pytest.param(3000, SPARED - 1, FEW - 1, 1.0, False, id="too few instances to leave some to prompts"),
         pytest.param(3000, MANY + 1, FEW - 1, 1.0, False, id="more instances than are looked at"),
-        pytest.param(3000, 4, FEW - 1, 0.5, False, id="others with the same snapshot would choose the same"),
+        pytest.param(3000, SPARED, FEW - 1, 0.5, False, id="others with the same snapshot would choose the same"),
     ],
 )
 def test_long_answers_are_kept_from_long_prompts_where_that_spares_somebody(
