@@ -184,7 +184,7 @@ def test_of_many_instances_one_that_takes_prompts_and_has_room_gets_the_request(
         pytest.param(3000, SPARED, FEW, 1.0, False, id="sequences everywhere"),
         pytest.param(3000, SPARED - 1, FEW - 1, 1.0, False, id="too few instances to leave some to prompts"),
         pytest.param(3000, MANY + 1, FEW - 1, 1.0, False, id="more instances than are looked at"),
-        pytest.param(3000, SPARED, FEW - 1, 0.5, False, id="others with the same snapshot would choose the same"),
+        pytest.param(3000, SPARED, FEW - 1, 0.5, False, id="several gateways would all choose the same"),
     ],
 )
 def test_long_answers_are_kept_from_long_prompts_where_that_spares_somebody(
