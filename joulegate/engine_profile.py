@@ -88,19 +88,21 @@ def parse_profile(document: Mapping[str, Any]) -> EngineProfile:
     if document.get("format") != "engine-profile/1":
         raise ValueError(f"format: expected 'engine-profile/1', got {document.get('format')!r}")
     try:
-        low, high = document["validated_clock_range_mhz"]
-        clocks = tuple(MegaHertz(int(c)) for c in sorted(document["clocks_mhz"]))
+        validated = _whole("validated_clock_range_mhz", document["validated_clock_range_mhz"])
+        if len(validated) != 2:
+            raise ValueError(f"validated_clock_range_mhz: {validated}, expected the lowest and the highest")
+        clocks = tuple(MegaHertz(clock) for clock in sorted(_whole("clocks_mhz", document["clocks_mhz"])))
         if not clocks or clocks[0] <= 0:
             raise ValueError("clocks_mhz: at least one, each above 0")
         profile = EngineProfile(
             name=str(document["name"]),
             gpu=str(document["gpu"]),
             model=str(document["model"]),
-            tp=int(document["tp"]),
+            tp=_whole("tp", [document["tp"]])[0],
             clocks=clocks,
-            max_clock=MegaHertz(int(document["f_max_mhz"])),
-            validated_clocks=(MegaHertz(int(low)), MegaHertz(int(high))),
-            graph_batches=tuple(int(b) for b in sorted(document["cuda_graph_batches"])),
+            max_clock=MegaHertz(_whole("f_max_mhz", [document["f_max_mhz"]])[0]),
+            validated_clocks=(MegaHertz(validated[0]), MegaHertz(validated[1])),
+            graph_batches=tuple(sorted(_whole("cuda_graph_batches", document["cuda_graph_batches"]))),
             latency=LatencyCoefficients(**_numbers(document["latency"], LatencyCoefficients, float)),
             power=PowerCoefficients(**_numbers(document["power"], PowerCoefficients, float)),
             engine=EngineLimits(**_numbers(document["engine"], EngineLimits, int)),
@@ -138,6 +140,14 @@ def _checked(profile: EngineProfile) -> EngineProfile:
     if power.knee >= 1.0:
         raise ValueError(f"knee: {power.knee}, expected less than 1")
     return profile
+
+
+def _whole(name: str, values: Any) -> list[int]:
+    """A list of whole numbers. Raises ValueError for anything else."""
+    try:
+        return [int(each) for each in values]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: {values!r}, expected whole numbers") from error
 
 
 def _numbers(section: Mapping[str, Any], shape: type, number: type) -> dict[str, Any]:

@@ -44,6 +44,21 @@ def test_what_is_no_number_is_named(value: object) -> None:
         parse_profile(changed("latency.m0_s", value))
 
 
+@pytest.mark.parametrize(
+    "key", ["tp", "f_max_mhz", "clocks_mhz", "validated_clock_range_mhz", "cuda_graph_batches"]
+)
+@pytest.mark.parametrize("value", [None, "abc", ["abc"], [None]])
+def test_what_are_no_whole_numbers_is_named(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{key}: .*expected whole numbers"):
+        parse_profile(changed(key, value))
+
+
+@pytest.mark.parametrize("value", [[], [210], [210, 900, 1410]])
+def test_a_range_of_clocks_has_two_ends(value: list[int]) -> None:
+    with pytest.raises(ValueError, match="validated_clock_range_mhz: .*expected the lowest and the highest"):
+        parse_profile(changed("validated_clock_range_mhz", value))
+
+
 def test_a_voltage_that_never_rises_is_none() -> None:
     with pytest.raises(ValueError, match=r"knee: 1\.0, expected less than 1"):
         parse_profile(changed("power.knee", 1))
