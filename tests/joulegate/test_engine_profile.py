@@ -55,7 +55,7 @@ def test_what_are_no_whole_numbers_is_named(key: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", [[], [210], [210, 900, 1410]])
 def test_a_range_of_clocks_has_two_ends(value: list[int]) -> None:
-    with pytest.raises(ValueError, match="validated_clock_range_mhz: .*expected the lowest and the highest"):
+    with pytest.raises(ValueError, match=r"validated_clock_range_mhz: .*expected the lowest and the highest"):
         parse_profile(changed("validated_clock_range_mhz", value))
 
 
