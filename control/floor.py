@@ -26,7 +26,7 @@ Stale input: the caller searches again every few seconds; in between the floor i
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 
 from joulegate.domain import Batch, EngineModel
@@ -47,6 +47,16 @@ class Demand:
     input_tokens: float  # uncached, mean
     context_tokens: float  # prompt with what is cached, mean
     output_tokens: float
+
+
+def in_steps(demand: Demand, per_step: float) -> Demand:
+    """The same load for an engine whose sequences get `per_step` tokens a step (speculative decoding).
+
+    An answer takes fewer steps, which is what `output_tokens` stands for below; its context is as long.
+    """
+    steps = demand.output_tokens / per_step
+    context = demand.context_tokens + 0.5 * (demand.output_tokens - steps)
+    return replace(demand, context_tokens=context, output_tokens=steps)
 
 
 @dataclass(slots=True)  # not frozen: made for every clock that is tried

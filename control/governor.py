@@ -176,10 +176,12 @@ class _Case:
         self.switch = rules.switch if instance.switch is None else instance.switch
         self.full_chunks, self.credit = outlook.full_chunks, outlook.credit
         self.share = share = min(0.8, outlook.prompt_share)
+        self.per_step = per_step = instance.tokens_per_step
+        self.step_objective = Seconds(per_step * objectives.tpot)
         timed = objectives.e2e is not None
-        self.stretches = within_reach(book, fastest, started, share) if timed else ()
-        self.step_limit = _step_limit(objectives, fastest)
-        self.crowd = crowd(load, outlook.short, crowded, current, now)
+        self.stretches = within_reach(book, fastest, started, share, per_step) if timed else ()
+        self.step_limit = _step_limit(self.step_objective, objectives.max_slowdown, fastest)
+        self.crowd = crowd(load, outlook.short / per_step, crowded, current, now)
 
     def pace(self, clock: MegaHertz) -> Pace:
         found = self._paces.get(clock)
@@ -205,11 +207,11 @@ def _default(instance: Instance, reason: Reason, why: str, now: Seconds) -> Deci
     return Decision(None, reason, instance.name, None, NO_ROOM, NO_ROOM, now, unknown=why)
 
 
-def _step_limit(objectives: Objectives, fastest: Pace) -> float:
+def _step_limit(objective: Seconds, max_slowdown: float | None, fastest: Pace) -> float:
     """Seconds a decode step may take: the tightest TPOT of the pool, and the slowdown allowed."""
-    if objectives.max_slowdown is None or fastest.step <= 0.0:
-        return objectives.tpot
-    return min(objectives.tpot, objectives.max_slowdown * fastest.step)
+    if max_slowdown is None or fastest.step <= 0.0:
+        return objective
+    return min(objective, max_slowdown * fastest.step)
 
 
 def _wanted(case: _Case, outlook: Outlook, rules: GovernorRules) -> tuple[MegaHertz, Reason]:
@@ -247,7 +249,7 @@ def _overflows(instance: Instance) -> bool:
 def _steps_in_time(case: _Case, clock: MegaHertz) -> bool:
     """TPOT is a mean: a decode step, and the share of the time that prompts have taken of late."""
     guard = 1.0 if clock == case.model.clocks[-1] else case.guard
-    return case.pace(clock).step * guard <= (1.0 - case.share) * case.objectives.tpot
+    return case.pace(clock).step * guard <= (1.0 - case.share) * case.step_objective
 
 
 def _slowed_enough(case: _Case, clock: MegaHertz) -> bool:
@@ -288,7 +290,7 @@ def _pauses_short(case: _Case, clock: MegaHertz) -> bool:
 
 
 def _short_in_time(case: _Case, clock: MegaHertz) -> bool:
-    return case.crowd is None or case.crowd.met(case.pace(clock), case.objectives.tpot, case.guard)
+    return case.crowd is None or case.crowd.met(case.pace(clock), case.step_objective, case.guard)
 
 
 def _ends_in_time(case: _Case, clock: MegaHertz) -> bool:
@@ -324,7 +326,7 @@ def _decision(case: _Case, clock: MegaHertz, reason: Reason) -> Decision:
     at_clock = _room(case, pace)
     at_max = at_clock if pace is case.fastest else _room(case, case.fastest)
     rate, running, waiting = case.load.chunk / pace.full, int(case.load.decoding), int(case.due.tokens)
-    name, expected, aim = case.instance.name, Seconds(pace.step), case.objectives.tpot
+    name, expected, aim = case.instance.name, Seconds(pace.step / case.per_step), case.objectives.tpot
     return Decision(clock, reason, name, expected, at_clock, at_max, case.now, rate, running, waiting, aim)
 
 

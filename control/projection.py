@@ -17,6 +17,9 @@ predicted: 17, 2.8 and 17 % (throttLL'eM, lengths known: batch 0.19 %, KV 2.26 %
 
 Two KV figures (reference: control laws): the contexts *read* per step decide latency (`LoadBook.context`),
 the tokens *held* decide capacity (`peak_kv`).
+
+Speculation factor: an engine that decodes speculatively gives a sequence `per_step` tokens a step on average
+(`Instance.tokens_per_step`), so ends are that much fewer steps away; contexts grow as fast as tokens come.
 """
 
 from collections.abc import Iterable
@@ -155,12 +158,13 @@ class Stretch:
     ends: tuple[tuple[float, float], ...]  # (steps of the stretch until a request ends, when that is due)
 
 
-def drain(book: LoadBook, segments: int = SEGMENTS) -> tuple[Stretch, ...]:
+def drain(book: LoadBook, segments: int = SEGMENTS, per_step: float = 1.0) -> tuple[Stretch, ...]:
     """How the sequences in flight will end, in at most `segments` stretches of constant batch.
 
-    The batch of a stretch is as large to its end as at its start, so it is never under-stated.
+    The batch of a stretch is as large to its end as at its start, so it is never under-stated. per_step:
+    tokens that a sequence gets in one step (speculative decoding).
     """
-    flights = sorted(((f.remaining, f) for f in book.flights.values()), key=lambda one: one[0])
+    flights = sorted(((f.remaining / per_step, f) for f in book.flights.values()), key=lambda one: one[0])
     alive = len(flights)
     if not alive:
         return ()
@@ -174,13 +178,16 @@ def drain(book: LoadBook, segments: int = SEGMENTS) -> tuple[Stretch, ...]:
         ends = tuple((left - done, f.arrived + f.e2e) for left, f in group if f.e2e is not None)
         left = alive - first
         steps = end - done
-        stretches.append(Stretch(steps, left, context + 0.5 * left * steps, ends))
-        context += left * steps - sum(f.input_tokens + f.tokens_out + end for _, f in group)
+        more = left * steps * per_step
+        stretches.append(Stretch(steps, left, context + 0.5 * more, ends))
+        context += more - sum(f.input_tokens + f.tokens_out + end * per_step for _, f in group)
         done = end
     return tuple(stretches)
 
 
-def within_reach(book: LoadBook, fastest: Pace, start: float, share: float) -> tuple[Stretch, ...]:
+def within_reach(
+    book: LoadBook, fastest: Pace, start: float, share: float, per_step: float = 1.0
+) -> tuple[Stretch, ...]:
     """How they will end, less what is late at any clock: a higher one is not worth it for that.
 
     Of the other ends those that bind: one that is due no sooner than a later one is kept with it. Queued
@@ -188,7 +195,7 @@ def within_reach(book: LoadBook, fastest: Pace, start: float, share: float) -> t
     """
     kept: list[Stretch] = []
     at = start + fastest.queued
-    for stretch in drain(book):
+    for stretch in drain(book, SEGMENTS, per_step):
         step = _step(stretch, fastest, share)
         soonest, ends = float("inf"), list[tuple[float, float]]()
         for steps, due in reversed(stretch.ends):

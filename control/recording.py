@@ -48,6 +48,7 @@ FACTS = (
     "gauges",
     "peer_prompts",
     "slots",
+    "tokens_per_step",
     "limits",
     "correction",
     "bands",

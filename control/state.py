@@ -229,6 +229,7 @@ class Instance:
     prompt_window: float = 2048.0  # it gets no more prompts while it holds so many prompt tokens
     prompt_rate: float = 0.0  # prompt tokens per second it takes in at its clock
     slots: int = 16  # sequences it may hold, as learned (admission.learned_slots)
+    tokens_per_step: float = 1.0  # of one sequence; more than 1 where the engine decodes speculatively
     correction: float = 1.0  # observed / predicted iteration time at its clock, smoothed
     bands: Bands | None = None  # the same at every clock; None: it is `correction` at all of them
     model_error: float = 0.05  # relative, of the corrected model: 95 % of iterations stay below

@@ -32,7 +32,7 @@ from control.admission import (
     takes_prompts,
 )
 from control.arrivals import Arrivals
-from control.floor import Demand, cheapest, going_price, settle
+from control.floor import Demand, cheapest, going_price, in_steps, settle
 from control.governor import KV_SHARE, STALL_SHARE, Decision, GovernorRules, Memory, Outlook, choose
 from control.pick import Rng, fits, pick
 from control.prices import PriceRules, Prices
@@ -82,6 +82,7 @@ class Floor:
     model: EngineModel
     chunk: int
     correction: float
+    per_step: float
     at: float
     clock: MegaHertz
     prompts: float  # share of the time that iterations with prompts take
@@ -91,6 +92,7 @@ class Floor:
             self.model is instance.model
             and now - self.at < FLOOR_EVERY
             and self.correction == instance.correction
+            and self.per_step == instance.tokens_per_step
             and self.chunk == instance.limits.chunk_budget
         )
 
@@ -303,7 +305,8 @@ class Steering:
         if state.floor is not None and state.floor.fits(steered.instance, now):
             steered.floor = state.floor
             return
-        demand = replace(whole, rate=whole.rate / peers)
+        per_step = steered.instance.tokens_per_step
+        demand = in_steps(replace(whole, rate=whole.rate / peers), per_step)
         if prices.start is None:
             if state.arrivals.age(now) < LOAD_KNOWN:
                 return  # no floor yet: maximum clock
@@ -312,7 +315,7 @@ class Steering:
         near = steered.floor.clock if steered.floor is not None else None
         clock = cheapest(model, demand, limits.chunk_budget, prices.price, factor, near)
         prompts = settle(model, demand, clock, limits.chunk_budget, factor).prompts
-        steered.floor = state.floor = Floor(model, limits.chunk_budget, factor, now, clock, prompts)
+        steered.floor = state.floor = Floor(model, limits.chunk_budget, factor, per_step, now, clock, prompts)
 
     def _learn(self, steered: Steered, state: PoolState, now: Seconds) -> None:
         """Feed the twin with what ended, in order of arrival, and the prices with what the twin says."""
@@ -346,4 +349,5 @@ def _twin(steered: Steered, model: EngineModel) -> Twin:
         steered.twin = Twin(model, limits.chunk_budget, instance.slots, capacity)
     twin = steered.twin
     twin.model, twin.slots, twin.capacity = model, instance.slots, capacity
+    twin.per_step = instance.tokens_per_step
     return twin

@@ -11,7 +11,8 @@ miss TPOT in every long queue, and excuse our misses there.
 Missing input: a request that never ended, or ended after others that arrived later were fed, is not seen
 (`control.steering` waits a while for it), so the twin is then a little less busy than the engine was. What
 others sent to the engine is not seen at all: the twin is too quick, and more misses count as ours. Without a
-known capacity its cache holds everything. It pre-empts nobody.
+known capacity its cache holds everything. It pre-empts nobody. An engine that decodes speculatively gives a
+sequence `per_step` tokens a step, on average: so do all of the twin's.
 """
 
 from collections import deque
@@ -40,24 +41,28 @@ class _Prompt:
     done: int = 0
 
 
+# (last step, serial, first token at, tokens a step, flight)
+_Decoding = tuple[int, int, float, float, Flight]
+
+
 class Twin:
     """Feed with `add` in order of arrival; what has ended by then comes out."""
 
     def __init__(self, model: EngineModel, chunk: int, slots: int, capacity: float = inf) -> None:
-        self.model = model  # whoever knows better of the same engine puts it here, and in the two below
+        self.model = model  # whoever knows better of the same engine puts it here, and in the three below
         self.slots = slots
         self.capacity = capacity  # tokens of KV that prompts may fill
+        self.per_step = 1.0  # tokens of one sequence
         self._clock = model.clocks[-1]
         self._chunk = chunk
         self._time = 0.0
         self._step = 0
         self._context = 0.0
+        self._growth = 0.0  # of the context in one step
         self._read = 0.0  # tokens of prompts begun, whose first token is not out
         self._serial = 0
         self._prompts: deque[_Prompt] = deque()
-        self._decoding: list[
-            tuple[int, int, float, Flight]
-        ] = []  # (last step, serial, first token at, flight)
+        self._decoding: list[_Decoding] = []
         self._ended: list[Twinned] = []
 
     def add(self, flight: Flight) -> list[Twinned]:
@@ -109,28 +114,34 @@ class Twin:
         """Decode steps until the next completion, or until the iteration in which `until` lies."""
         batch = len(self._decoding)
         steps = max(1, self._decoding[0][0] - self._step)
-        load = Batch(batch, self._context + 0.5 * batch * steps)
+        load = Batch(batch, self._context + 0.5 * self._growth * steps)
         step_time = self.model.iteration_time(load, self._clock)
         steps = max(1, min(steps, ceil((until - self._time) / step_time)))
         self._time += steps * step_time
         self._count(steps)
 
     def _begin(self, flight: Flight) -> None:
-        output = max(1, round(flight.tokens_out))
-        if output == 1:
+        more = max(1, round(flight.tokens_out)) - 1
+        if not more:
             self._end(flight, self._time)
             return
         self._serial += 1
         self._context += flight.input_tokens + 1
-        heappush(self._decoding, (self._step + output - 1, self._serial, self._time, flight))
+        steps = ceil(more / self.per_step)
+        growth = more / steps
+        self._growth += growth
+        heappush(self._decoding, (self._step + steps, self._serial, self._time, growth, flight))
 
     def _count(self, steps: int) -> None:
         self._step += steps
-        self._context += steps * len(self._decoding)
+        self._context += steps * self._growth
         while self._decoding and self._decoding[0][0] <= self._step:
-            _, _, first, flight = heappop(self._decoding)
+            _, _, first, growth, flight = heappop(self._decoding)
+            self._growth -= growth
             self._context -= flight.input_tokens + max(1, round(flight.tokens_out))
             self._end(flight, first)
+        if not self._decoding:  # no drift of floats survives an empty engine
+            self._growth = self._context = 0.0
 
     def _end(self, flight: Flight, first: float) -> None:
         ttft, e2e = Seconds(first - flight.arrived), Seconds(self._time - flight.arrived)

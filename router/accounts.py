@@ -228,12 +228,12 @@ def estimate(member: Member, now: Seconds) -> None:
         return
     pace = _pace(member)
     prefill = pace.prompts(law.book.queued_tokens)
-    step = max(pace.step, 1e-4)
+    each = max(pace.step / law.tokens_per_step, 1e-4)
     for flight in member.blind.values():
         if flight.dispatched is None:
             continue
         since = now - flight.dispatched
-        tokens = (since - (prefill if flight.first_token is None else _prefilled(flight))) / step
+        tokens = (since - (prefill if flight.first_token is None else _prefilled(flight))) / each
         cap = flight.max_tokens if flight.max_tokens is not None else float("inf")
         new = min(tokens, cap) - flight.tokens_out
         if new >= 1.0:
@@ -304,7 +304,7 @@ def _expected(member: Member, waited: float) -> tuple[float | None, float | None
     if expected is None:
         return None, None
     prompts = expected.iteration + expected.per_token * member.law.book.queued_tokens
-    return waited + 0.5 * expected.step + prompts, expected.step
+    return waited + 0.5 * expected.step + prompts, expected.step / member.law.tokens_per_step
 
 
 def _pace(member: Member) -> Pace:

@@ -20,6 +20,8 @@ class Gauges:
     kv_usage: float | None = None  # share of KV tokens in use, 0-1
     kv_capacity_tokens: int | None = None
     asleep: bool = False
+    generated: float | None = None  # output tokens since it began
+    accepted: float | None = None  # of those, from drafts (speculative decoding); None: it makes none
     started: float | None = None  # unix time at which its process began
 
 
@@ -38,6 +40,8 @@ def _vllm(page: bytes) -> Gauges:
         _samples(page, b"vllm:num_requests_waiting"),
     )
     kv = _samples(page, b"vllm:kv_cache_usage_perc")
+    generated = _samples(page, b"vllm:generation_tokens_total")
+    accepted = _samples(page, b"vllm:spec_decode_num_accepted_tokens_total")
     awake = _samples(page, b"vllm:engine_sleep_state", b'sleep_state="awake"')
     started = _samples(page, b"process_start_time_seconds")
     return Gauges(
@@ -46,6 +50,8 @@ def _vllm(page: bytes) -> Gauges:
         kv_usage=max(kv) if kv else None,
         kv_capacity_tokens=_kv_tokens(page),
         asleep=bool(awake) and max(awake) == 0.0,
+        generated=sum(generated) if generated else None,
+        accepted=sum(accepted) if accepted else None,
         started=max(started) if started else None,
     )
 

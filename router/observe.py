@@ -116,6 +116,9 @@ GAUGES: Mapping[str, Declared] = {
     "joulegate_model_correction_ratio": Declared(
         "What live traffic multiplies the latency model by, at the clock in force.", INSTANCE
     ),
+    "joulegate_tokens_per_step": Declared(
+        "Output tokens that a sequence gets in one step: more than 1 with speculative decoding.", INSTANCE
+    ),
     "joulegate_gpu_clock_hertz": Declared("SM clock, read back.", GPU),
     "joulegate_gpu_clock_target_hertz": Declared(
         "Clock ceiling asked for; 0: the driver's default.", INSTANCE
@@ -317,6 +320,7 @@ def _member_gauges(model: Model, pool: Pool, member: Member) -> Iterator[tuple[s
     if member.law.model is not None:
         yield "joulegate_model_error_ratio", labels, member.law.model_error
         yield "joulegate_model_correction_ratio", labels, member.law.correction
+        yield "joulegate_tokens_per_step", labels, member.law.tokens_per_step
 
 
 def _power_gauges(power: PowerKeeper) -> Iterator[tuple[str, tuple[str, ...], float]]:

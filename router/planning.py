@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from control.floor import in_steps
 from control.lifecycle import Phase
 from control.plan_wire import encoded, provision_in
 from control.planner import PlanRules
@@ -195,12 +196,13 @@ class Planning:
         if not stock:
             sizing.unknown(now)
             return
+        per_step = min(member.law.tokens_per_step for member in pool.members)
         load = state.demand(now)
         if load is not None:
-            load = replace(load, rate=load.rate * self._replicas())
+            load = in_steps(replace(load, rate=load.rate * self._replicas()), per_step)
         seen = Seen(load, Seconds(state.arrivals.age(now)), self._bias(model))
         rules = PlanRules(full_speed=pool.mode != "enforce")
-        terms = Terms(pool.rules.objectives.tpot, state.prices.price, rules)
+        terms = Terms(Seconds(per_step * pool.rules.objectives.tpot), state.prices.price, rules)
         sizing.look(stock, seen, self._up(pool), terms, now)
 
     def _up(self, pool: Pool) -> int:

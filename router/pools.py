@@ -22,6 +22,7 @@ from router.fleet import Health, InstanceStatus
 from router.holdback_meter import HoldbackMeter
 from router.load_meter import LoadMeter
 from router.ports import Endpoint
+from router.speculation import Speculation
 from router.speed import Speed
 from router.tally import InstanceTally, PoolTally
 
@@ -72,6 +73,7 @@ class Member:
     blind: dict[str, Flight] = field(default_factory=dict)  # not streaming: progress is estimated, not seen
     sessions: "OrderedDict[str, int]" = field(default_factory=OrderedDict)  # law.sessions, newest last
     started: float | None = None  # unix time at which its engine's process began
+    speculation: Speculation = field(default_factory=Speculation)
     header_lines: bytes = field(init=False)  # what every answer of it says
     home: str = field(init=False)  # the pool it is configured in
     kv_known: bool = field(init=False)  # by settings or profile: else as its engine says
@@ -112,6 +114,7 @@ class Member:
             if self.started not in (None, gauges.started):
                 self.sessions.clear()
             self.started = gauges.started
+        self.law.tokens_per_step = self.speculation.hear(gauges)
         tokens = gauges.kv_capacity_tokens
         if not self.kv_known and tokens not in (None, self.law.limits.kv_capacity):
             self.law.limits = replace(self.law.limits, kv_capacity=tokens)

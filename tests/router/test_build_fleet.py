@@ -77,6 +77,14 @@ def test_an_engine_that_was_started_again_has_forgotten_its_sessions_and_may_hol
     assert (member.law.limits.kv_capacity, dict(member.law.sessions)) == (600, {})
 
 
+def test_the_laws_are_told_how_many_tokens_a_step_gives() -> None:
+    [(_, _, member)] = build_fleet(settings()).members()
+    member.follow(Gauges(generated=3000.0))
+    assert member.law.tokens_per_step == 1.0
+    member.follow(Gauges(generated=6000.0, accepted=4000.0))
+    assert member.law.tokens_per_step == 3.0
+
+
 def test_what_the_settings_say_of_its_cache_stands() -> None:
     [(_, _, member)] = build_fleet(settings(kv_tokens=800)).members()
     member.follow(Gauges(kv_capacity_tokens=600, started=1.0))
