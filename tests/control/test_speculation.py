@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from control.floor import Demand, in_steps, settle
 from control.governor import GovernorRules, Memory, Outlook, choose
 from control.projection import drain
-from control.state import Flight, Instance, Limits, LoadBook
+from control.state import Instance, Limits, LoadBook
 from control.twin import Twin, Twinned
-from joulegate.domain import Batch, Objectives, RequestType, Size
+from joulegate.domain import Batch, Objectives
 from joulegate.engine_profile import parse_profile
 from joulegate.units import MegaHertz, Seconds
 from predictor.physics import PhysicsModel
+from tests.control.test_laws import booked, flight
 
 PROFILES = Path(__file__).parents[2] / "configs" / "profiles"
 MODEL = PhysicsModel(parse_profile(json.loads((PROFILES / "h100_llama-3.1-8b_tp1.json").read_text())))
@@ -25,31 +26,6 @@ TTFT = (Seconds(0.25), Seconds(0.4), Seconds(2.0))
 NOW = Seconds(100.0)
 factors = st.floats(1.0, 6.0)
 rows = st.lists(st.tuples(st.integers(1, 3000), st.integers(2, 800)), min_size=1, max_size=20)
-
-
-def flight(
-    n: int, tokens: int = 1000, output: float = 200.0, arrived: float = 0.0, e2e: float | None = None
-) -> Flight:
-    return Flight(
-        id=str(n),
-        type=RequestType(Size.M, Size.M),
-        input_tokens=tokens,
-        uncached_tokens=tokens,
-        output_q50=output,
-        output_q90=output,
-        arrived=Seconds(arrived),
-        ttft=Seconds(0.4),
-        tpot=Seconds(0.1),
-        e2e=None if e2e is None else Seconds(e2e),
-    )
-
-
-def decoding(*flights: Flight) -> LoadBook:
-    book = LoadBook()
-    for one in flights:
-        book.send(one, Seconds(0.0))
-        book.progress(one, 1.0, Seconds(0.0))
-    return book
 
 
 def engine(book: LoadBook, per_step: float) -> Instance:
@@ -65,7 +41,7 @@ def test_a_drain_ends_each_answer_with_its_tokens_and_reads_contexts_that_grow_w
     asked: list[tuple[int, int]], per_step: float
 ) -> None:
     flights = [flight(n, tokens, float(output)) for n, (tokens, output) in enumerate(asked)]
-    stretches = drain(decoding(*flights), len(flights), per_step)
+    stretches = drain(booked(*flights), len(flights), per_step)
     at = 0.0
     for stretch, ended in zip(stretches, sorted(flights, key=lambda one: one.remaining), strict=True):
         before, at = at, at + stretch.steps
@@ -82,9 +58,9 @@ def test_a_step_of_several_tokens_may_take_as_long_as_all_of_them(
     batch: int, per_step: float, tpot: float, e2e: float | None
 ) -> None:
     """It gets the clock of an engine whose sequences have that many fewer tokens to come, each due later."""
-    many = decoding(*(flight(n, output=200.0, arrived=99.0, e2e=e2e) for n in range(batch)))
+    many = booked(*(flight(n, 1000, 200.0, 99.0, e2e=e2e) for n in range(batch)))
     # as many steps: a token is out already; contexts grow less, which no TPOT sees and an end hardly
-    few = decoding(*(flight(n, output=1.0 + 199.0 / per_step, arrived=99.0, e2e=e2e) for n in range(batch)))
+    few = booked(*(flight(n, 1000, 1.0 + 199.0 / per_step, 99.0, e2e=e2e) for n in range(batch)))
     clocks = []
     for book, each, objective in ((many, per_step, tpot), (few, 1.0, per_step * tpot)):
         aims = Objectives(TTFT, Seconds(objective), None if e2e is None else Seconds(e2e), None)
@@ -118,7 +94,7 @@ def test_a_load_settles_where_it_makes_as_many_tokens_as_are_asked_for(
 @settings(deadline=None)
 @given(st.integers(1, 600), factors)
 def test_the_twin_of_one_request_takes_its_prefill_and_as_few_steps(output: int, per_step: float) -> None:
-    twin, one = Twin(MODEL, 2048, 256), flight(1)
+    twin, one = Twin(MODEL, 2048, 256), flight(1, 1000)
     twin.per_step, one.tokens_out = per_step, float(output)
     assert twin.add(one) == []
     (ended,) = twin.add(flight(2, arrived=1000.0))
